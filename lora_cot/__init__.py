@@ -1,0 +1,44 @@
+"""Parameter-efficient fine-tuning of vision-language models that reason in named stages.
+
+One line, read left to right:
+
+    recipe → data → backbone → adapter → training → checkpoint → merge → engine → search → evaluation
+
+`recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
+base; `adapters` attach LoRA by part; `training` runs TRL's trainer with losses by stage; `checkpoints` are folders;
+`merging` writes one model and proves it; `engines` run a model for a `search`; `evaluation` says what it is worth.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_cot.checkpoints.opening import open_model
+    from lora_cot.errors import LoraCotError
+    from lora_cot.evaluation.ask import ask
+    from lora_cot.evaluation.run import evaluate
+    from lora_cot.merging.merge import merge
+    from lora_cot.recipe.load import load_recipe
+    from lora_cot.training.run import train
+
+__version__ = "0.1.0.dev0"
+__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "train"]
+
+_HOMES = {
+    "LoraCotError": "errors",
+    "ask": "evaluation.ask",
+    "evaluate": "evaluation.run",
+    "load_recipe": "recipe.load",
+    "merge": "merging.merge",
+    "open_model": "checkpoints.opening",
+    "train": "training.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used, so that `import lora_cot` needs no torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"lora_cot.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lora_cot' has no attribute '{name}'")

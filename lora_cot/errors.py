@@ -1,0 +1,103 @@
+"""Every error a user can meet: what is wrong, where, what is allowed, and the remedy.
+
+One root, one class for each kind of input; each is also the built-in type a caller would expect to catch. A
+`Problem` is one mistake; errors carry all the mistakes that were found, so that none is met one at a time.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in somebody's input."""
+
+    where: str
+    """File, dotted key, row: as far as it is known, joined by ` · `."""
+    what: str
+    """What is wrong, in one sentence."""
+    remedy: str = ""
+    """What is allowed, or what to do."""
+
+    def __str__(self) -> str:
+        text = f"{self.where} · {self.what}" if self.where else self.what
+        return f"{text} · {self.remedy}" if self.remedy else text
+
+
+class LoraCotError(Exception):
+    """Root of all errors raised on purpose. The command line shows its text and no traceback."""
+
+    exit_code = 1
+    """1: it failed. 2: the input is wrong."""
+
+    def __init__(self, problems: str | Problem | Iterable[Problem]):
+        if isinstance(problems, str):
+            problems = [Problem("", problems)]
+        elif isinstance(problems, Problem):
+            problems = [problems]
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+class RecipeError(LoraCotError, ValueError):
+    """A recipe that cannot be run as it stands."""
+
+    exit_code = 2
+
+
+class DataError(LoraCotError, ValueError):
+    """Rows, images or files of a data set that cannot be used."""
+
+    exit_code = 2
+
+
+class FormatError(LoraCotError, ValueError):
+    """A stage format that contradicts itself, or text that it cannot express."""
+
+    exit_code = 2
+
+
+class BackboneError(LoraCotError, ValueError):
+    """A base model that is not one of ours, or lacks what a recipe asks of it."""
+
+    exit_code = 2
+
+
+class AdapterError(LoraCotError, ValueError):
+    """An adapter that matches nothing, gets no gradient, or does not fit its base."""
+
+    exit_code = 2
+
+
+class RunError(LoraCotError, RuntimeError):
+    """A run folder that is in use, missing or incomplete."""
+
+    exit_code = 2
+
+
+class TrainingError(LoraCotError, RuntimeError):
+    """Training that was stopped because it could not have taught anything."""
+
+
+class MergeError(LoraCotError, RuntimeError):
+    """A merged model that is not the adapter's model."""
+
+
+class SearchError(LoraCotError, ValueError):
+    """A search that is not defined for this format, engine or setting."""
+
+    exit_code = 2
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Sentence naming the closest of the choices, or all of them when none is close."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    listed = "allowed: " + ", ".join(choices)
+    return f"did you mean '{close[0]}'? {listed}" if close else listed

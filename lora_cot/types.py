@@ -1,0 +1,40 @@
+"""The plain values that travel along the line: a sample, and nothing that needs torch to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Image = Path | bytes
+"""An image that is not decoded yet: a file, or the bytes of one."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question and, as far as it is known, its gold answer."""
+
+    question: str
+    stages: Mapping[str, str] | None = None
+    """Gold text by stage name."""
+    reply: str | None = None
+    """Gold text as one string, where it is not known by stage."""
+    answer: str | None = None
+    """The short answer that a benchmark compares with."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of any data source. Images belong to the first exchange; the last exchange is the one asked."""
+
+    id: str
+    exchanges: tuple[Exchange, ...]
+    images: tuple[Image, ...] = ()
+    choices: tuple[str, ...] = ()
+    meta: Mapping[str, object] = field(default_factory=dict)
+    """Fields that only a benchmark reads: skill, grade, number of steps."""
+
+    @property
+    def last(self) -> Exchange:
+        """The exchange that is asked when a model answers this sample."""
+        return self.exchanges[-1]

@@ -1,0 +1,60 @@
+"""The direction of imports, as a table; and the limits that keep files readable."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lora_cot"
+ORDER = [
+    "errors types",
+    "pages formats",
+    "recipe",
+    "data",
+    "backbones",
+    "adapters",
+    "checkpoints",
+    "engines",
+    "search",
+    "training merging",
+    "evaluation",
+    "cli",
+]
+"""A module may import from its own row's package and from rows above it."""
+LEVEL = {name: level for level, row in enumerate(ORDER) for name in row.split()}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imported(path):
+    """Names of our packages that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            if name and name.startswith("lora_cot."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_backwards(path):
+    """Data flows one way: nothing imports what comes after it on the line."""
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported(path):
+        allowed = name == own or LEVEL[name] < LEVEL[own]
+        assert allowed, f"{path} imports {name}, which comes after {own}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_readable(path):
+    """Files stay under 300 lines, functions under 55."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno <= 55, f"{path}:{node.name}"
+
+
+def test_every_package_has_a_place():
+    """A new package must be put on the line before it can be used."""
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert found == set(LEVEL)
