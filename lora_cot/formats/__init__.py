@@ -1,0 +1,10 @@
+"""Formats by name. A recipe can also declare its own stages."""
+
+from lora_cot.formats.base import CotFormat, Stage
+from lora_cot.formats.direct import DIRECT
+from lora_cot.formats.four_stage import FOUR_STAGE
+from lora_cot.formats.parser import Event, Parsed, ParsedStage, StageParser
+
+FORMATS = {"four_stage": FOUR_STAGE, "direct": DIRECT}
+
+__all__ = ["FORMATS", "CotFormat", "Event", "Parsed", "ParsedStage", "Stage", "StageParser"]

@@ -1,0 +1,144 @@
+"""What a chain of thought looks like as text: ordered stages, how each is asked for, written and read back.
+
+A format knows nothing of tokens, images or models. `prompt` and `target` make the two halves of a training sample,
+`parse` reads what a model wrote; writing a target and parsing it gives the same stages back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from lora_cot.errors import DataError, FormatError, Problem
+from lora_cot.formats.parser import Parsed, StageParser
+from lora_cot.types import Exchange
+
+TAG_STYLES = {"xml": ("<{}>", "</{}>"), "brackets": ("[{}]", "[/{}]")}
+"""How a tag is spelled. T5's vocabulary has no `<`, so its backbone asks for brackets."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One named step of the reasoning."""
+
+    name: str
+    is_answer: bool = False
+    """The stage whose text is compared with the gold answer."""
+    tagged: bool = True
+    """False: the stage is the whole text, without marks. Only for a format of a single stage."""
+    max_new_tokens: int = 512
+    """Budget of generated tokens; generation stops there whether or not the stage was closed."""
+    criterion: str = "answers the question better"
+    """What a judge is asked for: 'the response that …'."""
+
+
+@dataclass(frozen=True)
+class CotFormat:
+    """Ordered stages, written one after another between their tags (LLaVA-CoT, section 3)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    tag_style: str = "xml"
+
+    def __post_init__(self) -> None:
+        problems = [Problem(f"format {self.name}", what) for what in self._contradictions()]
+        if problems:
+            raise FormatError(problems)
+
+    def _contradictions(self) -> Iterable[str]:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            yield "no stages: at least one is needed"
+        yield from (f"stage '{name}' is declared twice" for name in sorted(set(names)) if names.count(name) > 1)
+        yield from (
+            f"stage '{name}': a name is letters, digits, '_' or '-'" for name in names if not re.fullmatch(r"[\w-]+", name)
+        )
+        if names and sum(stage.is_answer for stage in self.stages) != 1:
+            yield "exactly one stage must be the answer (is_answer: true)"
+        if len(names) > 1 and not all(stage.tagged for stage in self.stages):
+            yield "an untagged stage must be the only one"
+        if self.tag_style not in TAG_STYLES:
+            yield f"tag_style '{self.tag_style}' is not one of {', '.join(TAG_STYLES)}"
+
+    @property
+    def answer_stage(self) -> Stage:
+        """The stage that holds the short answer."""
+        return next(stage for stage in self.stages if stage.is_answer)
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the stages can be told apart in the text."""
+        return self.stages[0].tagged
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def spelled(self, tag_style: str) -> CotFormat:
+        """The same stages with tags that another tokenizer can write."""
+        return replace(self, tag_style=tag_style)
+
+    def opening(self, stage: Stage) -> str:
+        """Tag before a stage; empty if untagged."""
+        return TAG_STYLES[self.tag_style][0].format(stage.name) if stage.tagged else ""
+
+    def closing(self, stage: Stage) -> str:
+        """Tag after a stage; empty if untagged."""
+        return TAG_STYLES[self.tag_style][1].format(stage.name) if stage.tagged else ""
+
+    def write(self, stages: Mapping[str, str]) -> list[tuple[Stage, str]]:
+        """The stages as text, in order, each with its tags and the separator that goes before it.
+
+        Separators and inner spaces are those of the published model's outputs (`<SUMMARY> … </SUMMARY>`, an empty
+        line, `<CAPTION> …`).
+        """
+        pieces = []
+        for index, stage in enumerate(self.stages):
+            text = stages[stage.name].strip()
+            if stage.tagged:
+                gap = "\n\n" if index else ""
+                text = f"{gap}{self.opening(stage)} {text} {self.closing(stage)}"
+            pieces.append((stage, text))
+        return pieces
+
+    def gold(self, exchange: Exchange) -> dict[str, str]:
+        """Gold text of every stage.
+
+        Raises:
+            DataError: a stage has no gold text, or its text holds one of this format's tags.
+        """
+        stages = dict(exchange.stages or {})
+        if exchange.reply is not None:
+            parsed = self.parse(exchange.reply)
+            if parsed.outcome != "complete":
+                raise DataError(Problem("", f"reply is not in format {self.name}: {parsed.fault}", self._expected()))
+            stages = {stage.name: stage.text for stage in parsed.stages}
+        if exchange.answer is not None:
+            stages.setdefault(self.answer_stage.name, exchange.answer)
+        missing = [stage.name for stage in self.stages if not stages.get(stage.name, "").strip()]
+        if missing:
+            raise DataError(Problem("", f"no text for {', '.join(missing)}", self._expected()))
+        return {stage.name: self._untagged(stage.name, stages[stage.name].strip()) for stage in self.stages}
+
+    def _expected(self) -> str:
+        return "expected " + " ".join(f"{self.opening(s)}…{self.closing(s)}" for s in self.stages)
+
+    def _untagged(self, name: str, text: str) -> str:
+        found = [tag for stage in self.stages for tag in (self.opening(stage), self.closing(stage)) if tag and tag in text]
+        if found:
+            raise DataError(Problem("", f"the text of {name} holds the tag {found[0]}", "remove it, or rename the stage"))
+        return text
+
+    def parser(self) -> StageParser:
+        """A fresh streaming parser of generated text."""
+        if not self.is_tagged:
+            return StageParser([(self.stages[0].name, "", "")], self.answer_stage.name)
+        marks = [(stage.name, self.opening(stage), self.closing(stage)) for stage in self.stages]
+        return StageParser(marks, self.answer_stage.name)
+
+    def parse(self, text: str) -> Parsed:
+        """The stages of a whole generated text. Total: every string has a defined outcome."""
+        parser = self.parser()
+        parser.feed(text)
+        return parser.finish()
