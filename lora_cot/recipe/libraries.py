@@ -1,0 +1,61 @@
+"""Checking keys that belong to a library's configuration class against the installed class itself."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+OWNED = {
+    "training": {
+        "output_dir": "runs/NAME, from the recipe's name",
+        "remove_unused_columns": "always off: images are opened in the collator",
+        "dataset_kwargs": "data is prepared by data.train and data.eval",
+        "assistant_only_loss": "always: only answers are trained",
+        "completion_only_loss": "always: only answers are trained",
+        "packing": "not possible with images",
+        "padding_free": "not possible with images",
+        "model_init_kwargs": "use the section model",
+        "label_names": "set by the collator",
+    },
+    "lora": {"base_model_name_or_path": "use model.base", "revision": "use model.revision"},
+    "quantization": {"llm_int8_skip_modules": "use quantization.skip_parts"},
+}
+"""Keys of the libraries that a recipe may not set, and what to do instead."""
+
+
+def config_class(section: str) -> type:
+    """The library's class behind a section."""
+    if section == "training":
+        from trl import SFTConfig
+
+        return SFTConfig
+    if section == "lora":
+        from peft import LoraConfig
+
+        return LoraConfig
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig
+
+
+def key_model(section: str) -> type[BaseModel]:
+    """A model of every key of the section's library class, each optional, with the class's own types."""
+    source: Any = config_class(section)
+    if section == "quantization":
+        parameters = inspect.signature(source.__init__).parameters.values()
+        kinds: dict[str, Any] = {
+            p.name: type(p.default) if p.default is not None else Any
+            for p in parameters
+            if p.name != "self" and p.kind is not p.VAR_KEYWORD
+        }
+    else:
+        kinds = get_type_hints(source)
+    fields: dict[str, Any] = {
+        name: (kind | None if isinstance(kind, type) else kind, None)
+        for name, kind in kinds.items()
+        if name not in OWNED[section] and not name.startswith("_")
+    }
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model(f"{source.__name__}Keys", __config__=config, **fields)

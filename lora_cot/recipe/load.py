@@ -1,0 +1,256 @@
+"""Reading a recipe: YAML and `key=value` overrides to a `Recipe`, with every mistake reported at once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lora_cot.errors import FormatError, Problem, RecipeError, nearest
+from lora_cot.formats import FORMATS
+from lora_cot.recipe.libraries import OWNED, key_model
+from lora_cot.recipe.schema import FormatSection, LibrarySection, Recipe
+
+LIBRARY_SECTIONS = ("quantization", "lora", "training")
+SOURCES = ("shapes", "jsonl", "llava_cot_100k", "messages")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: `dotted.key=value`, the value in YAML.
+
+    Raises:
+        RecipeError: all mistakes together, each as file · dotted key · what is wrong · what is allowed.
+    """
+    values = _read(Path(path))
+    problems = _override(values, overrides)
+    recipe, found = _validated(values)
+    problems += found + _library_problems(values) + _format_problems(values)
+    if problems:
+        raise RecipeError([Problem(f"{path} · {p.where}" if p.where else str(path), p.what, p.remedy) for p in problems])
+    assert recipe is not None
+    return recipe
+
+
+def load_saved(path: Path) -> Recipe:
+    """A recipe that a run wrote: not checked against the libraries again, which may have moved on.
+
+    Raises:
+        RecipeError: it is no recipe.
+    """
+    recipe, problems = _validated(_read(path))
+    if recipe is None or problems:
+        raise RecipeError([Problem(f"{path} · {p.where}", p.what, p.remedy) for p in problems])
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every key."""
+    values = recipe.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of its version 1.2 (2e-4 is one) and without keys that occur twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"the key '{key}' occurs twice, line {node.start_mark.line + 1} and after")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is none.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(Problem(str(path), "no such recipe file", "recipes/README.md lists those that come along"))
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(Problem(str(path), "not YAML", " ".join(str(error).split()))) from None
+    if not isinstance(values, dict):
+        raise RecipeError(Problem(str(path), "a recipe is a mapping of sections", nearest("", Recipe.model_fields)))
+    return values
+
+
+def _override(values: dict[str, Any], overrides: Iterable[str]) -> list[Problem]:
+    problems = []
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            problems.append(Problem(override, "an override is written key=value", "for example training.learning_rate=1e-4"))
+            continue
+        try:
+            value = parse_yaml(text)
+        except (yaml.YAMLError, ValueError):
+            problems.append(Problem(key, f"the value {text!r} is not YAML"))
+            continue
+        problems += _place(values, key, value)
+    return problems
+
+
+def _place(values: Any, key: str, value: Any) -> list[Problem]:
+    *path, last = key.split(".")
+    for step in path:
+        if isinstance(values, list) and step.isdecimal() and int(step) < len(values):
+            values = values[int(step)]
+            continue
+        if isinstance(values, dict) and values.get(step) is None:
+            values[step] = {}
+        if not isinstance(values, dict):
+            return [Problem(key, f"'{step}' is inside a value that holds no keys")]
+        values = values[step]
+    if isinstance(values, list) and last.isdecimal() and int(last) < len(values):
+        values[int(last)] = value
+    elif isinstance(values, dict):
+        values[last] = value
+    else:
+        return [Problem(key, f"'{last}' is inside a value that holds no keys")]
+    return []
+
+
+def _validated(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
+    try:
+        return Recipe.model_validate(values), []
+    except ValidationError as error:
+        return None, _problems(error, Recipe, ())
+    except FormatError as error:
+        return None, [Problem("format", p.what, p.remedy) for p in error.problems]
+
+
+def _library_problems(values: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for section in LIBRARY_SECTIONS:
+        given = values.get(section)
+        if not isinstance(given, dict):
+            continue
+        ours = _section_model(section).model_fields
+        keys = {key: value for key, value in given.items() if key not in ours}
+        for key in sorted(keys.keys() & OWNED[section].keys()):
+            problems.append(Problem(f"{section}.{key}", "this key is not a recipe's to set", OWNED[section][key]))
+            del keys[key]
+        if not keys:
+            continue
+        model = key_model(section)
+        try:
+            model.model_validate(keys)
+        except ValidationError as error:
+            problems += _problems(error, model, (section,), extra=ours)
+    return problems
+
+
+def _section_model(section: str) -> type[LibrarySection]:
+    from lora_cot.recipe import schema
+
+    sections: dict[str, type[LibrarySection]] = {
+        "quantization": schema.QuantizationSection,
+        "lora": schema.LoraSection,
+        "training": schema.TrainingSection,
+    }
+    return sections[section]
+
+
+def _problems(
+    error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...], extra: Iterable[str] = ()
+) -> list[Problem]:
+    problems: dict[str, Problem] = {}
+    for item in error.errors(include_url=False):
+        raw = [str(step) for step in item["loc"]]
+        location = _plain(raw)
+        where = ".".join([*prefix, *location])
+        if item["type"] == "extra_forbidden":
+            allowed = {*_keys_at(model, raw[:-1]), *extra}
+            problems.setdefault(where, Problem(where, "unknown key", nearest(location[-1], allowed)))
+        elif item["type"] == "missing":
+            problems.setdefault(where, Problem(where, "this key is needed"))
+        else:
+            # A union reports each of its members: one line for the key is enough.
+            key = ".".join([*prefix, *_real_path(model, location)])
+            got = f" (got {item['input']!r})" if not isinstance(item["input"], dict | list) else ""
+            problems.setdefault(key, Problem(key, f"{item['msg']}{got}"))
+    return list(problems.values())
+
+
+def _plain(location: list[str]) -> list[str]:
+    """The location without the source's name, which pydantic puts after the index of a source."""
+    kept = location[:1]
+    return kept + [step for before, step in itertools.pairwise(location) if not (before.isdecimal() and step in SOURCES)]
+
+
+def _real_path(model: type[BaseModel], location: list[str]) -> list[str]:
+    """The location without the names of union members that pydantic puts at its end."""
+    return location[:1] if location and location[0] in model.model_fields and not _keys_at(model, location[:1]) else location
+
+
+def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Keys of the section at a location; pydantic puts list indices and union tags into it."""
+    current: Any = model
+    for step in location:
+        if isinstance(current, list) and step in SOURCES:
+            current = next(kind for kind in current if step in get_args(kind.model_fields["source"].annotation))
+        if step.isdecimal():
+            continue
+        fields = getattr(current, "model_fields", {})
+        if step in fields:
+            current = _models_in(fields[step].annotation)
+    if isinstance(current, list):
+        return sorted({key for member in current for key in member.model_fields})
+    return list(getattr(current, "model_fields", {}))
+
+
+def _models_in(annotation: Any) -> Any:
+    """The pydantic model inside an annotation, or all of them for a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found: list[Any] = []
+    for argument in getattr(annotation, "__args__", ()):
+        inner = _models_in(argument)
+        found += inner if isinstance(inner, list) else [inner] if inner is not None else []
+    return found[0] if len(found) == 1 else found or None
+
+
+def _format_problems(values: dict[str, Any]) -> list[Problem]:
+    """A format that does not exist or contradicts itself, and stages named elsewhere that it does not have."""
+    try:
+        section = FormatSection.model_validate(values.get("format", {}))
+    except ValidationError:
+        return []  # reported with the rest of the recipe
+    if section.stages is None and section.name not in FORMATS:
+        what = f"no format '{section.name}'"
+        return [Problem("format.name", what, nearest(section.name, FORMATS) + "; or declare format.stages")]
+    try:
+        names = [stage.name for stage in section.build().stages]
+    except FormatError as error:
+        return [Problem("format.stages", p.what, p.remedy) for p in error.problems]
+    return [
+        Problem(f"{part}.{key}.{stage}", f"the format {section.name} has no such stage", nearest(str(stage), names))
+        for part, key in (("training", "stage_weights"), ("search", "stages"))
+        for stage in _mapping(_mapping(values.get(part)).get(key))
+        if stage not in names
+    ]

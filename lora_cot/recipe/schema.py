@@ -1,0 +1,203 @@
+"""Every legal key of a recipe. Keys of BitsAndBytesConfig, LoraConfig and SFTConfig pass through under their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lora_cot.formats import FORMATS, CotFormat, Stage
+
+Part = Literal["vision_encoder", "projector", "language_model"]
+
+
+class Section(BaseModel):
+    """A part of a recipe that knows all its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class LibrarySection(Section):
+    """A part of a recipe whose further keys are those of a library's own configuration class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def library(self) -> dict[str, Any]:
+        """The keys that go to the library, as given."""
+        return dict(self.model_extra or {})
+
+
+class ModelSection(Section):
+    """Which base, and how it is loaded."""
+
+    base: str
+    """Folder, hub id, or mini/NAME for a miniature."""
+    revision: str | None = None
+    """Commit of the hub repository."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of what is not quantised; auto takes the checkpoint's."""
+    attn_implementation: str | None = None
+    """As in transformers: sdpa, flash_attention_2, eager."""
+    adapter: Path | None = None
+    """Adapter to go on training from."""
+
+
+class StageSection(Section):
+    """A stage declared in the recipe."""
+
+    name: str
+    is_answer: bool = False
+    max_new_tokens: int = Field(512, gt=0)
+    criterion: str = "answers the question better"
+
+
+class FormatSection(Section):
+    """What the reasoning looks like."""
+
+    name: str = "four_stage"
+    """A built-in format, or a name for the stages declared here."""
+    stages: list[StageSection] | None = None
+    """Own ordered stages; exactly one is the answer."""
+
+    def build(self) -> CotFormat:
+        """The format itself."""
+        if self.stages is None:
+            return FORMATS[self.name]
+        return CotFormat(self.name, tuple(Stage(**stage.model_dump()) for stage in self.stages))
+
+
+class SourceSection(Section):
+    """What all sources have in common."""
+
+    weight: float = Field(1.0, gt=0)
+    """Passes over this source in one epoch: 1 takes every row once, 0.5 half of them, 2 every row twice."""
+    limit: int | None = Field(None, gt=0)
+    """Take only the first so many rows."""
+
+
+class ShapesSource(SourceSection):
+    """The built-in data set."""
+
+    source: Literal["shapes"]
+    split: Literal["train", "validation", "test"] = "train"
+    seed: int = 0
+    limit: int = Field(1000, gt=0)
+
+
+class FileSource(SourceSection):
+    """Rows in a file of ours or somebody else's."""
+
+    path: Path
+    image_root: Path | None = None
+    """Folder that image names are relative to; the file's own folder if not given."""
+
+
+class JsonlSource(FileSource):
+    """Rows of our own plain form: id, image or images, question, and stages or answer."""
+
+    source: Literal["jsonl"]
+
+
+class LlavaCotSource(FileSource):
+    """LLaVA-CoT-100k's own file."""
+
+    source: Literal["llava_cot_100k"]
+
+
+class MessagesSource(SourceSection):
+    """A data set with the columns `messages` and `images`."""
+
+    source: Literal["messages"]
+    path: str
+    """Local JSON, JSONL or parquet file, or a hub id."""
+    split: str = "train"
+    image_root: Path | None = None
+
+
+AnySource = Annotated[ShapesSource | JsonlSource | LlavaCotSource | MessagesSource, Field(discriminator="source")]
+
+
+class DataSection(Section):
+    """What is trained and evaluated on."""
+
+    train: list[AnySource] = Field(default_factory=list)
+    eval: list[AnySource] = Field(default_factory=list)
+    max_pixels: int = Field(40_000_000, gt=0)
+    """Images of more pixels are refused before they are decoded."""
+
+
+class QuantizationSection(LibrarySection):
+    """Keys of BitsAndBytesConfig."""
+
+    skip_parts: list[Literal[Part, "lm_head"]] = ["vision_encoder", "projector", "lm_head"]
+    """Parts that keep full precision."""
+
+
+class LoraSection(LibrarySection):
+    """Keys of LoraConfig, and where the adapters go."""
+
+    parts: list[Part] = Field(["language_model"], min_length=1)
+    """Parts whose linear layers get an adapter; target_modules narrows them to these leaf names."""
+    target_modules: list[str] | None = None
+    """Leaf names of the layers, such as q_proj; all linear layers of the parts if not given."""
+
+
+class TrainingSection(LibrarySection):
+    """Keys of SFTConfig, and ours."""
+
+    stage_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """Weight of each stage's loss; 1 where not given."""
+    early_stopping_patience: int | None = Field(None, gt=0)
+    """Stop after so many evaluations without a better metric_for_best_model."""
+    eval_generations: int = Field(64, ge=0)
+    """Held-out samples that are answered at each evaluation, for format validity and accuracy."""
+
+
+class StageSearch(Section):
+    """Settings of one stage that differ from the rest."""
+
+    candidates: int | None = Field(None, gt=0)
+    max_new_tokens: int | None = Field(None, gt=0)
+
+
+class SearchSection(Section):
+    """How an answer is looked for."""
+
+    strategy: Literal["greedy", "sample", "stage_beam"] = "greedy"
+    candidates: int = Field(4, gt=0)
+    """Texts drawn for each stage."""
+    temperature: float = Field(0.6, ge=0, allow_inf_nan=False)
+    top_p: float = Field(0.9, gt=0, le=1)
+    seed: int = 0
+    scorer: Literal["logprob", "self_judge"] = "logprob"
+    judge_adapter: bool = True
+    """Whether the judge is the fine-tuned model (on) or its base (off)."""
+    stages: dict[str, StageSearch] = {}
+
+
+class EvaluationSection(Section):
+    """What `lora-cot eval` runs if not told otherwise."""
+
+    benchmark: Literal["shapes"] = "shapes"
+    split: str | None = None
+    limit: int | None = Field(None, gt=0)
+    batch_size: int = Field(64, gt=0)
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """The run's folder is runs/NAME."""
+    model: ModelSection
+    format: FormatSection = FormatSection()
+    data: DataSection = DataSection()
+    quantization: QuantizationSection | None = None
+    lora: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+    search: SearchSection = SearchSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    versions: dict[str, str] | None = None
+    """Written into a run's own copy: the packages it ran with."""
