@@ -1,0 +1,104 @@
+"""From samples to a batch: images are opened here, in the worker, and nowhere kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lora_cot.data.images import MAX_PIXELS, open_image
+from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder
+from lora_cot.errors import DataError, Problem
+from lora_cot.types import Sample
+
+JoinImages = Callable[[Any, list[Encoded]], dict[str, torch.Tensor]]
+"""A family's own way of batching images: (processor, encoded samples) to model inputs."""
+
+
+def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = MAX_PIXELS) -> Encoded:
+    """One sample as tokens, its images opened.
+
+    Raises:
+        DataError: naming the sample.
+    """
+    try:
+        images = [open_image(image, max_pixels) for image in sample.images]
+        return encoder.training(sample, images) if training else encoder.prompt(sample, images)
+    except DataError as error:
+        problems = [Problem(f"{sample.id} · {p.where}".rstrip(" ·"), p.what, p.remedy) for p in error.problems]
+        raise DataError(problems) from None
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:
+    """(B, T) of the longest row's length T."""
+    length = max(map(len, rows))
+    filled = [[value] * (length - len(r)) + list(r) if left else list(r) + [value] * (length - len(r)) for r in rows]
+    return torch.tensor(filled, dtype=torch.long)
+
+
+def batch(rows: Sequence[Encoded], processor: Any, join_images: JoinImages, left: bool = False) -> dict[str, torch.Tensor]:
+    """Model inputs of encoded samples.
+
+    Args:
+        rows: B encoded samples.
+        processor: gives the padding token.
+        join_images: the family's batching of images.
+        left: pad on the left, as decoding wants it; training pads on the right.
+
+    Returns:
+        input_ids, attention_mask, labels, stage_ids, each (B, T), and the family's image inputs.
+    """
+    tokenizer = processor.tokenizer
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return {
+        "input_ids": pad([row.input_ids for row in rows], pad_id, left),
+        "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0, left),
+        "labels": pad([row.labels for row in rows], IGNORE_INDEX, left),
+        "stage_ids": pad([row.stage_ids for row in rows], NO_STAGE, left),
+        **join_images(processor, list(rows)),
+    }
+
+
+class Collator:
+    """Samples to a training batch, for a DataLoader; picklable, so that workers can decode ahead."""
+
+    def __init__(self, encoder: Encoder, join_images: JoinImages, max_pixels: int = MAX_PIXELS, max_length: int | None = None):
+        """
+        Args:
+            encoder: turns samples into tokens.
+            join_images: the family's batching of images.
+            max_pixels: limit of an image.
+            max_length: limit of a sample in tokens, image slots expanded; nothing is ever cut.
+        """
+        self.encoder, self.join_images = encoder, join_images
+        self.max_pixels, self.max_length = max_pixels, max_length
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            rows: each {"sample": Sample}, as `as_dataset` gives them.
+
+        Raises:
+            DataError: an image that cannot be opened, a sample without an answer or that is too long.
+        """
+        encoded = [encode(self.encoder, row["sample"], True, self.max_pixels) for row in rows]
+        for row, found in zip(rows, encoded, strict=True):
+            if self.max_length is not None and len(found.input_ids) > self.max_length:
+                what = f"{len(found.input_ids)} tokens are more than training.max_length={self.max_length}"
+                raise DataError(Problem(row["sample"].id, what, "raise it, or take the sample out"))
+        return batch(encoded, self.encoder.processor, self.join_images)
+
+
+def as_dataset(samples: Sequence[Sample]) -> Any:
+    """Samples as the `datasets.Dataset` that TRL insists on: numbers in the table, samples looked up when a row is read.
+
+    TRL takes a data set for one of images if its rows have the key `images`.
+    """
+    from datasets import Dataset
+
+    def look_up(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
+        found = [samples[number] for number in rows["number"]]
+        return {"sample": found, "images": [sample.images for sample in found]}
+
+    return Dataset.from_dict({"number": range(len(samples))}).with_transform(look_up)

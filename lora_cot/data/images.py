@@ -1,0 +1,102 @@
+"""Opening an image that somebody else made: checked before its pixels are decoded, upright and RGB after.
+
+Nothing here sets a global of Pillow, follows a link out of the data's folder, or accepts half an image.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image as PILImage
+from PIL import ImageOps, UnidentifiedImageError
+
+from lora_cot.errors import DataError, Problem
+from lora_cot.types import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Decoders that are tried; Pillow has many more, rarely used and rarely checked."""
+MAX_PIXELS = 40_000_000
+"""Largest image that is decoded (120 MB as RGB). A 10 kB file can claim far more."""
+MIN_SIDE = 4
+"""Below this, processors cannot tell the channel axis from an image axis."""
+MAX_ASPECT_RATIO = 100.0
+"""Longest side over shortest; tiling processors explode beyond it."""
+
+
+def inside(root: Path, name: str) -> Path:
+    """The file of that name under a root, whatever `..`, absolute names and links the name tries.
+
+    Raises:
+        DataError: the name leads out of the root, or there is no such file.
+    """
+    if "\0" in name:
+        raise DataError(Problem(repr(name), "an image name holds a NUL character", "correct the row"))
+    try:
+        base = root.resolve()
+        path = (base / name).resolve()
+        exists = path.is_file()
+    except (OSError, UnicodeError, RuntimeError):  # too long, a lone surrogate, a loop of links
+        raise DataError(Problem(ascii(name[:80]), f"no such image file under {root}", "correct the row")) from None
+    if not path.is_relative_to(base):
+        raise DataError(Problem(name, f"the image lies outside the image root {root}", "move it there, or correct the row"))
+    if not exists:
+        raise DataError(Problem(name, f"no such image file under {root}", "check image_root"))
+    return path
+
+
+def open_image(image: Image, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
+    """The image as upright RGB; the first frame of an animation; transparent parts on white.
+
+    Args:
+        image: a file or the bytes of one.
+        max_pixels: largest width × height that is decoded.
+
+    Raises:
+        DataError: not one of the formats of `FORMATS`, truncated, or of a size outside the limits.
+    """
+    where = str(image) if isinstance(image, Path) else "image"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # our own limit is checked below
+            with PILImage.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
+                _check_size(where, opened.size, max_pixels)
+                opened.load()
+                return _rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        remedy = f"allowed: {', '.join(FORMATS)}"
+        raise DataError(Problem(where, "not an image in a known format", remedy)) from None
+    except PILImage.DecompressionBombError:
+        raise DataError(Problem(where, f"more than {max_pixels:,} pixels", "scale it down")) from None
+    except FileNotFoundError:
+        raise DataError(Problem(where, "no such image file")) from None
+    except DataError:
+        raise
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(Problem(where, f"cannot be read: {error.strerror}")) from None
+    except Exception:  # damaged files make Pillow raise almost anything
+        # Pillow's texts can hold addresses of objects: they are not repeated.
+        raise DataError(Problem(where, "the image is truncated or damaged", "copy it again from its source")) from None
+
+
+def _check_size(where: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise DataError(
+            Problem(where, f"{width}×{height} is more than {max_pixels:,} pixels", "scale it down, or raise data.max_pixels")
+        )
+    if min(size) < MIN_SIDE:
+        raise DataError(Problem(where, f"{width}×{height} is too small", f"at least {MIN_SIDE} pixels a side"))
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        raise DataError(Problem(where, f"{width}×{height} is too long and thin", f"at most {MAX_ASPECT_RATIO:g} to 1"))
+
+
+def _rgb(image: PILImage.Image) -> PILImage.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips 16-bit grey to white instead of scaling it.
+        return image.point(lambda value: value / 257, "F").convert("L").convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return PILImage.alpha_composite(PILImage.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,208 @@
+"""From a sample to token ids with the prompt masked: the one place where text becomes tokens.
+
+Training and inference share it, so that the masked part of a training sample *is* the generation prompt. Text that
+people or models wrote is never trusted: the chat template is rendered around placeholders first, and a control token
+or image slot inside such text is tokenised as the plain characters it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image as PILImage
+
+from lora_cot.errors import BackboneError, DataError, Problem
+from lora_cot.formats import CotFormat
+from lora_cot.types import Sample
+
+IGNORE_INDEX = -100
+"""Label of a token that carries no loss."""
+NO_STAGE = -1
+"""Stage id of a token that carries no loss."""
+
+_SPAN = "LORACOTSPAN{}X"
+_SPANS = re.compile(r"(LORACOTSPAN\d+X)")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as the model sees it."""
+
+    input_ids: list[int]
+    """(T,) with image slots expanded."""
+    labels: list[int]
+    """(T,) the token where it is trained, IGNORE_INDEX elsewhere."""
+    stage_ids: list[int]
+    """(T,) index of the stage a trained token belongs to, its tags included; the end token counts to the last."""
+    image_inputs: list[dict[str, Any]]
+    """What the processor made of each image: pixel values and their companions, without a joint batch axis."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first trained one; all of them in a prompt."""
+        return next((i for i, label in enumerate(self.labels) if label != IGNORE_INDEX), len(self.labels))
+
+
+class Encoder:
+    """Turns samples into tokens for one processor and one format."""
+
+    def __init__(self, processor: Any, cot_format: CotFormat):
+        """
+        Args:
+            processor: a Hugging Face processor with `tokenizer`, `image_token` and a chat template.
+            cot_format: how prompts and targets are written.
+
+        Raises:
+            BackboneError: the processor has no chat template.
+        """
+        if not getattr(processor, "chat_template", None):
+            raise BackboneError(
+                Problem(type(processor).__name__, "the processor has no chat template", "use the instruction-tuned checkpoint")
+            )
+        self.processor, self.format = processor, cot_format
+        self.tokenizer = processor.tokenizer
+        self.image_token = processor.image_token
+        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        control = {*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens, self.image_token}
+        self._control = re.compile("|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)))
+        self._special_ids = set(self.tokenizer.all_special_ids)
+
+    def prompt(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
+        """The generation prompt of the last exchange, the earlier ones answered by their gold text."""
+        return self._encode(sample, images, answered=len(sample.exchanges) - 1)
+
+    def training(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
+        """Prompt and gold answers of all exchanges; only the answers and their end tokens are trained.
+
+        Raises:
+            DataError: an exchange has no gold text for some stage.
+        """
+        return self._encode(sample, images, answered=len(sample.exchanges))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Plain text as tokens, whatever control tokens it spells."""
+        return [token for token, _ in self._tokenize([(text, False)])]
+
+    def _encode(self, sample: Sample, images: Sequence[PILImage.Image], answered: int) -> Encoded:
+        golds = [self.format.write(self.format.gold(exchange)) for exchange in sample.exchanges[:answered]]
+        texts = [exchange.question.strip() for exchange in sample.exchanges]
+        answers = ["".join(text for _, text in gold) for gold in golds]
+        slots, image_inputs = self._image_slots(images)
+        out = Encoded([], [], [], image_inputs)
+        done = ""
+        for turn in range(len(texts)):
+            rendered = self._render(turn + 1, turn, len(images))
+            self._append(out, self._new(rendered, done), texts, answers, slots, None)
+            done = rendered
+            if turn < answered:
+                rendered = self._render(turn + 1, turn + 1, len(images))
+                self._append(out, self._new(rendered, done), texts, answers, slots, golds[turn])
+                done = rendered
+        if slots:
+            raise BackboneError(
+                Problem("chat template", f"{len(slots)} of {len(images)} images found no slot", "check the template")
+            )
+        return out
+
+    def _render(self, questions: int, answers: int, images: int) -> str:
+        """The chat template around placeholders: spans 2i are questions, spans 2i+1 answers."""
+        messages: list[dict[str, Any]] = []
+        for turn in range(questions):
+            content = [{"type": "image"}] * (images if turn == 0 else 0)
+            messages.append({"role": "user", "content": [*content, {"type": "text", "text": _SPAN.format(2 * turn)}]})
+            if turn < answers:
+                text = {"type": "text", "text": _SPAN.format(2 * turn + 1)}
+                messages.append({"role": "assistant", "content": [text]})
+        prompt = questions > answers
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+
+    def _new(self, rendered: str, done: str) -> str:
+        if not rendered.startswith(done):
+            remedy = "use a template whose generation prompt is the beginning of an answered turn"
+            raise BackboneError(Problem("chat template", "a longer conversation does not begin with the shorter one", remedy))
+        return rendered[len(done) :]
+
+    def _append(
+        self, out: Encoded, rendered: str, texts: list[str], answers: list[str], slots: list[list[int]], gold: list | None
+    ) -> None:
+        """Add one half of an exchange: a prompt where gold is None, else an answer with its stages' text."""
+        pieces = []
+        for piece in _SPANS.split(rendered):
+            if _SPANS.fullmatch(piece):
+                number = int(piece[len("LORACOTSPAN") : -1])
+                pieces.append(((answers if number % 2 else texts)[number // 2], False))
+            elif piece:
+                pieces.append((piece, True))
+        tokens = self._tokenize(pieces)
+        if not out.input_ids:
+            tokens = [(token, -1) for token in self._beginning(rendered)] + tokens
+        if gold is None:
+            for token, _ in tokens:
+                ids = slots.pop(0) if token == self.image_token_id and slots else [token]
+                self._extend(out, ids, IGNORE_INDEX)
+            return
+        self._append_answer(out, tokens, pieces, gold)
+
+    def _append_answer(self, out: Encoded, tokens: list[tuple[int, int]], pieces: list[tuple[str, bool]], gold: list) -> None:
+        start = len(pieces[0][0]) if pieces[0][1] else 0
+        edges, edge = [], start
+        for _, text in gold:
+            edge += len(text)
+            edges.append(edge)
+        ended = False
+        for token, position in tokens:
+            stage = min(sum(position >= edge for edge in edges), len(edges) - 1)
+            self._extend(out, [token], IGNORE_INDEX if ended else token, NO_STAGE if ended else stage)
+            ended = ended or (position >= edges[-1] and token in self._special_ids)
+        if not ended:  # LLaVA-1.5's template writes no end token; without one the model would never learn to stop
+            self._extend(out, [self.tokenizer.eos_token_id], self.tokenizer.eos_token_id, len(edges) - 1)
+
+    @staticmethod
+    def _extend(out: Encoded, ids: list[int], label: int, stage: int = NO_STAGE) -> None:
+        out.input_ids.extend(ids)
+        out.labels.extend([label] * len(ids))
+        out.stage_ids.extend([stage] * len(ids))
+
+    def _beginning(self, rendered: str) -> list[int]:
+        bos = self.tokenizer.bos_token
+        first = self.tokenizer("x")["input_ids"][:1]
+        return first if bos and first == [self.tokenizer.bos_token_id] and not rendered.startswith(bos) else []
+
+    def _tokenize(self, pieces: list[tuple[str, bool]]) -> list[tuple[int, int]]:
+        """(token, position of its first character) of the joined pieces; False marks text that is not trusted.
+
+        A control token in such text is cut after its first character and the halves are tokenised apart, which
+        leaves the text as it is and every other text tokenised as the tokenizer itself would.
+        """
+        joined = "".join(text for text, _ in pieces)
+        cuts, start = [0], 0
+        for text, trusted in pieces:
+            if not trusted:
+                cuts.extend(start + match.start() + 1 for match in self._control.finditer(text))
+            start += len(text)
+        tokens: list[tuple[int, int]] = []
+        for begin, end in zip(cuts, [*cuts[1:], len(joined)], strict=True):
+            run = self.tokenizer(joined[begin:end], add_special_tokens=False, return_offsets_mapping=True)
+            offsets = (begin + offset[0] for offset in run["offset_mapping"])
+            tokens.extend(zip(run["input_ids"], offsets, strict=True))
+        return tokens
+
+    def _image_slots(self, images: Sequence[PILImage.Image]) -> tuple[list[list[int]], list[dict[str, Any]]]:
+        """Token ids that stand for each image, and what the model gets for it."""
+        slots, inputs = [], []
+        for image in images:
+            made = dict(self.processor(images=[image], text=self.image_token, add_special_tokens=False, return_tensors="pt"))
+            ids = made.pop("input_ids")[0].tolist()
+            made.pop("attention_mask", None)
+            slots.append([token for token in ids if token != self.tokenizer.bos_token_id])
+            inputs.append(made)
+        return slots, inputs
+
+
+def check_trained(encoded: Encoded, sample: Sample) -> None:
+    """Raise if nothing in the sample is trained."""
+    if encoded.prompt_length == len(encoded.labels):
+        raise DataError(Problem(sample.id, "no token of this sample is trained", "give it an answer"))

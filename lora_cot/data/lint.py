@@ -1,0 +1,38 @@
+"""Checks of files before anything is trained or scored on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lora_cot.data.rows import read_json_rows
+from lora_cot.errors import DataError, Problem, nearest
+from lora_cot.formats import CotFormat
+
+
+def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, Any]:
+    """How many texts of a JSONL file are in a format.
+
+    Args:
+        path: JSONL, or a JSON list of objects.
+        cot_format: its parser reads the texts.
+        field: key of the text in each row.
+
+    Returns:
+        rows; complete, partial and none, which add up to rows; faults: each departure with its number of rows.
+
+    Raises:
+        DataError: a row is no JSON object or has no such text.
+    """
+    outcomes: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    for where, row in read_json_rows(path):
+        if not isinstance(row.get(field), str):
+            raise DataError(Problem(f"{where} · {field}", "no text under this key", nearest(field, map(str, row))))
+        parsed = cot_format.parse(row[field])
+        outcomes[parsed.outcome] += 1
+        if parsed.fault:
+            faults[parsed.fault] += 1
+    counts = {name: outcomes[name] for name in ("complete", "partial", "none")}
+    return {"rows": sum(counts.values()), **counts, "faults": dict(faults.most_common())}
