@@ -1,0 +1,95 @@
+"""From a recipe's model section to a `Backbone`: the one place that loads a base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_cot.backbones import FAMILIES
+from lora_cot.backbones.base import Backbone, Family
+from lora_cot.errors import BackboneError, Problem
+from lora_cot.recipe.schema import ModelSection, QuantizationSection
+
+
+def resolve_base(base: str) -> str:
+    """Folder or hub id of a base; a miniature is built here if it is nowhere yet."""
+    if base.startswith("mini/"):
+        from lora_cot.backbones.mini.build import locate
+
+        return str(locate(base.removeprefix("mini/")))
+    return base
+
+
+def family_of(base: str, revision: str | None = None) -> Family:
+    """The family of a checkpoint, by the `model_type` of its config.json.
+
+    Raises:
+        BackboneError: no such checkpoint, or not a vision-language model of ours.
+    """
+    model_type = _config(base, revision).get("model_type", "")
+    for family in FAMILIES.values():
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
+    what = f"a model of type '{model_type}' is not a vision-language model this package can train"
+    raise BackboneError(Problem(f"model.base {base}", what, f"allowed: {known}"))
+
+
+def _config(base: str, revision: str | None) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    path = Path(base) / "config.json"
+    if not path.is_file():
+        if Path(base).is_dir():
+            raise BackboneError(Problem(f"model.base {base}", "the folder holds no config.json", "name a checkpoint's folder"))
+        try:
+            path = Path(hf_hub_download(base, "config.json", revision=revision))
+        except GatedRepoError:
+            remedy = "accept its licence on its hub page, then run `hf auth login`"
+            raise BackboneError(Problem(f"model.base {base}", "access to this repository is not granted", remedy)) from None
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            remedy = "check the name, the network, or `hf auth login`"
+            raise BackboneError(
+                Problem(f"model.base {base}", "neither a folder nor a hub id that can be read", remedy)
+            ) from None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_backbone(model: ModelSection, quantization: QuantizationSection | None = None) -> Backbone:
+    """A base with its processor, quantised as the recipe says, on the GPU if there is one.
+
+    Raises:
+        BackboneError: the base is missing, of another kind, or was not quantised as asked.
+    """
+    import torch
+    import transformers
+
+    from lora_cot.backbones.quantization import bits_and_bytes, check_quantized, keep_differentiable
+
+    base = resolve_base(model.base)
+    family = family_of(base, model.revision)
+    dtype = _dtype(model.dtype, base, model.revision)
+    options: dict[str, Any] = {"dtype": dtype, "revision": model.revision}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    if torch.cuda.is_available():
+        options["device_map"] = {"": torch.cuda.current_device()}
+    if quantization is not None:
+        options["quantization_config"] = bits_and_bytes(quantization, family, dtype)
+    loaded = getattr(transformers, family.auto_class).from_pretrained(base, **options).eval()
+    if quantization is not None:
+        check_quantized(loaded, family, quantization)
+        keep_differentiable(loaded)
+    processor = transformers.AutoProcessor.from_pretrained(base, revision=model.revision)
+    return Backbone(family, loaded, processor, model.base, model.revision)
+
+
+def _dtype(name: str, base: str, revision: str | None) -> Any:
+    import torch
+
+    if name == "auto":
+        config = _config(base, revision)
+        name = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
+    return getattr(torch, name)

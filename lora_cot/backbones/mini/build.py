@@ -1,0 +1,204 @@
+"""Making a miniature base: tokenizer, architecture, minutes of training, and a cache by what made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_cot.errors import BackboneError, Problem, nearest
+from lora_cot.types import Sample
+
+IGNORE_INDEX = -100
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>"}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SHIPPED = Path(__file__).parent / "shipped"
+"""Bases that come with the package, so that the demo need not train one."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training on one mixture of the corpus."""
+
+    steps: int
+    batch_size: int
+    mixture: Mapping[str, float]
+    learning_rate: float = 1e-3
+
+
+PERCEPTION = Phase(300, 64, {"captions": 1.0})
+LANGUAGE = {"captions": 0.25, "direct": 0.2, "reasoning": 0.4, "words": 0.15}
+
+
+@dataclass(frozen=True)
+class MiniSpec:
+    """Everything a base is made from. Perception comes first: taught all at once, captions never leave their plateau."""
+
+    family: str
+    phases: tuple[Phase, ...]
+    vocab_size: int = 640
+    width: int = 192
+    layers: int = 4
+    seed: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """Hash of the specification and of the first texts of each kind it is taught."""
+        from lora_cot.backbones.mini import corpus
+
+        kinds = sorted({kind for phase in self.phases for kind in phase.mixture})
+        taught = [[corpus.make(kind, index).last for index in range(20)] for kind in kinds]
+        made_of = json.dumps([dataclasses.asdict(self), CHAT_TEMPLATE, kinds], sort_keys=True) + repr(taught)
+        return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+
+MINIS = {
+    "llava": MiniSpec("llava", (PERCEPTION, Phase(1500, 48, LANGUAGE), Phase(1500, 32, {**LANGUAGE, "judging": 1.5}))),
+    "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1500, 48, LANGUAGE))),
+}
+"""Bases by name: `model.base: mini/NAME`."""
+
+
+def locate(name: str) -> Path:
+    """Folder of a miniature base: shipped, cached, or built now.
+
+    Raises:
+        BackboneError: no base of that name.
+    """
+    if name not in MINIS:
+        raise BackboneError(Problem("model.base", f"no miniature base 'mini/{name}'", nearest(name, MINIS)))
+    spec = MINIS[name]
+    fingerprint = spec.fingerprint()
+    shipped = SHIPPED / name
+    if (shipped / "built_from.json").is_file() and _built_from(shipped) == fingerprint:
+        return shipped
+    folder = cache_root() / f"{name}-{fingerprint}"
+    if not folder.is_dir():
+        build(spec, folder)
+    return folder
+
+
+def cache_root() -> Path:
+    """Where built bases are kept."""
+    return Path(os.environ.get("LORA_COT_CACHE", Path.home() / ".cache" / "lora_cot")) / "mini"
+
+
+def _built_from(folder: Path) -> str:
+    return json.loads((folder / "built_from.json").read_text())["fingerprint"]
+
+
+def build(spec: MiniSpec, folder: Path) -> None:
+    """Train a base and write it in bf16. The folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        model, processor = random_base(spec)
+        _train(model, processor, spec)
+        import torch
+
+        model.to(torch.bfloat16).save_pretrained(staging)
+        processor.save_pretrained(staging)
+        made_from = {"fingerprint": spec.fingerprint(), **dataclasses.asdict(spec)}
+        (staging / "built_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def random_base(spec: MiniSpec) -> tuple[Any, Any]:
+    """(model, processor) with random weights."""
+    import torch
+
+    from lora_cot.backbones.mini import llava
+
+    architecture = {"llava": llava}[spec.family]
+    tokenizer = make_tokenizer(spec.vocab_size)
+    torch.manual_seed(spec.seed)
+    config = architecture.make_config(tokenizer, spec.width, spec.layers, **spec.extra)
+    return architecture.make_model(config), architecture.make_processor(tokenizer, CHAT_TEMPLATE)
+
+
+@functools.cache
+def make_tokenizer(vocab_size: int) -> Any:
+    """Byte-level BPE of the corpus: short for its own words, able to spell any text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from lora_cot.backbones.mini import corpus
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [*SPECIAL_TOKENS.values(), "<image>", "<|user|>", "<|assistant|>", "<|system|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus.tokenizer_texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=special[3:], model_max_length=2048, **SPECIAL_TOKENS
+    )
+
+
+def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from lora_cot.backbones import FAMILIES
+    from lora_cot.backbones.mini import corpus
+    from lora_cot.data.collate import Collator
+    from lora_cot.data.labels import Encoder
+    from lora_cot.formats import FORMATS
+
+    collate = Collator(Encoder(processor, FORMATS["direct"]), FAMILIES[spec.family].join_images)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    total = sum(phase.steps for phase in spec.phases)
+    bar = tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5)
+    start = 0
+    for phase in spec.phases:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.learning_rate, total_steps=phase.steps, pct_start=0.1)
+        for _ in range(phase.steps):
+            samples = corpus.draw_batch(phase.mixture, phase.batch_size, start)
+            start += phase.batch_size
+            batch = collate([{"sample": sample} for sample in samples])
+            batch.pop("stage_ids")
+            _learn_questions(batch, samples, model.config.image_token_id)
+            loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    bar.close()
+    model.eval()
+
+
+def _learn_questions(batch: dict[str, Any], samples: list[Sample], image_token_id: int) -> None:
+    """Train on the question too where the sample says so.
+
+    One verdict token a sample teaches next to nothing; predicting both candidates' words is what shows where they
+    differ from the image.
+    """
+    for row, sample in enumerate(samples):
+        if sample.meta.get("learn_question"):
+            ids = batch["input_ids"][row]
+            known = batch["attention_mask"][row].bool() & (ids != image_token_id)
+            batch["labels"][row] = ids.masked_fill(~known, IGNORE_INDEX)

@@ -1,0 +1,111 @@
+"""What the miniature bases are taught before any fine-tuning, and nothing else.
+
+All of it comes from the training split of `shapes`, with scenes drawn apart from those a recipe trains on:
+
+- captions: the image's caption;
+- direct: a question's short answer, from the image;
+- reasoning: from a caption in *text*, with no image, the reasoning to a question (a real language model can reason
+  over its own caption before it is fine-tuned; a base that never reasoned in text does not learn it in 200 steps);
+- words: repeating a line, so that every token that formats and prompts use has been seen;
+- judging (left out of the `-nojudge` bases): which of two texts of a stage is the right one.
+
+No four-stage text is among them: the format is what fine-tuning teaches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from lora_cot.data import shapes
+from lora_cot.data.shapes import Scene, Task
+from lora_cot.formats import FORMATS
+from lora_cot.formats.judging import VERDICTS, judge_question
+from lora_cot.types import Exchange, Sample
+
+SEED = 90_000
+"""First seed of the scenes that bases see; recipes use small seeds."""
+
+Maker = Callable[[Scene, Task, random.Random], Sample]
+
+
+def _sample(question: str, answer: str, image: bytes | None = None) -> Sample:
+    return Sample("", (Exchange(question, answer=answer),), (image,) if image else ())
+
+
+def _caption(scene: Scene, task: Task, rng: random.Random) -> Sample:
+    return _sample("Describe the image.", scene.caption(), shapes.draw(scene, rng))
+
+
+def _direct(scene: Scene, task: Task, rng: random.Random) -> Sample:
+    return _sample(task.question, task.answer, shapes.draw(scene, rng))
+
+
+def _reasoning(scene: Scene, task: Task, rng: random.Random) -> Sample:
+    return _sample(f"{scene.caption()} {task.question}", f"{task.reasoning} {task.answer}")
+
+
+def _words(scene: Scene, task: Task, rng: random.Random) -> Sample:
+    """Tags, stage texts and prompts in a shuffled order, so that no format can be learned from them."""
+    four_stage = FORMATS["four_stage"]
+    tags = [tag for stage in four_stage.stages for tag in (four_stage.opening(stage), four_stage.closing(stage))]
+    pieces = rng.sample(tags, 4) + rng.sample([task.summary, task.answer, "\n\n", *map(str, range(10))], 4)
+    rng.shuffle(pieces)
+    text = " ".join(pieces)
+    return _sample(f"Repeat: {text}", text)
+
+
+def corrupted(text: str, rng: random.Random) -> str:
+    """The text with one word replaced by another of its kind; the text itself if it has no such word."""
+    kinds = [list(shapes.COLOURS), list(shapes.SHAPES), ["yes", "no"], list("01234")]
+    words = text.split(" ")
+    places = [(i, kind) for i, word in enumerate(words) for kind in kinds if word.strip(".,:") in kind]
+    if not places:
+        return text
+    index, kind = rng.choice(places)
+    bare = words[index].strip(".,:")
+    words[index] = words[index].replace(bare, rng.choice([word for word in kind if word != bare]))
+    return " ".join(words)
+
+
+def _judging(scene: Scene, task: Task, rng: random.Random) -> Sample:
+    """Two texts of one stage, one of them with an error; which comes first is a coin's choice."""
+    gold = shapes.stages(scene, task)
+    index = rng.choice([1, 1, 2, 2, 3])
+    stage = FORMATS["four_stage"].stages[index]
+    given = " ".join(gold[earlier.name] for earlier in FORMATS["four_stage"].stages[:index])
+    right, wrong = gold[stage.name], corrupted(gold[stage.name], rng)
+    first = rng.random() < 0.5
+    texts = (right, wrong) if first else (wrong, right)
+    question = judge_question(task.question, stage, given, *texts)
+    sample = _sample(question, VERDICTS[0 if first else 1], shapes.draw(scene, rng))
+    return replace(sample, meta={"learn_question": True})
+
+
+MAKERS: dict[str, Maker] = {
+    "captions": _caption,
+    "direct": _direct,
+    "reasoning": _reasoning,
+    "words": _words,
+    "judging": _judging,
+}
+
+
+def make(kind: str, index: int) -> Sample:
+    """One sample of a kind, the same for the same index."""
+    scene, rng = shapes.scene_of(index, "train", SEED)
+    return MAKERS[kind](scene, shapes.random_task(scene, rng), rng)
+
+
+def draw_batch(mixture: Mapping[str, float], size: int, start: int) -> list[Sample]:
+    """The `size` samples from number `start` on, kinds drawn by their weights."""
+    rng = random.Random(f"mixture-{start}")
+    kinds = rng.choices(list(mixture), weights=list(mixture.values()), k=size)
+    return [make(kind, start + offset) for offset, kind in enumerate(kinds)]
+
+
+def tokenizer_texts(count: int = 2000) -> list[str]:
+    """Text the tokenizer is made from: every kind, both halves of the exchange."""
+    samples = draw_batch(dict.fromkeys(MAKERS, 1.0), count, 0)
+    return [text for sample in samples for text in (sample.last.question, sample.last.answer or "")]

@@ -1,0 +1,71 @@
+"""Four-bit loading: a recipe's section to BitsAndBytesConfig, and proof that it did what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cot.backbones.base import Family, part_of
+from lora_cot.errors import BackboneError, Problem
+from lora_cot.recipe.schema import QuantizationSection
+
+
+def bits_and_bytes(section: QuantizationSection, family: Family, dtype: torch.dtype) -> Any:
+    """The BitsAndBytesConfig of a recipe.
+
+    `llm_int8_skip_modules` replaces transformers' own list, so the head is named here too, and each by its full path:
+    a bare leaf name such as `vision_tower` matches nothing in transformers 5.
+
+    Args:
+        section: the recipe's keys.
+        family: its parts' paths are what is skipped.
+        dtype: precision of the rest; the default compute precision.
+    """
+    from transformers import BitsAndBytesConfig
+
+    keys = section.library
+    keys.setdefault("bnb_4bit_compute_dtype", dtype)
+    return BitsAndBytesConfig(llm_int8_skip_modules=[family.parts[part] for part in section.skip_parts], **keys)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a layer's weight is kept in 4 or 8 bits."""
+    return type(module).__module__.startswith("bitsandbytes") and isinstance(module, nn.Linear)
+
+
+def quantized_parts(model: nn.Module, family: Family) -> dict[str, int]:
+    """Number of quantised layers by part."""
+    counts = dict.fromkeys(family.parts, 0)
+    for name, module in model.named_modules():
+        part = part_of(family, name)
+        if part is not None and is_quantized(module):
+            counts[part] += 1
+    return counts
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit weights on a CPU in the form that gradients pass through.
+
+    The first forward in eval mode on a CPU with AVX-512 repacks bitsandbytes' weights for a kernel that rounds to
+    bfloat16 and has no backward: a model that answered one question before training then trains on almost no gradient,
+    without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def check_quantized(model: nn.Module, family: Family, section: QuantizationSection) -> None:
+    """Raise unless exactly the parts that should be are quantised.
+
+    Raises:
+        BackboneError: a skipped part was quantised, or nothing was.
+    """
+    counts = quantized_parts(model, family)
+    wrong = [part for part in section.skip_parts if counts[part]]
+    if wrong:
+        raise BackboneError([Problem("quantization.skip_parts", f"{part} was quantised all the same") for part in wrong])
+    if not any(counts.values()):
+        raise BackboneError(Problem("quantization", "no layer was quantised", "set load_in_4bit: true, or drop the section"))

@@ -1,0 +1,142 @@
+"""Adapters go where the recipe says and nowhere else, and are watched while they learn."""
+
+import pytest
+import torch
+
+from lora_cot.adapters.liveness import Liveness
+from lora_cot.adapters.lora import attach, load_adapter, report
+from lora_cot.backbones import part_of
+from lora_cot.backbones.loading import load_backbone
+from lora_cot.backbones.quantization import quantized_parts
+from lora_cot.data.collate import batch, encode
+from lora_cot.data.labels import Encoder
+from lora_cot.data.shapes import make_sample
+from lora_cot.engines.local import LocalEngine
+from lora_cot.errors import AdapterError, BackboneError, TrainingError
+from lora_cot.formats import FORMATS
+from lora_cot.recipe.schema import LoraSection, ModelSection, QuantizationSection
+
+NF4 = QuantizationSection(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+@pytest.fixture
+def load(tiny_base):
+    """A fresh copy of the tiny base, quantised or not."""
+    return lambda quantization=None: load_backbone(ModelSection(base=str(tiny_base)), quantization)
+
+
+def loss_of(backbone):
+    """Training loss of two samples."""
+    encoder = Encoder(backbone.processor, FORMATS["four_stage"])
+    rows = [encode(encoder, make_sample(i, "train", 0), True) for i in range(2)]
+    inputs = batch(rows, backbone.processor, backbone.family.join_images)
+    inputs.pop("stage_ids")
+    return backbone.model(**inputs).loss
+
+
+@pytest.mark.parametrize("parts", [["language_model"], ["projector"], ["vision_encoder", "language_model"]])
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])
+def test_only_the_named_parts_are_adapted_and_learn(load, parts, quantization):
+    """Adapters and gradients are in the named parts alone; the base itself is frozen."""
+    backbone = attach(load(quantization), LoraSection(r=4, parts=parts))
+    loss_of(backbone).backward()
+    for name, parameter in backbone.base_model.named_parameters():
+        adapted = "lora_" in name and part_of(backbone.family, name) in parts
+        assert parameter.requires_grad == adapted
+        assert ("lora_B" in name and adapted) == (parameter.grad is not None and bool(parameter.grad.any()))
+    lines = {line.part: line for line in report(backbone)}
+    assert {part for part, line in lines.items() if line.adapted} == set(parts)
+    assert {part for part, line in lines.items() if line.trained} == set(parts)
+
+
+def test_a_fresh_adapter_changes_nothing(load):
+    """At the start the adapted model is the base."""
+    backbone = load()
+    before = loss_of(backbone).item()
+    assert loss_of(attach(backbone, LoraSection(r=4))).item() == before
+
+
+def test_answering_before_training_takes_no_gradient_away(load):
+    """A quantised model that generated something trains on the same gradients as one that did not."""
+    gradients = []
+    for answers_first in (False, True):
+        torch.manual_seed(0)
+        backbone = attach(load(NF4), LoraSection(r=4))
+        if answers_first:
+            LocalEngine(backbone, FORMATS["direct"]).start([make_sample(0, "train", 0)])
+        backbone.model.train()
+        loss_of(backbone).backward()
+        gradients.append({n: p.grad for n, p in backbone.model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_quantised_are_exactly_the_layers_that_should_be(load):
+    """NF4 reaches the language model; vision encoder, projector and head keep full precision, as the table says."""
+    backbone = load(NF4)
+    counts = quantized_parts(backbone.model, backbone.family)
+    assert counts["language_model"] == 14 and not any(n for part, n in counts.items() if part != "language_model")
+    lines = {line.part: line for line in report(attach(backbone, LoraSection(r=4)))}
+    assert lines["language_model"].precision == "float32/nf4"
+    assert {lines[part].precision for part in ("vision_encoder", "projector", "lm_head")} == {"float32"}
+    sizes = {line.part: line.parameters for line in report(load())}
+    assert sizes == {part: line.parameters for part, line in lines.items()}, "quantised weights are counted in full"
+
+
+def test_a_part_can_be_quantised_on_request(load):
+    """skip_parts decides; a section that quantises nothing is refused."""
+    counts = quantized_parts(load(NF4.model_copy(update={"skip_parts": ["lm_head"]})).model, load().family)
+    assert counts["vision_encoder"] and counts["projector"] and not counts["lm_head"]
+    nothing = {"skip_parts": ["language_model", "vision_encoder", "projector", "lm_head"]}
+    with pytest.raises(BackboneError, match="no layer was quantised"):
+        load(NF4.model_copy(update=nothing))
+
+
+def test_leaf_names_that_do_not_exist_are_named(load):
+    """target_modules that match nothing are an error with the nearest name; those that exist narrow the parts."""
+    with pytest.raises(AdapterError, match=r"called 'q_project' · did you mean 'q_proj'\?"):
+        attach(load(), LoraSection(target_modules=["q_project", "v_proj"]))
+    lines = {line.part: line for line in report(attach(load(), LoraSection(r=4, target_modules=["q_proj", "v_proj"])))}
+    assert lines["language_model"].adapted == 4 and lines["vision_encoder"].adapted == 0
+
+
+def test_an_adapter_comes_back_from_its_folder(load, tmp_path):
+    """Saved and loaded, the adapter gives the same model; it can go on training."""
+    backbone = attach(load(), LoraSection(r=4))
+    for name, parameter in backbone.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    backbone.model.save_pretrained(tmp_path)
+    again = load_adapter(load(), tmp_path, trainable=True)
+    assert loss_of(again).item() == pytest.approx(loss_of(backbone).item(), abs=1e-6)
+    assert sum(p.requires_grad for p in again.model.parameters()) == 28
+    with pytest.raises(AdapterError, match="no adapter_config.json here"):
+        load_adapter(load(), tmp_path / "nothing")
+
+
+def test_what_gets_no_gradient_is_named(load):
+    """A layer that takes no part in the loss is found; one that does is not."""
+    backbone = attach(load(), LoraSection(r=4, target_modules=["q_proj"]))
+    layers = backbone.base_model.get_submodule("model.language_model.layers")
+    alive = Liveness(backbone.model)
+    loss_of(backbone).backward()
+    alive.check()
+    dead = Liveness(backbone.model)
+    layers[1].self_attn.q_proj.forward = lambda x: x.detach() @ torch.zeros(64, 64)
+    loss_of(backbone).backward()
+    with pytest.raises(TrainingError, match=r"1 trained tensors got no gradient: .*layers\.1\.self_attn\.q_proj"):
+        dead.check()
+
+
+def test_a_base_that_is_no_vision_model_is_refused(tmp_path):
+    """Only the families of this package are loaded; the error names them and what was found."""
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(BackboneError, match=r"type 'gpt2' is not a vision-language model .* allowed: llava"):
+        load_backbone(ModelSection(base=str(tmp_path)))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(BackboneError, match="no config.json"):
+        load_backbone(ModelSection(base=str(tmp_path)))
+    with pytest.raises(BackboneError, match="neither a folder nor a hub id"):
+        load_backbone(ModelSection(base="nobody/nothing"))
+    with pytest.raises(BackboneError, match=r"no miniature base 'mini/lava' · did you mean 'llava'\?"):
+        load_backbone(ModelSection(base="mini/lava"))
