@@ -1,0 +1,1 @@
+"""Folders that a run leaves behind, and opening a model from any of them."""

@@ -1,0 +1,93 @@
+"""A run's folder, and the adapter's folder inside it that is enough for everything afterwards.
+
+runs/NAME/  recipe.yaml  checkpoints/  adapter/  log.jsonl  report.json  report.html  merged/
+adapter/    PEFT's own layout, recipe.yaml and the processor
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lora_cot.backbones import Backbone
+from lora_cot.errors import Problem, RunError
+from lora_cot.recipe import Recipe, dump
+
+RECIPE_FILE = "recipe.yaml"
+LOCK_FILE = ".lock"
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "deepspeed", "lora_cot")
+
+
+def run_folder(recipe: Recipe, root: Path = Path("runs")) -> Path:
+    """Where the run of a recipe lives."""
+    return root / recipe.name
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[None]:
+    """A new run's folder, locked while it is written.
+
+    Raises:
+        RunError: another process writes there, or a run is there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK_FILE
+    owner = {"pid": os.getpid(), "host": socket.gethostname()}
+    if lock.exists() and _alive(lock):
+        raise RunError(
+            Problem(str(folder), f"the folder is in use by {lock.read_text().strip()}", "wait, or set another name=")
+        )
+    if any((folder / name).exists() for name in ("adapter", "checkpoints", "report.json")):
+        raise RunError(
+            Problem(str(folder), "there is a run in this folder already", "set another name=, or remove the folder")
+        )
+    lock.write_text(json.dumps(owner))
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _alive(lock: Path) -> bool:
+    """Whether the lock's owner still runs; one on another host cannot be asked and counts as alive."""
+    try:
+        owner = json.loads(lock.read_text())
+        if owner["host"] != socket.gethostname():
+            return True
+        os.kill(owner["pid"], 0)
+    except (ValueError, KeyError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a run depends on, as far as they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """The resolved recipe, with the versions it runs on."""
+    text = dump(recipe.model_copy(update={"versions": versions()}))
+    (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+
+
+def save_adapter(backbone: Backbone, recipe: Recipe, folder: Path) -> None:
+    """Everything that merging, answering and serving need besides the base itself."""
+    for config in backbone.model.peft_config.values():
+        config.base_model_name_or_path, config.revision = recipe.model.base, recipe.model.revision
+    backbone.model.save_pretrained(folder)
+    backbone.processor.save_pretrained(folder)
+    write_recipe(recipe, folder)

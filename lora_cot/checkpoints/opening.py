@@ -1,0 +1,83 @@
+"""MODEL, as every command takes it: a run, an adapter, a merged folder or a hub id."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lora_cot.adapters.lora import load_adapter
+from lora_cot.backbones import Backbone
+from lora_cot.backbones.loading import load_backbone
+from lora_cot.checkpoints.folders import RECIPE_FILE
+from lora_cot.errors import Problem, RunError
+from lora_cot.recipe import Recipe, load_saved
+from lora_cot.recipe.schema import ModelSection, QuantizationSection
+
+Quantization = Literal["auto", "nf4", "none"]
+
+NF4 = QuantizationSection.model_validate(
+    {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with what is known of how it was made."""
+
+    backbone: Backbone
+    recipe: Recipe
+    said: str
+    """How it was loaded, for the user."""
+
+
+def find_adapter(model: str) -> Path | None:
+    """The adapter's folder in a run, or the folder itself if it is one."""
+    for folder in (Path(model) / "adapter", Path(model)):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    return None
+
+
+def saved_recipe(folder: Path) -> Recipe:
+    """The recipe beside an adapter.
+
+    Raises:
+        RunError: there is none.
+    """
+    if not (folder / RECIPE_FILE).is_file():
+        remedy = "name a folder that this package's training wrote"
+        raise RunError(Problem(str(folder), f"no {RECIPE_FILE} beside the adapter", remedy))
+    return load_saved(folder / RECIPE_FILE)
+
+
+def open_model(model: str, quantization: Quantization = "auto") -> Opened:
+    """A model ready to answer.
+
+    Args:
+        model: run, adapter, merged folder, miniature or hub id.
+        quantization: auto loads an adapter's base as it was trained and anything else as it was saved.
+
+    Raises:
+        RunError, BackboneError: it is none of these.
+    """
+    adapter = find_adapter(model)
+    if adapter is not None:
+        recipe = saved_recipe(adapter)
+        section = {"auto": recipe.quantization, "nf4": NF4, "none": None}[quantization]
+        backbone = load_adapter(load_backbone(recipe.model, section), adapter)
+        return Opened(backbone, recipe, f"adapter {adapter} on {recipe.model.base}, {_precision(section, backbone)}")
+    if os.path.isdir(model) and not (Path(model) / "config.json").is_file():
+        remedy = "name a run, an adapter, a merged folder, mini/NAME or a hub id"
+        raise RunError(Problem(model, "the folder holds no adapter and no model", remedy))
+    written = Path(model) / RECIPE_FILE
+    known = load_saved(written) if written.is_file() else Recipe(name="base", model=ModelSection(base=model))
+    section = NF4 if quantization == "nf4" else None
+    backbone = load_backbone(ModelSection(base=model, dtype=known.model.dtype), section)
+    return Opened(backbone, known, f"{model}, {_precision(section, backbone)}")
+
+
+def _precision(section: QuantizationSection | None, backbone: Backbone) -> str:
+    dtype = str(backbone.model.dtype).removeprefix("torch.")
+    return f"quantised ({section.library.get('bnb_4bit_quant_type', '8-bit')}), rest {dtype}" if section else dtype

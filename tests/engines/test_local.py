@@ -1,0 +1,141 @@
+"""The local engine: what it caches is what a full forward would compute, whatever else is in the batch."""
+
+import pytest
+import torch
+
+from lora_cot.data.collate import batch, encode
+from lora_cot.data.shapes import make_sample
+from lora_cot.engines import local
+from lora_cot.engines.base import Sampling
+from lora_cot.engines.local import LocalEngine
+from lora_cot.formats import FORMATS
+from lora_cot.types import Exchange, Sample
+
+SAMPLES = [make_sample(i, "test", 0) for i in range(3)]
+TEXT_ONLY = Sample("text", (Exchange("How much is 2 and 2?"),))
+
+
+@pytest.fixture
+def engine(tiny):
+    """An engine on the tiny random LLaVA, float32."""
+    return LocalEngine(tiny, FORMATS["direct"])
+
+
+def full_logits(engine, sample, generated):
+    """Logits of the next token by one forward over everything, without a cache."""
+    encoded = encode(engine.encoder, sample, False)
+    encoded.input_ids.extend(generated)
+    encoded.labels.extend(generated)
+    encoded.stage_ids.extend([0] * len(generated))
+    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.join_images)
+    inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
+    with torch.inference_mode():
+        return engine.model(**inputs).logits[0, -1]
+
+
+def spy(monkeypatch):
+    """The logits of every step, in order."""
+    steps, draw = [], local._draw
+    monkeypatch.setattr(local, "_draw", lambda logits, *rest: steps.append(logits) or draw(logits, *rest))
+    return steps
+
+
+def test_cached_logits_equal_a_full_forward_at_every_step(engine, monkeypatch):
+    """Prefilled once, forked, continued: every step's logits are those of one forward over the whole text."""
+    steps = spy(monkeypatch)
+    questions = [SAMPLES[0], TEXT_ONLY, SAMPLES[1]]
+    states, rows = engine.start(questions), [[], [], []]
+    for step in range(12):
+        for row, (sample, ids) in enumerate(zip(questions, rows, strict=True)):
+            (candidate,) = engine.extend([states[row]], [[f"{row}/{step}"]], None, 1, Sampling(1.0))[0]
+            torch.testing.assert_close(steps[-1][0], full_logits(engine, sample, ids), atol=1e-5, rtol=1e-5)
+            ids.append(candidate.state.last)
+            states[row] = candidate.state
+
+
+def test_rows_of_a_batch_get_the_logits_they_get_alone(engine, monkeypatch):
+    """Padding, batch mates with and without images, and rows that leave change no row's logits."""
+    steps = spy(monkeypatch)
+    questions = [SAMPLES[0], TEXT_ONLY, SAMPLES[1]]
+    seeds = [["a", "b"], ["c"], ["d", "e", "f"]]
+    together = engine.extend(engine.start(questions), seeds, None, 25, Sampling(1.0))
+    batched = steps[0]
+    alone = [engine.extend(engine.start([q]), [s], None, 25, Sampling(1.0))[0] for q, s in zip(questions, seeds, strict=True)]
+    assert [[c.text for c in mine] for mine in together] == [[c.text for c in mine] for mine in alone]
+    assert len({c.text for mine in together for c in mine}) > 3, "different seeds draw different texts"
+    for mine, other in zip(together, alone, strict=True):
+        assert [c.logprob for c in mine] == pytest.approx([c.logprob for c in other], abs=1e-3)
+    assert batched.shape[0] == 6
+
+
+def test_a_text_continued_in_pieces_is_the_text_drawn_at_once(engine):
+    """A winner's cache is the next root: stopping and going on changes nothing (greedy)."""
+    (whole,) = engine.extend(engine.start(SAMPLES[:1]), [["x"]], None, 24, Sampling())[0]
+    state, text, logprob = engine.start(SAMPLES[:1])[0], "", 0.0
+    for _ in range(4):
+        (piece,) = engine.extend([state], [["x"]], None, 6, Sampling())[0]
+        state, text, logprob = piece.state, text + piece.text, logprob + piece.logprob
+    assert text == whole.text
+    assert logprob == pytest.approx(whole.logprob, abs=1e-4)
+
+
+def test_greedy_equals_generate(engine):
+    """Greedy decoding gives the tokens that transformers' own generate gives."""
+    encoded = encode(engine.encoder, SAMPLES[0], False)
+    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.join_images)
+    inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
+    ids = engine.model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, len(encoded.input_ids) :]
+    (mine,) = engine.extend(engine.start(SAMPLES[:1]), [["x"]], None, 20, Sampling())[0]
+    assert mine.text == engine.tokenizer.decode([i for i in ids if i != engine.tokenizer.eos_token_id])
+
+
+def test_the_same_seed_draws_the_same_text(engine):
+    """A seed fixes a candidate's draws; its logprob is that of the tokens it drew."""
+    states = engine.start(SAMPLES[:1])
+    (first, again, other), = engine.extend(states, [["s", "s", "t"]], None, 20, Sampling(1.0))
+    assert first.text == again.text != other.text
+    assert first.logprob < 0 and first.tokens == 20
+
+
+def test_a_stop_string_is_looked_for_in_new_text_only(engine, monkeypatch):
+    """A question that quotes the closing tag stops nothing; generated text that holds it ends there, closed."""
+    sample = Sample("q", (Exchange("What does </SUMMARY> mean?"),), SAMPLES[0].images)
+    script = engine.tokenizer("ab</SUMMARY> cd", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(local, "_draw", lambda logits, *rest: ([script[len(calls)]], calls.append(0) or [0.0]))
+    calls = []
+    (found,) = engine.extend(engine.start([sample]), [["x"]], "</SUMMARY>", 40, Sampling())[0]
+    assert found.closed and found.text == "ab</SUMMARY>"
+
+
+def test_the_end_token_closes_only_what_waits_for_it(engine, monkeypatch):
+    """The end token ends any text; asked for a stop string, that text is not closed, and the token is not part of it."""
+    end = engine.tokenizer.eos_token_id
+    monkeypatch.setattr(local, "_draw", lambda logits, *rest: ([end] * len(logits), [0.0] * len(logits)))
+    states = engine.start(SAMPLES[:1])
+    for stop, closed in ((None, True), ("</SUMMARY>", False)):
+        (found,) = engine.extend(states, [["x"]], stop, 40, Sampling())[0]
+        assert (found.text, found.tokens, found.closed) == ("", 1, closed)
+
+
+def test_top_p_and_temperature_choose_among_the_likeliest():
+    """A small top_p leaves the likeliest token; draws follow the probabilities."""
+    import random
+
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
+    draws = [random.Random(i) for i in range(4000)]
+    assert set(local._draw(logits, Sampling(1.0, 0.3), draws)[0]) == {2}
+    tokens = torch.tensor(local._draw(logits, Sampling(1.0, 1.0), draws)[0])
+    shares = torch.bincount(tokens, minlength=3) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.0, 1.0, 2.0]).softmax(-1), atol=0.03, rtol=0)
+
+
+def test_verdicts_are_read_from_logits(engine):
+    """An option's score is the log-probability of its first token after the prompt."""
+    question = Sample("j", (Exchange("Which? Answer 1 or 2."),), SAMPLES[0].images)
+    first, second = engine.choose([question, TEXT_ONLY], ("1", "2"))
+    ids = [engine.tokenizer(option, add_special_tokens=False)["input_ids"][0] for option in "12"]
+    expected = full_logits(engine, question, []).log_softmax(-1)[ids].tolist()
+    assert first == pytest.approx(expected, abs=1e-5)
+    assert first != second
+    with pytest.raises(ValueError, match="begin with the same token"):
+        engine.choose([question], ("1", "1"))
