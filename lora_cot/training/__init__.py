@@ -1,0 +1,1 @@
+"""Training: QLoRA through TRL, with losses by stage."""

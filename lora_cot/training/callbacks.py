@@ -1,0 +1,62 @@
+"""What watches a run: the log file, a line now and then, and adapters that do not learn."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from lora_cot.adapters.liveness import Liveness
+
+LIVENESS_STEPS = 3
+"""Optimizer steps after which every trained tensor must have had a gradient."""
+
+
+class RunLog(TrainerCallback):
+    """Every log entry as one JSON line; off a terminal also a line for people, with the time left."""
+
+    def __init__(self, path: Path):
+        self._path, self._begin = path, time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The clock of the estimate starts here."""
+        self._begin = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write one entry."""
+        if not state.is_world_process_zero or not logs:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if args.disable_tqdm:
+            self._print(state, logs)
+
+    def _print(self, state: Any, logs: dict[str, Any]) -> None:
+        shown = {key: value for key, value in logs.items() if key.removeprefix("eval_").split("/")[0] in SHOWN}
+        left = (time.perf_counter() - self._begin) / max(state.global_step, 1) * (state.max_steps - state.global_step)
+        values = "  ".join(f"{key} {value:.4g}" for key, value in shown.items() if isinstance(value, int | float))
+        print(f"step {state.global_step}/{state.max_steps}  {values}  ({left:.0f} s left)", file=sys.stderr, flush=True)
+
+
+SHOWN = ("loss", "accuracy", "format_validity", "tokens_per_second", "peak_memory_gb")
+
+
+class LivenessCheck(TrainerCallback):
+    """Stops a run whose adapters do not all learn.
+
+    Raises (from `on_step_end`):
+        TrainingError: see `Liveness.check`.
+    """
+
+    def __init__(self, model: Any):
+        self._liveness: Liveness | None = Liveness(model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Judge after a few steps, once."""
+        if self._liveness is not None and (state.global_step >= LIVENESS_STEPS or state.global_step >= state.max_steps):
+            self._liveness.check()
+            self._liveness = None

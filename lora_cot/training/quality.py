@@ -1,0 +1,41 @@
+"""How good the model is while it trains: held-out questions, answered freely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_cot.backbones import Backbone
+from lora_cot.engines.local import LocalEngine
+from lora_cot.formats import CotFormat
+from lora_cot.formats.answers import same
+from lora_cot.recipe import Recipe
+from lora_cot.search.strategies import answer
+from lora_cot.search.trace import Completion
+from lora_cot.types import Sample
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What free generation on held-out samples gave."""
+
+    completions: list[Completion]
+    format_validity: float
+    """Share of texts whose stages are all there, in order."""
+    accuracy: float
+    """Share of right answers; no answer is a wrong one."""
+
+
+def measure(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], recipe: Recipe) -> Quality:
+    """Greedy answers to the samples within the recipe's budgets, and how many are valid and right."""
+    training = backbone.model.training
+    backbone.model.eval()
+    try:
+        engine = LocalEngine(backbone, cot_format, recipe.data.max_pixels)
+        completions = answer(engine, cot_format, samples, recipe.search.model_copy(update={"strategy": "greedy"}))
+    finally:
+        backbone.model.train(training)
+    golds = [sample.last.answer or cot_format.gold(sample.last)[cot_format.answer_stage.name] for sample in samples]
+    right = sum(same(c.parsed.answer, gold) for c, gold in zip(completions, golds, strict=True))
+    valid = sum(c.parsed.outcome == "complete" for c in completions)
+    return Quality(completions, valid / len(samples), right / len(samples))

@@ -1,0 +1,98 @@
+"""What a run leaves to look at: report.json for machines, report.html for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_cot.adapters.lora import PartReport
+from lora_cot.data.images import open_image
+from lora_cot.pages import Line, image_uri, line_plot, render
+from lora_cot.recipe import Recipe, dump
+from lora_cot.search.trace import Completion
+from lora_cot.types import Sample
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """A held-out question with the answers before and after training."""
+
+    sample: Sample
+    before: Completion
+    after: Completion
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """All that is known of a finished run."""
+
+    recipe: Recipe
+    parts: Sequence[PartReport]
+    history: Sequence[dict[str, Any]]
+    """Log entries as transformers keeps them."""
+    shown: Sequence[ShownSample]
+    seconds: float
+    peak_memory_gb: float
+
+    def numbers(self) -> dict[str, Any]:
+        """The figures of report.json."""
+        evaluations = [entry for entry in self.history if "eval_loss" in entry]
+        losses = [entry for entry in self.history if "loss" in entry]
+        return {
+            "name": self.recipe.name,
+            "base": self.recipe.model.base,
+            "format": self.recipe.format.name,
+            "steps": max((entry.get("step", 0) for entry in self.history), default=0),
+            "seconds": self.seconds,
+            "peak_memory_gb": self.peak_memory_gb,
+            "last": losses[-1] if losses else {},
+            "evaluations": evaluations,
+            "parts": [asdict(part) for part in self.parts],
+            "history": list(self.history),
+        }
+
+
+def write_report(report: RunReport, folder: Path) -> None:
+    """Write report.json and report.html into the run's folder."""
+    (folder / "report.json").write_text(json.dumps(report.numbers(), indent=2) + "\n", encoding="utf-8")
+    page = render(
+        "run.html",
+        title=f"Run {report.recipe.name}",
+        numbers=report.numbers(),
+        parts=report.parts,
+        plots=_plots(report.history),
+        shown=[
+            {
+                "question": item.sample.last.question,
+                "answer": item.sample.last.answer,
+                "images": [image_uri(open_image(image)) for image in item.sample.images],
+                "before": item.before,
+                "after": item.after,
+            }
+            for item in report.shown
+        ],
+        recipe=dump(report.recipe),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _plots(history: Sequence[dict[str, Any]]) -> list[str]:
+    groups = [
+        ("Training loss by stage", "loss (nats a token)", "loss"),
+        ("Held-out loss by stage", "loss (nats a token)", "eval_loss"),
+        ("Token accuracy by stage", "share of tokens", "token_accuracy"),
+    ]
+    plots = []
+    for title, unit, prefix in groups:
+        names = sorted({key for entry in history for key in entry if key == prefix or key.startswith(f"{prefix}/")})
+        lines = [Line(name.partition("/")[2] or "all", [(e["step"], e[name]) for e in history if name in e]) for name in names]
+        if lines:
+            plots.append(line_plot(title, "step", unit, lines))
+    quality = [("accuracy", "eval_accuracy"), ("format validity", "eval_format_validity")]
+    lines = [Line(name, [(e["step"], e[key]) for e in history if key in e]) for name, key in quality]
+    if any(line.points for line in lines):
+        plots.append(line_plot("Held-out questions answered freely", "step", "share", lines))
+    return plots

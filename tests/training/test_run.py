@@ -1,0 +1,168 @@
+"""A run: it learns, it tells of it, and it takes nothing away from anybody."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+
+from lora_cot.checkpoints.opening import find_adapter, open_model, saved_recipe
+from lora_cot.data.images import open_image
+from lora_cot.errors import DataError, RunError, TrainingError
+from lora_cot.evaluation.ask import ask
+from lora_cot.training import run as training
+from lora_cot.training.losses import stage_loss, stage_sums
+from lora_cot.training.run import train
+
+
+def losses(folder, key="loss"):
+    """The values of a key over a run's log."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def test_a_run_leaves_everything_one_needs(make_recipe, tmp_path):
+    """Recipe with versions, adapter with recipe and processor, log, report; the adapter alone can be opened."""
+    folder = train(make_recipe(tmp_path, "training.eval_strategy=steps", "training.eval_steps=2"), tmp_path)
+    assert "transformers" in saved_recipe(folder / "adapter").versions
+    report = json.loads((folder / "report.json").read_text())
+    assert report["steps"] == 4 and len(report["evaluations"]) == 2
+    assert {"eval_loss", "eval_loss/CAPTION", "eval_accuracy", "eval_format_validity"} <= report["evaluations"][0].keys()
+    assert {"loss/SUMMARY", "token_accuracy/CONCLUSION", "tokens_per_second", "peak_memory_gb"} <= report["last"].keys()
+    page = (folder / "report.html").read_text()
+    assert "Training loss by stage" in page and "Before" in page and "http://" not in page.split("<svg")[0]
+    assert not (folder / ".lock").exists()
+    opened = open_model(str(folder / "adapter"))
+    assert "quantised (nf4)" in opened.said
+    assert "quantised" not in open_model(str(folder), "none").said
+
+
+def test_twenty_steps_lower_the_loss_of_every_stage(make_recipe, tmp_path):
+    """QLoRA on the tiny random base learns."""
+    folder = train(make_recipe(tmp_path, "training.max_steps=20", "training.per_device_train_batch_size=8"), tmp_path)
+    for key in ("loss", "loss/SUMMARY", "loss/CAPTION", "loss/REASONING", "loss/CONCLUSION"):
+        values = losses(folder, key)
+        assert values[-1] < values[0] - 0.2, key
+
+
+def test_accumulation_changes_nothing(make_recipe, tmp_path):
+    """Four batches of one are one batch of four: the same losses, whatever the samples' lengths."""
+    runs = []
+    for name, size, steps in (("one", 4, 1), ("four", 1, 4)):
+        options = (f"name={name}", f"training.per_device_train_batch_size={size}", f"training.gradient_accumulation_steps={steps}")
+        folder = train(make_recipe(tmp_path, *options, "training.optim=sgd"), tmp_path)
+        runs.append((losses(folder), losses(folder, "loss/REASONING")))
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
+
+
+def test_the_loss_is_transformers_own_where_weights_are_one(tiny):
+    """With every weight 1 our loss is the mean cross-entropy; a weight scales its stage's share alone."""
+    log_probs = -torch.rand(2, 5)
+    stages = torch.tensor([[-1, 0, 0, 1, -1], [-1, -1, 1, 1, 1]])
+    trained = stages >= 0
+    ones = stage_loss(log_probs, stages, torch.ones(2), trained.sum())
+    torch.testing.assert_close(ones, -log_probs[trained].mean())
+    weighted = stage_loss(log_probs, stages, torch.tensor([0.0, 2.0]), trained.sum())
+    torch.testing.assert_close(weighted, -2 * log_probs[stages == 1].sum() / 6)
+    sums = stage_sums(log_probs, torch.ones(2, 5), stages, 2)
+    assert sums[:, 2].tolist() == [2, 4] and sums[:, 1].tolist() == [2, 4]
+    torch.testing.assert_close(sums[:, 0], torch.stack([-log_probs[stages == k].sum() for k in (0, 1)]))
+
+
+def test_trained_weights_keep_their_precision(make_recipe, tmp_path):
+    """TRL casts what is trained on a 4-bit base to bf16; ours stays float32."""
+    from safetensors.torch import load_file
+
+    weights = load_file(train(make_recipe(tmp_path), tmp_path) / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_training_goes_on_from_an_adapter(make_recipe, tmp_path):
+    """The second run begins where the first one ended."""
+    first = train(make_recipe(tmp_path, "training.max_steps=10"), tmp_path)
+    second = train(make_recipe(tmp_path, "name=more", f"model.adapter={first / 'adapter'}"), tmp_path)
+    assert losses(second)[0] < losses(first)[0] - 0.1
+
+
+def test_early_stopping_and_the_best_checkpoint(make_recipe, tmp_path):
+    """With a learning rate of zero nothing gets better: the run stops, and the best checkpoint is what is kept."""
+    options = ["training.learning_rate=0", "training.max_steps=50", "training.early_stopping_patience=2"]
+    options += ["training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=steps"]
+    options += ["training.save_steps=1", "training.load_best_model_at_end=true", "training.metric_for_best_model=loss"]
+    folder = train(make_recipe(tmp_path, *options, "training.eval_generations=0"), tmp_path)
+    assert json.loads((folder / "report.json").read_text())["steps"] == 3
+
+
+def test_a_dead_adapter_stops_the_run(make_recipe, tmp_path):
+    """Text-only data gives the vision encoder's adapters no gradient: the run ends within the first steps."""
+    rows = tmp_path / "text.jsonl"
+    stages = {name: "x" for name in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")}
+    rows.write_text("".join(json.dumps({"id": str(i), "question": "q", "stages": stages}) + "\n" for i in range(8)))
+    data = {"train": [{"source": "jsonl", "path": str(rows)}]}
+    recipe = make_recipe(tmp_path, "lora.parts=[vision_encoder]", "training.max_steps=50", data=data)
+    with pytest.raises(TrainingError, match="does not depend on anything that is trained"):
+        train(recipe, tmp_path)
+
+
+def test_a_folder_in_use_or_taken_is_left_alone(make_recipe, tmp_path):
+    """A run's folder belongs to one process, and to one run; a dead process's lock does not count."""
+    recipe, folder = make_recipe(tmp_path), tmp_path / "tiny"
+    folder.mkdir()
+    lock = folder / ".lock"
+    lock.write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
+    with pytest.raises(RunError, match="in use"):
+        train(recipe, tmp_path)
+    assert lock.exists()
+    lock.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname()}))
+    train(recipe, tmp_path)
+    before = (folder / "report.json").read_text()
+    with pytest.raises(RunError, match="a run in this folder already"):
+        train(recipe, tmp_path)
+    assert (folder / "report.json").read_text() == before
+
+
+def test_a_sample_that_is_too_long_is_refused_whole(make_recipe, tmp_path):
+    """Nothing is cut: the sample, its length and the limit are named."""
+    with pytest.raises(DataError, match=r"train-0-\d+ · \d+ tokens are more than training.max_length=20"):
+        train(make_recipe(tmp_path, "training.max_length=20"), tmp_path)
+
+
+def test_no_data_is_an_error(make_recipe, tmp_path):
+    """A recipe without a source trains nothing, and says so before a model is loaded."""
+    with pytest.raises(DataError, match=r"data.train · there is nothing to train on"):
+        train(make_recipe(tmp_path, data={"train": []}), tmp_path)
+
+
+def test_the_preview_marks_what_is_trained(tiny, make_recipe, tmp_path):
+    """The run shows one sample with its answer between marks."""
+    recipe = make_recipe(tmp_path)
+    cot_format = recipe.format.build()
+    text = training._preview(recipe, tiny, cot_format, training._load(recipe.data.train, "data.train", cot_format))
+    assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
+
+
+def test_the_published_examples_train_and_a_photograph_is_answered(make_recipe, tmp_path, shared_data):
+    """Two steps on LLaVA-CoT's own examples in its own record form; then a question about a photograph."""
+    examples = json.loads(shared_data("llavacot_readme_examples.json").read_text())
+    rows = [
+        {
+            "id": str(number),
+            "image": row["image"],
+            "conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": row["output"]}],
+        }
+        for number, row in enumerate(examples)
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = {"source": "llava_cot_100k", "path": str(path), "image_root": str(shared_data("waterview.jpg").parent)}
+    recipe = make_recipe(tmp_path, "training.max_steps=2", "training.per_device_train_batch_size=1", data={"train": [source]})
+    folder = train(recipe, tmp_path)
+    assert len(losses(folder)) == 2
+    photograph = shared_data("waterview.jpg")
+    assert open_image(photograph).size[0] > 500
+    search = {"strategy": "stage_beam", "candidates": 2}
+    completion = ask(open_model(str(folder)), photograph, "Where is this?", search, trace=tmp_path / "trace.html")
+    assert completion.generated_tokens and "SUMMARY" in (tmp_path / "trace.html").read_text()
+    assert find_adapter(str(folder)) == folder / "adapter"
