@@ -1,0 +1,202 @@
+"""The command line: parse, call, report. Everything heavy is imported inside the verb that needs it.
+
+Exit codes: 0 done, 2 the input is wrong, 1 it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lora_cot.errors import LoraCotError, Problem, RunError, nearest
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune, merge, search and evaluate vision-language models that reason in named stages.",
+)
+
+Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Strategy = Annotated[str | None, typer.Option(help="greedy, sample or stage_beam; the recipe's if not given.")]
+Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn for each stage.")]
+Scorer = Annotated[str | None, typer.Option(help="logprob or self_judge.")]
+JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
+Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
+
+
+def main() -> None:
+    """Entry point: errors made for people are shown without a traceback."""
+    try:
+        app()
+    except LoraCotError as error:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to change.")] = None,
+) -> None:
+    """Train a recipe into runs/NAME. To use several GPUs: accelerate launch train.py RECIPE."""
+    from lora_cot.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from lora_cot.training.run import train as run
+
+    folder = run(loaded)
+    print(f"adapter  {folder / 'adapter'}\nreport   {folder / 'report.html'}")
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="A run, or an adapter folder.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the merged model; RUN/merged if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge an adapter into its full-precision base and prove that the result is the same model."""
+    from dataclasses import asdict
+
+    from lora_cot.merging.merge import lines
+    from lora_cot.merging.merge import merge as run_merge
+
+    report = run_merge(run, output)
+    _print(asdict(report), as_json, lines(report))
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")] = "shapes",
+    split: Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")] = None,
+    strategy: Strategy = None,
+    candidates: Candidates = None,
+    scorer: Scorer = None,
+    judge_adapter: JudgeAdapter = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
+    quantization: Quantize = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model and a strategy on a benchmark."""
+    search = _search(strategy, candidates, scorer, judge_adapter)
+    how = _quantization(quantization)
+    from lora_cot.evaluation.run import evaluate as run
+
+    report = run(model, benchmark, split, limit, search, output, how)
+    rows: list[tuple[str, Any]] = [("accuracy", report.accuracy)]
+    rows += [(f"  {name}", share) for name, share in report.groups.items()]
+    rows += [
+        ("valid format", report.format_validity),
+        ("unanswered", report.unanswered),
+        ("tokens a question", f"{report.tokens_per_question:.1f} ({report.kept_tokens_per_question:.1f} kept)"),
+        ("judge prompts a question", f"{report.judge_calls_per_question:.1f}"),
+        ("seconds a question", f"{report.seconds_per_question:.3f}"),
+    ]
+    _print(report.to_json(), as_json, rows)
+
+
+@app.command()
+def ask(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    strategy: Strategy = None,
+    candidates: Candidates = None,
+    scorer: Scorer = None,
+    judge_adapter: JudgeAdapter = None,
+    trace: Annotated[Path | None, typer.Option(help="HTML file of all candidates and verdicts.")] = None,
+    quantization: Quantize = "auto",
+) -> None:
+    """Ask one question about one image; stages are printed as they are decided."""
+    search = _search(strategy, candidates, scorer, judge_adapter)
+    how = _quantization(quantization)
+    from lora_cot.checkpoints.opening import open_model
+    from lora_cot.data.images import open_image
+    from lora_cot.evaluation.ask import ask as run
+
+    open_image(image)  # before a model is loaded for nothing
+    opened = open_model(model, how)
+    print(opened.said, file=sys.stderr)
+
+    def show(_number: int, stage: Any) -> None:
+        print(next(c.text for c in stage.candidates if c.chosen).strip(), flush=True)
+
+    completion = run(opened, image, question, search, show, trace)
+    if completion.stopped != "complete":
+        print(f"stopped early: {completion.stopped}", file=sys.stderr)
+    print(f"\nanswer: {completion.parsed.answer or 'none'}")
+    if trace is not None:
+        print(f"trace: {trace}", file=sys.stderr)
+
+
+@app.command()
+def validate(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe, or a JSONL file of texts.")],
+    cot_format: Annotated[str, typer.Option("--format", help="Name of a format.")] = "four_stage",
+    field: Annotated[str, typer.Option(help="Key of the text in each row.")] = "prediction",
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe's keys, or count how many texts of a file are in a format."""
+    if path.suffix in (".yaml", ".yml"):
+        from lora_cot.recipe import load_recipe
+
+        recipe = load_recipe(path)
+        _print({"recipe": recipe.name, "valid": True}, as_json, [(str(path), "valid")])
+        return
+    from lora_cot.data.lint import count_outcomes
+    from lora_cot.formats import FORMATS
+
+    if cot_format not in FORMATS:
+        raise RunError(Problem("--format", f"no format '{cot_format}'", nearest(cot_format, FORMATS)))
+    counts = count_outcomes(path, FORMATS[cot_format], field)
+    rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
+    rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
+    _print(counts, as_json, rows)
+
+
+def _search(strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None) -> dict[str, Any]:
+    """Search keys given on the command line.
+
+    Raises:
+        RunError: a name that does not exist.
+    """
+    from typing import get_args
+
+    from lora_cot.recipe.schema import SearchSection
+
+    given = {"strategy": strategy, "candidates": candidates, "scorer": scorer}
+    for key in ("strategy", "scorer"):
+        allowed = get_args(SearchSection.model_fields[key].annotation)
+        if given[key] is not None and given[key] not in allowed:
+            raise RunError(Problem(f"--{key}", f"no {key} '{given[key]}'", nearest(str(given[key]), allowed)))
+    if judge_adapter not in (None, "on", "off"):
+        raise RunError(Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off"))
+    keys = {key: value for key, value in given.items() if value is not None}
+    return keys | ({} if judge_adapter is None else {"judge_adapter": judge_adapter == "on"})
+
+
+def _quantization(name: str) -> Any:
+    allowed = ("auto", "nf4", "none")
+    if name not in allowed:
+        raise RunError(Problem("--quantization", f"no quantisation '{name}'", nearest(name, allowed)))
+    return name
+
+
+def _print(values: dict[str, Any], as_json: bool, rows: list[tuple[str, Any]]) -> None:
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, and what a strategy is worth on them."""

@@ -1,0 +1,80 @@
+"""Two models on the same gold answers, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lora_cot.backbones import Backbone
+from lora_cot.data.collate import batch, encode
+from lora_cot.data.labels import Encoder
+from lora_cot.formats import CotFormat
+from lora_cot.types import Sample
+
+KEPT = 64
+"""Likeliest tokens whose logits are kept for a comparison; all logits of a large vocabulary would not fit."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A model's logits at every trained position of some samples."""
+
+    ids: torch.Tensor
+    """(T, K) the tokens whose logits were kept, the likeliest of this model or of the one it is compared with."""
+    logits: torch.Tensor
+    """(T, K)."""
+    top1: torch.Tensor
+    """(T,) the likeliest token."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models are from each other."""
+
+    tokens: int
+    max_logit_difference: float
+    """Among the likeliest tokens at every position."""
+    top1_agreement: float
+    """Share of positions where both find the same token likeliest."""
+
+
+@torch.inference_mode()
+def record(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], like: Recorded | None = None) -> Recorded:
+    """Logits over the samples' gold answers.
+
+    Args:
+        backbone: the model.
+        cot_format: how the answers are written.
+        samples: with gold answers; a row at a time.
+        like: keep the logits of the tokens that this record kept.
+    """
+    backbone.model.eval()
+    encoder = Encoder(backbone.processor, cot_format.spelled(backbone.family.tag_style))
+    device = next(backbone.model.parameters()).device
+    ids, kept, top1, position = [], [], [], 0
+    for sample in samples:
+        inputs = batch([encode(encoder, sample, True)], backbone.processor, backbone.family.join_images)
+        trained = inputs.pop("labels")[0, 1:] >= 0
+        inputs.pop("stage_ids")
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(backbone.model.dtype)
+        logits = backbone.model(**inputs).logits[0, :-1].float().cpu()[trained]
+        count = len(logits)
+        chosen = logits.topk(min(KEPT, logits.shape[-1])).indices if like is None else like.ids[position : position + count]
+        ids.append(chosen)
+        kept.append(logits.gather(-1, chosen))
+        top1.append(logits.argmax(-1))
+        position += count
+    return Recorded(torch.cat(ids), torch.cat(kept), torch.cat(top1))
+
+
+def compare(first: Recorded, second: Recorded) -> Agreement:
+    """How far two records of the same samples are apart; the second must have been taken `like` the first."""
+    return Agreement(
+        len(first.top1),
+        (first.logits - second.logits).abs().max().item(),
+        (first.top1 == second.top1).float().mean().item(),
+    )

@@ -1,0 +1,9 @@
+"""python merge.py RUN [--output DIR]: the same as `lora-cot merge`."""
+
+import sys
+
+from lora_cot.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "merge")
+    main()

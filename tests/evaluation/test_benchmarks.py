@@ -1,0 +1,93 @@
+"""Benchmarks by name: their questions, what counts as right, and the groups they are told apart by."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lora_cot.errors import RunError
+from lora_cot.evaluation.benchmarks import BENCHMARKS, find
+from lora_cot.formats import FORMATS
+from lora_cot.recipe import Recipe
+from lora_cot.recipe.schema import ModelSection
+from lora_cot.search.trace import Completion
+
+SHAPES = BENCHMARKS["shapes"]
+
+
+def test_an_unknown_benchmark_is_refused():
+    """The error names the nearest one and all there are."""
+    with pytest.raises(RunError, match=r"no benchmark 'shape' · did you mean 'shapes'[?] allowed: shapes"):
+        find("shape")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_can_be_run(name):
+    """Every split gives as many questions as asked for, each with a right answer; no answer is always wrong."""
+    benchmark = find(name)
+    for split in benchmark.splits:
+        samples = benchmark.load(split, 5)
+        assert len(samples) == len({sample.id for sample in samples}) == 5
+        for sample in samples:
+            assert benchmark.is_right(sample.last.answer, sample)
+            assert not benchmark.is_right(None, sample)
+            assert not benchmark.is_right("", sample)
+            assert benchmark.groups(sample)
+
+
+def test_shapes_are_told_apart_by_skill_and_steps():
+    """Each question counts to its skill and to one of two groups of steps; all groups occur."""
+    samples = SHAPES.load("test", 200)
+    groups = {tuple(SHAPES.groups(sample)) for sample in samples}
+    one_step = {(skill, "one step") for skill in ("count", "existence", "attribute")}
+    assert groups == one_step | {(skill, "more than one step") for skill in ("same_as", "relation", "comparison")}
+
+
+@pytest.mark.parametrize(("gold", "right", "wrong"), [("2", "2.", "3"), ("yes", " Yes", "no"), ("red", "RED", "red dot")])
+def test_shapes_compare_short_answers(gold, right, wrong):
+    """Case, spaces and a final stop do not matter, everything else does."""
+    sample = next(sample for sample in SHAPES.load("test", 200) if sample.last.answer == gold)
+    assert SHAPES.is_right(right, sample)
+    assert not SHAPES.is_right(wrong, sample)
+
+
+@pytest.fixture
+def evaluate(monkeypatch):
+    """`evaluate` of a model that is not loaded and answers half of the questions, all of those right."""
+    from lora_cot.evaluation import run
+
+    def evaluated(recipe=None, **keys):
+        recipe = Recipe(name="x", model=ModelSection(base="x"), **(recipe or {}))
+        monkeypatch.setattr(run, "open_model", lambda *_: SimpleNamespace(recipe=recipe, said=""))
+        monkeypatch.setattr(run, "_answer_all", answers)
+        return run.evaluate("a model", **keys)
+
+    def answers(_opened, samples, _config):
+        gold = [FORMATS["direct"].parse(sample.last.answer if n % 2 else "") for n, sample in enumerate(samples)]
+        return [Completion(s.id, "", parsed, "complete", [], 3, 12, 4) for s, parsed in zip(samples, gold, strict=True)]
+
+    return evaluated
+
+
+def test_a_report_counts_everything_once(evaluate):
+    """Right, unanswered and valid add up to the questions, in the groups too; costs are those of one question."""
+    report = evaluate(limit=40)
+    assert (report.split, report.strategy, report.unanswered) == ("test", "greedy", 20)
+    assert (report.accuracy.correct, report.accuracy.total, report.format_validity.correct) == (20, 40, 20)
+    assert sum(share.total for share in report.groups.values()) == 2 * 40
+    assert report.groups["one step"].total + report.groups["more than one step"].total == 40
+    costs = (report.kept_tokens_per_question, report.tokens_per_question, report.judge_calls_per_question)
+    assert costs == (3, 12, 4)
+
+
+def test_an_unknown_split_is_refused(evaluate):
+    """The error names the splits there are."""
+    with pytest.raises(RunError, match="shapes has no split 'dev' · allowed: test, validation, train"):
+        evaluate(split="dev")
+
+
+def test_a_recipe_says_what_is_evaluated(evaluate):
+    """The recipe's split and limit hold where the caller names none, and the caller's where it does."""
+    section = {"evaluation": {"split": "validation", "limit": 3}}
+    report, told = evaluate(section), evaluate(section, split="train", limit=2)
+    assert (told.split, told.accuracy.total) == ("train", 2)
+    assert (report.split, report.accuracy.total) == ("validation", 3)

@@ -1,0 +1,148 @@
+"""The command line as a user meets it: exit codes, what goes to which stream, mistakes met before anything is loaded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE = "<SUMMARY> s </SUMMARY> <CAPTION> c </CAPTION> <REASONING> r </REASONING> <CONCLUSION> B </CONCLUSION>"
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "matplotlib")
+
+
+def python(*arguments):
+    """A fresh interpreter, as a user starts one."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=60)
+
+
+def command(*arguments):
+    return python("-m", "lora_cot.cli", *arguments)
+
+
+def refusal(*arguments):
+    """Lines on standard error of a command whose input is wrong; it has said nothing else."""
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    return done.stderr.splitlines()
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """A file of one complete text, two partial ones and one without tags."""
+    path = tmp_path / "predictions.jsonl"
+    texts = [WHOLE, WHOLE[:30], WHOLE[:30], "B"]
+    path.write_text("\n".join(json.dumps({"id": n, "prediction": text}) for n, text in enumerate(texts)), "utf-8")
+    return path
+
+
+def test_the_package_is_light_to_import():
+    """Neither the package nor its command line nor its recipes need torch, or anything as heavy, to be imported."""
+    script = "import sys, lora_cot, lora_cot.cli, lora_cot.recipe; print(*sys.modules)"
+    done = python("-c", script)
+    loaded = done.stdout.split()
+    assert "lora_cot.recipe.schema" in loaded, done.stderr
+    assert set(loaded) & set(HEAVY) == set()
+
+
+def test_help_answers_without_torch():
+    """Help lists all verbs, and nothing heavy is imported for it."""
+    done = python("-X", "importtime", "-m", "lora_cot.cli", "--help")
+    assert done.returncode == 0
+    assert all(f" {verb} " in done.stdout for verb in ("train", "merge", "eval", "ask", "validate"))
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert imported & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize("verb", ["train", "merge", "eval", "ask", "validate"])
+def test_every_verb_has_help(verb):
+    """The help of a verb says what it does and takes."""
+    done = command(verb, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f" {verb} [OPTIONS]" in done.stdout
+
+
+def test_validate_counts_outcomes_as_one_json_object(predictions):
+    """With --json, standard output is one object and nothing else."""
+    done = command("validate", predictions, "--json")
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+    counts = json.loads(done.stdout)
+    faults = {"<CAPTION> is missing": 2, "no stage tag in the text": 1}
+    assert counts == {"rows": 4, "complete": 1, "partial": 2, "none": 1, "faults": faults}
+
+
+def test_validate_counts_outcomes_for_people(predictions):
+    """Without --json there is a line for each outcome and each fault; another format counts otherwise."""
+    done = command("validate", predictions, "--format", "direct")
+    assert done.stdout.split() == ["rows", "4", "complete", "4", "partial", "0", "none", "0"]
+    assert len(done.stdout.splitlines()) == 4
+
+
+def test_validate_refuses_an_unknown_format(predictions):
+    """The error names the nearest format and all there are."""
+    (line,) = refusal("validate", predictions, "--format", "four_stages")
+    assert line.startswith("error: --format · no format 'four_stages' · did you mean 'four_stage'? allowed: direct")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["none.jsonl"], "none.jsonl · no such data file"),
+        (["none.yaml"], "none.yaml · no such recipe file"),
+        (["predictions.jsonl", "--field", "predicted"], "line 1 · predicted · no text under this key · did you mean"),
+    ],
+)
+def test_validate_refuses_what_it_cannot_read(predictions, arguments, match):
+    """A missing file or key is one line that names it."""
+    (line,) = refusal("validate", predictions.parent / arguments[0], *arguments[1:])
+    assert match in line
+
+
+def test_validate_accepts_a_recipe(tmp_path):
+    """A recipe without mistakes is valid, also for programs."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: good\nmodel: {base: mini/llava}\n")
+    done = command("validate", path, "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"recipe": "good", "valid": True})
+
+
+@pytest.mark.parametrize("verb", ["validate", "train"])
+def test_a_broken_recipe_is_refused_whole(tmp_path, verb):
+    """Every mistake has one line on standard error, with file and dotted key; nothing goes to standard output."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("""
+name: broken
+model: {bas: mini/llava}
+data: {train: [{source: shapes, limit: 0}]}
+search: {strategy: "stage\\nbeam", stages: {CAPTIONS: {}}}
+evalution: {}
+""")
+    lines = refusal(verb, path)
+    keys = ["model.base", "model.bas", "data.train.0.limit", "search.strategy", "search.stages.CAPTIONS", "evalution"]
+    assert sorted(lines) == sorted(line for line in lines if line.startswith(f"error: {path} · "))
+    assert sorted(line.split(" · ")[1] for line in lines) == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--strategy", "stage_bean", "no strategy 'stage_bean' · did you mean 'stage_beam'? allowed: greedy, sample, "),
+        ("--scorer", "selfjudge", "no scorer 'selfjudge' · did you mean 'self_judge'? allowed: logprob, self_judge"),
+        ("--judge-adapter", "no", "'no' is neither on nor off"),
+        ("--quantization", "nf8", "no quantisation 'nf8' · did you mean 'nf4'? allowed: auto, nf4, none"),
+    ],
+)
+def test_eval_refuses_unknown_names_before_a_model_is_loaded(option, value, expected):
+    """The option is named, not the model, which does not exist either."""
+    (line,) = refusal("eval", "no/such/model", option, value)
+    assert line.startswith(f"error: {option} · {expected}")
+
+
+def test_ask_refuses_a_missing_image_before_a_model_is_loaded(tmp_path):
+    """The image is named, not the model, which does not exist either."""
+    path = tmp_path / "none.png"
+    assert refusal("ask", "no/such/model", path, "What is it?") == [f"error: {path} · no such image file"]
