@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained 
 
 def main() -> None:
     """Entry point: errors made for people are shown without a traceback."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
     try:
         app()
     except LoraCotError as error:
@@ -74,7 +76,7 @@ def merge(
 @app.command("eval")
 def evaluate(
     model: Model,
-    benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")] = "shapes",
+    benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
     split: Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")] = None,
     strategy: Strategy = None,
     candidates: Candidates = None,

@@ -41,6 +41,10 @@ class LoraCotError(Exception):
         self.problems: tuple[Problem, ...] = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def at(self, where: str) -> LoraCotError:
+        """The same error, each problem placed inside `where`."""
+        return type(self)([Problem(" · ".join(filter(None, (where, p.where))), p.what, p.remedy) for p in self.problems])
+
     def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...]]]:
         return type(self), (self.problems,)
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, what goes to which stream, mistakes met before anything is loaded."""
+"""The command line as users meet it: exit codes, what goes to which stream, mistakes met before anything is loaded."""
 
 import json
 import os

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
 
     from lora_cot.backbones.quantization import bits_and_bytes, check_quantized, keep_differentiable
 
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     base = resolve_base(model.base)
     family = family_of(base, model.revision)
     dtype = _dtype(model.dtype, base, model.revision)

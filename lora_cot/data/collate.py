@@ -26,8 +26,7 @@ def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = M
         images = [open_image(image, max_pixels) for image in sample.images]
         return encoder.training(sample, images) if training else encoder.prompt(sample, images)
     except DataError as error:
-        problems = [Problem(f"{sample.id} · {p.where}".rstrip(" ·"), p.what, p.remedy) for p in error.problems]
-        raise DataError(problems) from None
+        raise error.at(sample.id) from None
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:

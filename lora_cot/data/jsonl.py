@@ -5,13 +5,26 @@
 
 from __future__ import annotations
 
-from lora_cot.data.rows import Row, convert, image_files, read_json_rows, text
-from lora_cot.errors import DataError, Problem, nearest
+from pydantic import ConfigDict
+
+from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, not_empty, read_json_rows
+from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import JsonlSource
 from lora_cot.types import Exchange, Sample
 
-KEYS = ("id", "image", "images", "question", "stages", "answer", "choices")
+
+class JsonlRow(StrictRow):
+    """Every key of a row."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str
+    image: str | None = None
+    images: list[str] | None = None
+    stages: dict[str, str] | None = None
+    answer: str | None = None
+    choices: tuple[str, ...] | list[str] = ()
 
 
 def load(source: JsonlSource, cot_format: CotFormat) -> list[Sample]:
@@ -23,19 +36,15 @@ def load(source: JsonlSource, cot_format: CotFormat) -> list[Sample]:
     root = source.image_root or source.path.parent
 
     def make(where: str, row: Row) -> Sample:
-        if unknown := sorted(row.keys() - set(KEYS)):
-            raise DataError(Problem(unknown[0], "unknown key", nearest(unknown[0], KEYS)))
-        stages, answer = row.get("stages"), row.get("answer")
-        if stages is not None and not (isinstance(stages, dict) and all(isinstance(v, str) for v in stages.values())):
-            raise DataError(Problem("stages", "expected an object of stage name and text"))
-        if answer is not None and not isinstance(answer, str):
-            raise DataError(Problem("answer", "expected a text"))
-        if not stages and not answer:
+        record = checked(JsonlRow, row)
+        if record.image is not None and record.images is not None:
+            raise DataError(Problem("image", "the row has 'image' and 'images'", "give one of them"))
+        if not record.stages and not record.answer:
             raise DataError(Problem("", "the row has no answer", "give it 'stages' or 'answer'"))
-        names = row.get("images") or ([row["image"]] if row.get("image") else [])
-        if answer is None and stages:
-            answer = stages.get(cot_format.answer_stage.name)
-        exchange = Exchange(text(row, "question"), stages=stages, answer=answer)
-        return Sample(str(row.get("id", where)), (exchange,), image_files(names, root), tuple(row.get("choices") or ()))
+        names = record.images or ([record.image] if record.image else [])
+        answer = record.answer or (record.stages or {}).get(cot_format.answer_stage.name)
+        exchange = Exchange(not_empty(record.question, "question"), stages=record.stages, answer=answer)
+        name = where if record.id is None else str(record.id)
+        return Sample(name, (exchange,), image_files(names, root), tuple(record.choices))
 
     return convert(read_json_rows(source.path), make, source.limit)

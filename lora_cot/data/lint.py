@@ -28,6 +28,8 @@ def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, A
     outcomes: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     for where, row in read_json_rows(path):
+        if isinstance(row, Problem):
+            raise DataError(row)
         if not isinstance(row.get(field), str):
             raise DataError(Problem(f"{where} · {field}", "no text under this key", nearest(field, map(str, row))))
         parsed = cot_format.parse(row[field])

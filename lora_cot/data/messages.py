@@ -1,20 +1,64 @@
 """The hub's chat form: the columns `messages` and, where there are any, `images`; a local file or a hub id.
 
 `messages` alternate user and assistant, each with a text or with a list of parts (`{"type": "text", "text": …}`,
-`{"type": "image"}`). An answer is read by the recipe's format.
+`{"type": "image"}`). An answer is read by the recipe's format. A system message is refused: prompts have none here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lora_cot.data.rows import Row, convert, image_files, read_json_rows
+from pydantic import BaseModel, ConfigDict, Field
+
+from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, not_empty, read_json_rows
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import MessagesSource
 from lora_cot.types import Exchange, Image, Sample
+
+
+class Part(BaseModel):
+    """A piece of a message."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """What one side said."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["user", "assistant"]
+    content: str | list[Part]
+
+    @property
+    def text(self) -> str:
+        """Its text parts, a line each."""
+        if isinstance(self.content, str):
+            return self.content.strip()
+        return "\n".join(part.text or "" for part in self.content if part.type == "text").strip()
+
+
+class StoredImage(BaseModel):
+    """An image as `datasets` stores it when it is not decoded."""
+
+    model_config = ConfigDict(strict=True)
+
+    data: bytes | None = Field(None, alias="bytes")
+    path: str | None = None
+
+
+class MessagesRow(StrictRow):
+    """A row of the hub's chat form; other columns are left alone."""
+
+    messages: list[Message] = Field(min_length=2)
+    images: list[str | StoredImage] | None = None
+    image: str | StoredImage | None = None
 
 
 def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
@@ -26,59 +70,56 @@ def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
     root = source.image_root or Path(source.path).parent
 
     def make(where: str, row: Row) -> Sample:
-        messages = row.get("messages")
-        if not isinstance(messages, list):
-            raise DataError(Problem("messages", "expected a list of messages"))
-        messages = [m for m in messages if m.get("role") != "system"]
-        if not messages or len(messages) % 2:
+        record = checked(MessagesRow, row)
+        if [message.role for message in record.messages] != ["user", "assistant"] * (len(record.messages) // 2):
             raise DataError(Problem("messages", "expected pairs of a user and an assistant message"))
         exchanges = []
-        for number in range(0, len(messages), 2):
-            question, reply = (_text(messages[number + k], role) for k, role in enumerate(("user", "assistant")))
-            parsed = cot_format.parse(reply)
-            exchanges.append(Exchange(question, reply=reply, answer=parsed.answer))
-        images = _images(row.get("images") or ([row["image"]] if row.get("image") else []), root)
-        return Sample(str(row.get("id", where)), tuple(exchanges), images)
+        for number in range(0, len(record.messages), 2):
+            question, reply = (message.text for message in record.messages[number : number + 2])
+            answer = cot_format.parse(reply).answer
+            exchanges.append(Exchange(not_empty(question, f"messages.{number}"), reply=reply, answer=answer))
+        stored = record.images or ([record.image] if record.image else [])
+        images = tuple(_image(image, root) for image in stored)
+        return Sample(where if record.id is None else str(record.id), tuple(exchanges), images)
 
     return convert(_rows(source), make, source.limit)
 
 
-def _rows(source: MessagesSource) -> Iterator[tuple[str, Row]]:
+def _rows(source: MessagesSource) -> Iterator[tuple[str, Row | Problem]]:
     path = Path(source.path)
     if path.suffix in (".json", ".jsonl"):
-        yield from read_json_rows(path)
-        return
-    from datasets import Features, Sequence, load_dataset
-    from datasets import Image as ImageFeature
+        return read_json_rows(path)
+    if path.suffix == ".parquet" and not path.is_file():
+        raise DataError(Problem(str(path), "no such data file", "check data.train and data.eval"))
+    return ((f"{source.path} row {number}", row) for number, row in enumerate(_table(source, path), 1))
 
-    if path.suffix == ".parquet":
-        rows = load_dataset("parquet", data_files=str(path), split="train")
-    else:
-        rows = load_dataset(source.path, split=source.split)
-    features = Features(rows.features)
-    for name, feature in features.items():  # bytes, not pixels: images are opened in the collator
+
+def _table(source: MessagesSource, path: Path) -> Any:
+    from datasets import Image as ImageFeature
+    from datasets import Sequence, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        if path.suffix == ".parquet":
+            rows = load_dataset("parquet", data_files=str(path), split="train")
+        else:
+            rows = load_dataset(source.path, split=source.split)
+    except (FileNotFoundError, DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+        what = f"the data set cannot be read: {' '.join(str(error).split())}"
+        raise DataError(Problem(source.path, what, "check the path or hub id, the split and the network")) from None
+    for name, feature in rows.features.items():  # bytes, not pixels: images are opened in the collator
         if isinstance(feature, ImageFeature):
             rows = rows.cast_column(name, ImageFeature(decode=False))
         elif isinstance(getattr(feature, "feature", None), ImageFeature):
             rows = rows.cast_column(name, Sequence(ImageFeature(decode=False)))
-    yield from ((f"{source.path} row {number}", row) for number, row in enumerate(rows, 1))
+    return rows
 
 
-def _text(message: Row, role: str) -> str:
-    content = message.get("content")
-    if message.get("role") != role or content is None:
-        raise DataError(Problem("messages", f"expected a message of the {role}, got {message.get('role')!r}"))
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.get("text") or "" for part in content if part.get("type") == "text").strip()
-
-
-def _images(values: list[Any], root: Path) -> tuple[Image, ...]:
-    """File names, or the {bytes, path} pairs that `datasets` stores."""
-    images: list[Image] = []
-    for value in values:
-        if isinstance(value, dict) and value.get("bytes"):
-            images.append(value["bytes"])
-        else:
-            images += image_files([value.get("path") if isinstance(value, dict) else value], root)
-    return tuple(images)
+def _image(stored: str | StoredImage, root: Path) -> Image:
+    if isinstance(stored, StoredImage):
+        if stored.data:
+            return stored.data
+        if not stored.path:
+            raise DataError(Problem("images", "an image without bytes and without a path"))
+        stored = stored.path
+    return image_files([stored], root)[0]

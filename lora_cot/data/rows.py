@@ -2,64 +2,86 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_cot.data.images import inside
-from lora_cot.errors import DataError, Problem
+from lora_cot.errors import DataError, Problem, nearest
 from lora_cot.types import Image, Sample
 
 MOST_PROBLEMS = 20
 """Problems that one error lists; the rest are counted."""
 
 Row = dict[str, Any]
+RowModel = TypeVar("RowModel", bound="StrictRow")
 
 
-def read_json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(where, row) for each object of a JSONL file, or of a JSON file that holds a list.
+class StrictRow(BaseModel):
+    """A row whose values have the types they should: nothing is converted."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    id: str | int | None = None
+
+
+def read_json_rows(path: Path) -> Iterator[tuple[str, Row | Problem]]:
+    """(where, row) for each object of a JSONL file, or of a JSON file that holds a list; a bad row is a Problem.
 
     Raises:
-        DataError: no such file, or a line that is no JSON object.
+        DataError: no such file, or a JSON file that holds no list.
     """
     if not path.is_file():
         raise DataError(Problem(str(path), "no such data file", "check data.train and data.eval"))
     if path.suffix == ".json":
-        rows = _parse(path.read_text(encoding="utf-8"), str(path))
+        rows = _parse(path.read_bytes(), str(path))
+        if isinstance(rows, Problem):
+            raise DataError(rows)
         if not isinstance(rows, list):
             raise DataError(Problem(str(path), "the file holds no list of rows"))
-        yield from ((f"{path.name} row {number}", row) for number, row in enumerate(rows, 1))
-        return
-    with path.open(encoding="utf-8") as lines:
+        named: Iterator[tuple[str, Any]] = ((f"{path.name} row {number}", row) for number, row in enumerate(rows, 1))
+    else:
+        named = _lines(path)
+    for where, row in named:
+        yield where, row if isinstance(row, dict | Problem) else Problem(where, "not a JSON object")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{path.name} line {number}"
-                row = _parse(line, where)
-                if not isinstance(row, dict):
-                    raise DataError(Problem(where, "not a JSON object"))
-                yield where, row
+                yield where, _parse(line, where)
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(data: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Problem(where, "not UTF-8")
     except json.JSONDecodeError as error:
-        raise DataError(Problem(where, f"not JSON: {error.msg} at column {error.colno}")) from None
+        return Problem(where, f"not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError):
+        return Problem(where, "not JSON that can be read")
 
 
-def convert(rows: Iterator[tuple[str, Row]], make: Callable[[str, Row], Sample], limit: int | None) -> list[Sample]:
+def convert(rows: Iterator[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], limit: int | None) -> list[Sample]:
     """Samples of the first `limit` rows.
 
     Raises:
         DataError: the rows that cannot be used, together, or an id that occurs twice.
     """
-    samples, problems, total = [], [], 0
+    samples: list[Sample] = []
+    problems: list[Problem] = []
     seen: set[str] = set()
-    for where, row in rows:
-        if limit is not None and total >= limit:
-            break
-        total += 1
+    for where, row in itertools.islice(rows, limit):
+        if isinstance(row, Problem):
+            problems.append(row)
+            continue
         try:
             sample = make(where, row)
             if sample.id in seen:
@@ -67,33 +89,56 @@ def convert(rows: Iterator[tuple[str, Row]], make: Callable[[str, Row], Sample],
             seen.add(sample.id)
             samples.append(sample)
         except DataError as error:
-            problems += [Problem(f"{where} · {p.where}".rstrip(" ·"), p.what, p.remedy) for p in error.problems]
+            problems += error.at(where).problems
     if problems:
-        rest = len(problems) - MOST_PROBLEMS
-        more = [Problem("", f"and {rest} more problems in {total} rows")] if rest > 0 else []
-        raise DataError([*problems[:MOST_PROBLEMS], *more])
+        raise DataError(shortened(problems))
     return samples
 
 
-def text(row: Row, key: str) -> str:
-    """A text field that must not be empty.
+def shortened(problems: Sequence[Problem]) -> list[Problem]:
+    """The first problems, and how many more there are."""
+    rest = len(problems) - MOST_PROBLEMS
+    return [*problems[:MOST_PROBLEMS], *([Problem("", f"and {rest} more problems")] if rest > 0 else [])]
+
+
+def checked(model: type[RowModel], row: Row) -> RowModel:
+    """The row with its types checked.
 
     Raises:
-        DataError: it is missing, empty or no text.
+        DataError: all keys that are missing, unknown or of the wrong type.
     """
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(Problem(key, "missing or empty", "every row needs this text"))
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        problems: dict[str, Problem] = {}
+        for item in error.errors(include_url=False, include_input=False):
+            where = ".".join(str(step) for step in item["loc"] if not _is_type(step))
+            if item["type"] == "extra_forbidden":
+                problems[where] = Problem(where, "unknown key", nearest(where, model.model_fields))
+            problems.setdefault(where, Problem(where, item["msg"]))
+        raise DataError(problems.values()) from None
+
+
+def _is_type(step: str | int) -> bool:
+    """Whether a step of an error's place is the name of a union's member, not a key."""
+    return isinstance(step, str) and (step in ("str", "int", "StoredImage") or "[" in step)
+
+
+def not_empty(value: str, key: str) -> str:
+    """The text.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not value.strip():
+        raise DataError(Problem(key, "empty", "every row needs this text"))
     return value
 
 
-def image_files(names: Sequence[Any], root: Path) -> tuple[Image, ...]:
+def image_files(names: Sequence[str], root: Path) -> tuple[Image, ...]:
     """Paths of images that a row names.
 
     Raises:
-        DataError: a name is no text, leads out of the root, or there is no such file.
+        DataError: a name leads out of the root, or there is no such file.
     """
-    wrong = [name for name in names if not isinstance(name, str)]
-    if wrong:
-        raise DataError(Problem("image", f"{wrong[0]!r} is not the name of a file"))
     return tuple(inside(root, name) for name in names)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_cot.data import jsonl, llava_cot_100k, messages, shapes
-from lora_cot.errors import DataError, Problem
+from lora_cot.errors import DataError
 from lora_cot.formats import CotFormat
 from lora_cot.types import Sample
 
@@ -38,8 +38,7 @@ def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -
         try:
             samples = SOURCES[source.source](source, cot_format)
         except DataError as error:
-            where = f"data source {number} ({source.source})"
-            raise DataError([Problem(f"{where} · {p.where}", p.what, p.remedy) for p in error.problems]) from None
+            raise error.at(f"data source {number} ({source.source})") from None
         whole, part = divmod(source.weight, 1.0)
         mixed += samples * int(whole)
         mixed += random.Random(seed).sample(samples, round(part * len(samples)))

@@ -49,7 +49,7 @@ class EvalReport:
 
 def evaluate(
     model: str,
-    benchmark: str = "shapes",
+    benchmark: str | None = None,
     split: str | None = None,
     limit: int | None = None,
     search: dict[str, Any] | None = None,
@@ -60,7 +60,7 @@ def evaluate(
 
     Args:
         model: run, adapter, merged folder or hub id.
-        benchmark: name of a benchmark.
+        benchmark: name of a benchmark; the recipe's if not given, its split and limit too.
         split: one of its splits; its first if not given.
         limit: first so many questions.
         search: keys of the recipe's search section to change.
@@ -70,12 +70,17 @@ def evaluate(
     Raises:
         RunError: no such benchmark, split or model.
     """
+    if benchmark is not None:
+        find(benchmark)  # before a model is loaded for nothing
+    opened = open_model(model, quantization)
+    print(opened.said, file=sys.stderr)
+    wanted = opened.recipe.evaluation
+    if benchmark is None or benchmark == wanted.benchmark:
+        benchmark, split, limit = wanted.benchmark, split or wanted.split, limit or wanted.limit
     chosen = find(benchmark)
     split = split or chosen.splits[0]
     if split not in chosen.splits:
         raise RunError(Problem("--split", f"{benchmark} has no split '{split}'", f"allowed: {', '.join(chosen.splits)}"))
-    opened = open_model(model, quantization)
-    print(opened.said, file=sys.stderr)
     config = SearchSection.model_validate({**opened.recipe.search.model_dump(), **(search or {})})
     samples = chosen.load(split, limit or chosen.default_limit)
     begin = time.perf_counter()

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 from lora_cot.errors import FormatError, Problem, RecipeError, nearest
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.libraries import OWNED, key_model
-from lora_cot.recipe.schema import FormatSection, LibrarySection, Recipe
+from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe
 
 LIBRARY_SECTIONS = ("quantization", "lora", "training")
-SOURCES = ("shapes", "jsonl", "llava_cot_100k", "messages")
+SOURCES = tuple(get_args(kind.model_fields["source"].annotation)[0] for kind in get_args(get_args(AnySource)[0]))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -35,7 +35,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe, found = _validated(values)
     problems += found + _library_problems(values) + _format_problems(values)
     if problems:
-        raise RecipeError([Problem(f"{path} · {p.where}" if p.where else str(path), p.what, p.remedy) for p in problems])
+        raise RecipeError(problems).at(str(path))
     assert recipe is not None
     return recipe
 
@@ -48,7 +48,7 @@ def load_saved(path: Path) -> Recipe:
     """
     recipe, problems = _validated(_read(path))
     if recipe is None or problems:
-        raise RecipeError([Problem(f"{path} · {p.where}", p.what, p.remedy) for p in problems])
+        raise RecipeError(problems).at(str(path))
     return recipe
 
 

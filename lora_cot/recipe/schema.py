@@ -71,7 +71,7 @@ class FormatSection(Section):
 class SourceSection(Section):
     """What all sources have in common."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1000)
     """Passes over this source in one epoch: 1 takes every row once, 0.5 half of them, 2 every row twice."""
     limit: int | None = Field(None, gt=0)
     """Take only the first so many rows."""
@@ -182,8 +182,10 @@ class EvaluationSection(Section):
 
     benchmark: Literal["shapes"] = "shapes"
     split: str | None = None
+    """The benchmark's first split if not given."""
     limit: int | None = Field(None, gt=0)
     batch_size: int = Field(64, gt=0)
+    """Questions answered at once."""
 
 
 class Recipe(Section):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from lora_cot.engines.base import Candidate, Engine
 from lora_cot.formats import Stage
 from lora_cot.formats.judging import VERDICTS, judge_question
+from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.trace import Comparison
 from lora_cot.types import Exchange, Sample
 
@@ -107,9 +108,16 @@ def _compare(
     comparisons = []
     for number, (c, a, b) in enumerate(pairs):
         forward, backward = odds[2 * number], -odds[2 * number + 1]
-        flipped = (forward > 0) != (backward > 0)
+        flipped = forward * backward <= 0
         candidates = contests[c].candidates
         likelier = a if candidates[a].mean_logprob >= candidates[b].mean_logprob else b
         winner = likelier if flipped else a if forward > 0 else b
         comparisons.append(Comparison(a, b, (forward + backward) / 2, flipped, winner))
     return comparisons
+
+
+SCORERS: dict[str, Callable[[Engine, SearchSection], Scorer]] = {
+    "logprob": lambda _engine, _config: logprob,
+    "self_judge": lambda engine, config: self_judge(engine, config.judge_adapter),
+}
+"""Scorers by the name a recipe gives them."""

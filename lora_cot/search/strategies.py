@@ -60,7 +60,7 @@ def _budget(stage: Stage, config: SearchSection) -> int:
     return (special and special.max_new_tokens) or stage.max_new_tokens
 
 
-def _traced(candidate: Candidate, score: float, chosen: bool) -> TracedCandidate:
+def _traced(candidate: Candidate, score: float | None, chosen: bool) -> TracedCandidate:
     return TracedCandidate(candidate.text, candidate.tokens, score, candidate.mean_logprob, candidate.closed, chosen)
 
 
@@ -100,7 +100,7 @@ def stage_beam(
     if not cot_format.is_tagged:
         remedy = "use greedy or sample, or a format with stages"
         raise SearchError(Problem("search.strategy", f"the format {cot_format.name} has no stages to search", remedy))
-    scorer = scorers.logprob if config.scorer == "logprob" else scorers.self_judge(engine, config.judge_adapter)
+    scorer = scorers.SCORERS[config.scorer](engine, config)
     states: list[Any] = engine.start(samples)
     done = [Completion(sample.id, "", cot_format.parse("")) for sample in samples]
     alive = list(range(len(samples)))
@@ -124,7 +124,7 @@ def stage_beam(
         for i, candidates, running, verdict in zip(alive, drawn, fields, scorer(contests), strict=True):
             winner = running[verdict.winner]
             scores = dict(zip(running, verdict.scores, strict=True))
-            traced = [_traced(c, scores.get(k, float("-inf")), k == winner) for k, c in enumerate(candidates)]
+            traced = [_traced(c, scores.get(k), k == winner) for k, c in enumerate(candidates)]
             comparisons = [scorers.renumber(comparison, running) for comparison in verdict.comparisons]
             _record(done[i], TracedStage(stage.name, tuple(traced), tuple(comparisons)), candidates, winner)
             on_stage(i, done[i].trace[-1])

@@ -13,8 +13,8 @@ class TracedCandidate:
 
     text: str
     tokens: int
-    score: float
-    """In the scorer's unit: mean log-probability in nats, or comparisons won."""
+    score: float | None
+    """In the scorer's unit: mean log-probability in nats, or comparisons won. None: it was not in the contest."""
     mean_logprob: float
     closed: bool
     chosen: bool
@@ -29,7 +29,7 @@ class Comparison:
     margin: float
     """Log-odds for the first, averaged over both orders."""
     flipped: bool
-    """The verdict changed with the order: neither is preferred, the likelier text wins."""
+    """The verdict changed with the order, or was even: neither is preferred, the likelier text wins."""
     winner: int
 
 

@@ -18,6 +18,7 @@ from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.folders import open_run, run_folder, save_adapter, write_recipe
 from lora_cot.data.collate import Collator, as_dataset, encode
 from lora_cot.data.labels import Encoded, Encoder, check_trained
+from lora_cot.data.rows import shortened
 from lora_cot.data.sources import load_mixture
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -75,6 +76,15 @@ def _load(sources: Sequence[Any], key: str, cot_format: CotFormat) -> list[Sampl
     samples = load_mixture(sources, cot_format)
     if not samples:
         raise DataError(Problem(key, "there is nothing to train on", "name at least one source"))
+    problems: list[Problem] = []
+    for sample in samples:
+        try:
+            for exchange in sample.exchanges:
+                cot_format.gold(exchange)
+        except DataError as error:
+            problems += error.at(f"{key} · {sample.id}").problems
+    if problems:
+        raise DataError(shortened(problems))
     return samples
 
 

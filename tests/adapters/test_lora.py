@@ -110,7 +110,7 @@ def test_an_adapter_comes_back_from_its_folder(load, tmp_path):
     again = load_adapter(load(), tmp_path, trainable=True)
     assert loss_of(again).item() == pytest.approx(loss_of(backbone).item(), abs=1e-6)
     assert sum(p.requires_grad for p in again.model.parameters()) == 28
-    with pytest.raises(AdapterError, match="no adapter_config.json here"):
+    with pytest.raises(AdapterError, match=r"no adapter_config\.json here"):
         load_adapter(load(), tmp_path / "nothing")
 
 
@@ -134,7 +134,7 @@ def test_a_base_that_is_no_vision_model_is_refused(tmp_path):
     with pytest.raises(BackboneError, match=r"type 'gpt2' is not a vision-language model .* allowed: llava"):
         load_backbone(ModelSection(base=str(tmp_path)))
     (tmp_path / "config.json").unlink()
-    with pytest.raises(BackboneError, match="no config.json"):
+    with pytest.raises(BackboneError, match=r"no config\.json"):
         load_backbone(ModelSection(base=str(tmp_path)))
     with pytest.raises(BackboneError, match="neither a folder nor a hub id"):
         load_backbone(ModelSection(base="nobody/nothing"))

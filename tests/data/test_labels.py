@@ -124,7 +124,9 @@ def test_padding_is_masked_on_either_side(tiny):
 def test_text_without_images_makes_a_batch_without_pixels(tiny):
     """Rows without an image need none."""
     encoder = Encoder(tiny.processor, FORMATS["direct"])
-    made = batch([encode(encoder, Sample("t", (Exchange("2+2?", answer="4"),)), True)], tiny.processor, tiny.family.join_images)
+    made = batch(
+        [encode(encoder, Sample("t", (Exchange("2+2?", answer="4"),)), True)], tiny.processor, tiny.family.join_images
+    )
     assert "pixel_values" not in made
 
 

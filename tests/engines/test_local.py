@@ -92,7 +92,7 @@ def test_greedy_equals_generate(engine):
 def test_the_same_seed_draws_the_same_text(engine):
     """A seed fixes a candidate's draws; its logprob is that of the tokens it drew."""
     states = engine.start(SAMPLES[:1])
-    (first, again, other), = engine.extend(states, [["s", "s", "t"]], None, 20, Sampling(1.0))
+    ((first, again, other),) = engine.extend(states, [["s", "s", "t"]], None, 20, Sampling(1.0))
     assert first.text == again.text != other.text
     assert first.logprob < 0 and first.tokens == 20
 

@@ -42,7 +42,10 @@ def test_shapes_are_told_apart_by_skill_and_steps():
     assert groups == one_step | {(skill, "more than one step") for skill in ("same_as", "relation", "comparison")}
 
 
-@pytest.mark.parametrize(("gold", "right", "wrong"), [("2", "2.", "3"), ("yes", " Yes", "no"), ("red", "RED", "red dot")])
+RIGHT_AND_WRONG = [("2", "2.", "3"), ("yes", " Yes", "no"), ("red", "RED", "red circle")]
+
+
+@pytest.mark.parametrize(("gold", "right", "wrong"), RIGHT_AND_WRONG)
 def test_shapes_compare_short_answers(gold, right, wrong):
     """Case, spaces and a final stop do not matter, everything else does."""
     sample = next(sample for sample in SHAPES.load("test", 200) if sample.last.answer == gold)

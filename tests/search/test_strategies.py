@@ -171,7 +171,10 @@ def test_a_format_without_stages_is_refused():
     assert engine.calls == []
 
 
-@pytest.mark.parametrize("config", [beam(), beam(scorer="self_judge"), SearchSection()], ids=["logprob", "judge", "one"])
+BATCHED = {"logprob": beam(), "judge": beam(scorer="self_judge"), "greedy": SearchSection()}
+
+
+@pytest.mark.parametrize("config", BATCHED.values(), ids=BATCHED)
 def test_a_batch_gives_what_its_questions_give_alone(config):
     """Completions do not depend on which other questions are answered with them, whenever those end."""
     samples = [question(f"q{number}") for number in range(12)]

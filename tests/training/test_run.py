@@ -50,7 +50,11 @@ def test_accumulation_changes_nothing(make_recipe, tmp_path):
     """Four batches of one are one batch of four: the same losses, whatever the samples' lengths."""
     runs = []
     for name, size, steps in (("one", 4, 1), ("four", 1, 4)):
-        options = (f"name={name}", f"training.per_device_train_batch_size={size}", f"training.gradient_accumulation_steps={steps}")
+        options = (
+            f"name={name}",
+            f"training.per_device_train_batch_size={size}",
+            f"training.gradient_accumulation_steps={steps}",
+        )
         folder = train(make_recipe(tmp_path, *options, "training.optim=sgd"), tmp_path)
         runs.append((losses(folder), losses(folder, "loss/REASONING")))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
@@ -98,7 +102,7 @@ def test_early_stopping_and_the_best_checkpoint(make_recipe, tmp_path):
 def test_a_dead_adapter_stops_the_run(make_recipe, tmp_path):
     """Text-only data gives the vision encoder's adapters no gradient: the run ends within the first steps."""
     rows = tmp_path / "text.jsonl"
-    stages = {name: "x" for name in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")}
+    stages = dict.fromkeys(("SUMMARY", "CAPTION", "REASONING", "CONCLUSION"), "x")
     rows.write_text("".join(json.dumps({"id": str(i), "question": "q", "stages": stages}) + "\n" for i in range(8)))
     data = {"train": [{"source": "jsonl", "path": str(rows)}]}
     recipe = make_recipe(tmp_path, "lora.parts=[vision_encoder]", "training.max_steps=50", data=data)

@@ -66,9 +66,14 @@ class MiniSpec:
         return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
+JUDGING = (
+    Phase(300, 32, {**LANGUAGE, "judging_conclusions": 1.0}),
+    Phase(600, 32, {**LANGUAGE, "judging_conclusions": 0.4, "judging_reasoning": 0.8, "judging_captions": 0.8}),
+)
+
 MINIS = {
-    "llava": MiniSpec("llava", (PERCEPTION, Phase(1500, 48, LANGUAGE), Phase(1500, 32, {**LANGUAGE, "judging": 1.5}))),
-    "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1500, 48, LANGUAGE))),
+    "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), *JUDGING)),
+    "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
 }
 """Bases by name: `model.base: mini/NAME`."""
 

@@ -7,7 +7,7 @@ All of it comes from the training split of `shapes`, with scenes drawn apart fro
 - reasoning: from a caption in *text*, with no image, the reasoning to a question (a real language model can reason
   over its own caption before it is fine-tuned; a base that never reasoned in text does not learn it in 200 steps);
 - words: repeating a line, so that every token that formats and prompts use has been seen;
-- judging (left out of the `-nojudge` bases): which of two texts of a stage is the right one.
+- judging (left out of the `-nojudge` bases): which of two texts of a stage is the right one, conclusions first.
 
 No four-stage text is among them: the format is what fine-tuning teaches.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from lora_cot.data import shapes
 from lora_cot.data.shapes import Scene, Task
@@ -47,35 +48,35 @@ def _reasoning(scene: Scene, task: Task, rng: random.Random) -> Sample:
 
 
 def _words(scene: Scene, task: Task, rng: random.Random) -> Sample:
-    """Tags, stage texts and prompts in a shuffled order, so that no format can be learned from them."""
+    """Tags and stage texts in a shuffled order, so that no format can be learned from them.
+
+    The separators are the formats' own: a line break after a tag is another token than one after a space.
+    """
     four_stage = FORMATS["four_stage"]
     tags = [tag for stage in four_stage.stages for tag in (four_stage.opening(stage), four_stage.closing(stage))]
-    pieces = rng.sample(tags, 4) + rng.sample([task.summary, task.answer, "\n\n", *map(str, range(10))], 4)
+    pieces = rng.sample(tags, 4) + rng.sample([task.summary, task.answer, *map(str, range(10))], 3)
     rng.shuffle(pieces)
-    text = " ".join(pieces)
+    text = "".join(piece + rng.choice([" ", "\n\n"]) for piece in pieces).strip()
     return _sample(f"Repeat: {text}", text)
 
 
 def corrupted(text: str, rng: random.Random) -> str:
-    """The text with one word replaced by another of its kind; the text itself if it has no such word."""
-    kinds = [list(shapes.COLOURS), list(shapes.SHAPES), ["yes", "no"], list("01234")]
+    """The text with one word replaced by another of its kind."""
+    kinds = [[*shapes.COLOURS, "equal"], list(shapes.SHAPES), ["yes", "no"], list("01234")]
     words = text.split(" ")
     places = [(i, kind) for i, word in enumerate(words) for kind in kinds if word.strip(".,:") in kind]
-    if not places:
-        return text
     index, kind = rng.choice(places)
     bare = words[index].strip(".,:")
     words[index] = words[index].replace(bare, rng.choice([word for word in kind if word != bare]))
     return " ".join(words)
 
 
-def _judging(scene: Scene, task: Task, rng: random.Random) -> Sample:
-    """Two texts of one stage, one of them with an error; which comes first is a coin's choice."""
-    gold = shapes.stages(scene, task)
-    index = rng.choice([1, 1, 2, 2, 3])
-    stage = FORMATS["four_stage"].stages[index]
-    given = " ".join(gold[earlier.name] for earlier in FORMATS["four_stage"].stages[:index])
-    right, wrong = gold[stage.name], corrupted(gold[stage.name], rng)
+def _judging(name: str, scene: Scene, task: Task, rng: random.Random) -> Sample:
+    """Two texts of the named stage, one of them with an error; which comes first is a coin's choice."""
+    gold, stages = shapes.stages(scene, task), FORMATS["four_stage"].stages
+    stage = FORMATS["four_stage"].stage(name)
+    given = " ".join(gold[earlier.name] for earlier in stages[: stages.index(stage)])
+    right, wrong = gold[name], corrupted(gold[name], rng)
     first = rng.random() < 0.5
     texts = (right, wrong) if first else (wrong, right)
     question = judge_question(task.question, stage, given, *texts)
@@ -88,7 +89,9 @@ MAKERS: dict[str, Maker] = {
     "direct": _direct,
     "reasoning": _reasoning,
     "words": _words,
-    "judging": _judging,
+    "judging_conclusions": partial(_judging, "CONCLUSION"),
+    "judging_reasoning": partial(_judging, "REASONING"),
+    "judging_captions": partial(_judging, "CAPTION"),
 }
 
 

@@ -1,0 +1,78 @@
+"""Miniature bases: made from what their specification says, and found again without being made twice."""
+
+import json
+
+import pytest
+
+from lora_cot.backbones.loading import load_backbone
+from lora_cot.backbones.mini import build, corpus
+from lora_cot.backbones.mini.build import MINIS, MiniSpec, Phase
+from lora_cot.data import shapes
+from lora_cot.formats import FORMATS
+from lora_cot.recipe.schema import ModelSection
+
+SMALL = MiniSpec("llava", (Phase(2, 4, {"captions": 1.0, "judging_captions": 1.0}),), width=64, layers=1)
+
+
+@pytest.mark.parametrize("kind", corpus.MAKERS)
+def test_the_corpus_is_the_same_for_the_same_number(kind):
+    """What a base is taught follows from the number of the sample alone, and never shows a test scene."""
+    assert [corpus.make(kind, n) for n in range(5)] == [corpus.make(kind, n) for n in range(5)]
+    for number in range(30):
+        assert shapes.scene_of(number, "train", corpus.SEED)[0].split() == "train"
+
+
+@pytest.mark.parametrize("name", ["CONCLUSION", "REASONING", "CAPTION"])
+def test_a_judge_is_shown_one_right_text_in_either_place(name):
+    """The two texts differ in one word; the right one comes first about half of the time."""
+    kind = {"CONCLUSION": "judging_conclusions", "REASONING": "judging_reasoning", "CAPTION": "judging_captions"}[name]
+    samples = [corpus.make(kind, n) for n in range(200)]
+    for sample in samples:
+        lines = sample.last.question.split("\n")
+        first, second = (line.split(": ", 1)[1].split() for line in lines if line.startswith("Response"))
+        assert len(first) == len(second) and sum(a != b for a, b in zip(first, second, strict=True)) == 1
+    assert 70 < sum(sample.last.answer == "1" for sample in samples) < 130
+
+
+def test_no_base_is_taught_the_format():
+    """No text of the corpus has the four stages in order: fine-tuning teaches that."""
+    for kind in corpus.MAKERS:
+        for number in range(100):
+            assert FORMATS["four_stage"].parse(corpus.make(kind, number).last.answer).outcome != "complete"
+
+
+def test_a_base_is_built_once_and_found_again(tmp_path, monkeypatch):
+    """The first use builds it with a specification beside it; the second finds it; another specification is another base."""
+    monkeypatch.setenv("LORA_COT_CACHE", str(tmp_path))
+    monkeypatch.setitem(MINIS, "small", SMALL)
+    folder = build.locate("small")
+    assert json.loads((folder / "built_from.json").read_text())["phases"][0]["steps"] == 2
+    weights = (folder / "model.safetensors").stat().st_mtime_ns
+    assert build.locate("small") == folder and (folder / "model.safetensors").stat().st_mtime_ns == weights
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    backbone = load_backbone(ModelSection(base="mini/small"))
+    assert str(backbone.model.dtype) == "torch.bfloat16"
+    monkeypatch.setitem(MINIS, "small", MiniSpec("llava", SMALL.phases, width=64, layers=1, seed=1))
+    assert build.locate("small") != folder
+
+
+def test_the_shipped_base_is_what_its_specification_makes():
+    """The base that comes along was made from the specification in the code; it is small."""
+    folder = build.SHIPPED / "llava"
+    assert build.locate("llava") == folder
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
+
+
+def test_questions_are_learned_only_where_the_sample_says_so(tiny):
+    """A judge's question is trained on, image slots and padding are not; other questions stay masked."""
+    from lora_cot.data.collate import Collator
+    from lora_cot.data.labels import Encoder
+
+    samples = [corpus.make("judging_captions", 0), corpus.make("captions", 0)]
+    batch = Collator(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.join_images)([{"sample": s} for s in samples])
+    masked = (batch["labels"] == -100).sum(1)
+    image_token = tiny.model.config.image_token_id
+    build._learn_questions(batch, samples, image_token)
+    unknown = (batch["input_ids"][0] == image_token) | (batch["attention_mask"][0] == 0)
+    assert ((batch["labels"][0] == -100) == unknown).all()
+    assert (batch["labels"][1] == -100).sum() == masked[1]
