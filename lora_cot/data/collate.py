@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lora_cot.data.images import MAX_PIXELS, open_image
-from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder
+from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder, check_trained
 from lora_cot.errors import DataError, Problem
 from lora_cot.types import Sample
 
@@ -81,12 +81,20 @@ class Collator:
         Raises:
             DataError: an image that cannot be opened, a sample without an answer or that is too long.
         """
-        encoded = [encode(self.encoder, row["sample"], True, self.max_pixels) for row in rows]
-        for row, found in zip(rows, encoded, strict=True):
-            if self.max_length is not None and len(found.input_ids) > self.max_length:
-                what = f"{len(found.input_ids)} tokens are more than training.max_length={self.max_length}"
-                raise DataError(Problem(row["sample"].id, what, "raise it, or take the sample out"))
-        return batch(encoded, self.encoder.processor, self.join_images)
+        return batch([self.encode(row["sample"]) for row in rows], self.encoder.processor, self.join_images)
+
+    def encode(self, sample: Sample) -> Encoded:
+        """One sample as it will be trained on.
+
+        Raises:
+            DataError: see `__call__`.
+        """
+        encoded = encode(self.encoder, sample, True, self.max_pixels)
+        if self.max_length is not None and len(encoded.input_ids) > self.max_length:
+            what = f"{len(encoded.input_ids)} tokens are more than training.max_length={self.max_length}"
+            raise DataError(Problem(sample.id, what, "raise it, or take the sample out"))
+        check_trained(encoded, sample)
+        return encoded
 
 
 def as_dataset(samples: Sequence[Sample]) -> Any:

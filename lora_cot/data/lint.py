@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_cot.data.rows import read_json_rows
+from lora_cot.data.collate import Collator
+from lora_cot.data.rows import read_json_rows, shortened
 from lora_cot.errors import DataError, Problem, nearest
 from lora_cot.formats import CotFormat
+from lora_cot.types import Sample
+
+PREFLIGHT = 200
+"""Samples that are opened and tokenised before anything is trained."""
 
 
 def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, Any]:
@@ -38,3 +44,19 @@ def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, A
             faults[parsed.fault] += 1
     counts = {name: outcomes[name] for name in ("complete", "partial", "none")}
     return {"rows": sum(counts.values()), **counts, "faults": dict(faults.most_common())}
+
+
+def preflight(collator: Collator, samples: Sequence[Sample]) -> None:
+    """Encode samples as training will, evenly spread over the data; all of them if they are few.
+
+    Raises:
+        DataError: all that cannot be trained on among them.
+    """
+    problems: list[Problem] = []
+    for sample in samples[:: max(1, len(samples) // PREFLIGHT)]:
+        try:
+            collator.encode(sample)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(shortened(problems))

@@ -24,6 +24,7 @@ def sft_config(recipe: Recipe, folder: Path) -> Any:
         "bf16": cuda and torch.cuda.is_bf16_supported(),
         "report_to": "none",
         "save_total_limit": 2,
+        "dataloader_pin_memory": cuda,
         "disable_tqdm": not sys.stderr.isatty(),
         "seed": 0,
         **recipe.training.library,

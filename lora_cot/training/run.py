@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from lora_cot.adapters.lora import attach, load_adapter, report
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.folders import open_run, run_folder, save_adapter, write_recipe
-from lora_cot.data.collate import Collator, as_dataset, encode
-from lora_cot.data.labels import Encoded, Encoder, check_trained
+from lora_cot.data.collate import Collator, as_dataset
+from lora_cot.data.labels import Encoded, Encoder
+from lora_cot.data.lint import preflight
 from lora_cot.data.rows import shortened
 from lora_cot.data.sources import load_mixture
 from lora_cot.errors import DataError, Problem
@@ -47,28 +49,33 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         DataError, BackboneError, AdapterError: the input is wrong; nothing was trained.
         TrainingError: an adapter gets no gradient.
     """
-    folder = run_folder(recipe, root)
-    with open_run(folder):
-        PartialState()
+    folder, state = run_folder(recipe, root), PartialState()
+    with open_run(folder) if state.is_main_process else nullcontext():
         torch.manual_seed(int(recipe.training.library.get("seed", 0)))
         cot_format = recipe.format.build()
         samples = _load(recipe.data.train, "data.train", cot_format)
         held_out = load_mixture(recipe.data.eval, cot_format)
         backbone = _prepare(recipe)
         cot_format = cot_format.spelled(backbone.family.tag_style)
-        write_recipe(recipe, folder)
-        _show(report_lines(backbone), _preview(recipe, backbone, cot_format, samples))
+        if state.is_main_process:
+            write_recipe(recipe, folder)
+        collator = _collator(recipe, backbone, cot_format)
+        preflight(collator, samples)
+        _show(_counts(samples, held_out), report_lines(backbone), _preview(collator, samples[0]))
         shown = held_out[:SHOWN_SAMPLES]
         before = _answers(recipe, backbone, cot_format, shown)
         begin = time.perf_counter()
-        trainer = _trainer(recipe, backbone, cot_format, samples, held_out, folder)
+        trainer = _trainer(recipe, backbone, cot_format, collator, samples, held_out, folder)
         trainer.train()
         seconds = time.perf_counter() - begin
-        save_adapter(backbone, recipe, folder / "adapter")
+        if state.is_main_process:
+            save_adapter(backbone, recipe, folder / "adapter")
         after = _answers(recipe, backbone, cot_format, shown)
         pairs = [ShownSample(*triple) for triple in zip(shown, before, after, strict=True)]
         history = trainer.state.log_history
-        write_report(RunReport(recipe, report(backbone), history, pairs, seconds, peak_memory_gb()), folder)
+        if state.is_main_process:
+            write_report(RunReport(recipe, report(backbone), history, pairs, seconds, peak_memory_gb()), folder)
+        state.wait_for_everyone()
         return folder
 
 
@@ -95,10 +102,20 @@ def _prepare(recipe: Recipe) -> Backbone:
     return attach(backbone, recipe.lora)
 
 
+def _collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
+    limits = (recipe.data.max_pixels, recipe.training.library.get("max_length"))
+    return Collator(Encoder(backbone.processor, cot_format), backbone.family.join_images, *limits)
+
+
 def _trainer(
-    recipe: Recipe, backbone: Backbone, cot_format: CotFormat, samples: list[Sample], held_out: list[Sample], folder: Path
+    recipe: Recipe,
+    backbone: Backbone,
+    cot_format: CotFormat,
+    collator: Collator,
+    samples: list[Sample],
+    held_out: list[Sample],
+    folder: Path,
 ) -> CotTrainer:
-    encoder = Encoder(backbone.processor, cot_format)
     callbacks: list[Any] = [RunLog(folder / "log.jsonl"), LivenessCheck(backbone.model)]
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
@@ -110,9 +127,7 @@ def _trainer(
         args=sft_config(recipe, folder),
         train_dataset=as_dataset(samples),
         eval_dataset=as_dataset(held_out) if held_out else None,
-        data_collator=Collator(
-            encoder, backbone.family.join_images, recipe.data.max_pixels, recipe.training.library.get("max_length")
-        ),
+        data_collator=collator,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -123,11 +138,14 @@ def _answers(recipe: Recipe, backbone: Backbone, cot_format: CotFormat, samples:
     return measure(backbone, cot_format, samples, recipe).completions if samples else []
 
 
-def _preview(recipe: Recipe, backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample]) -> str:
-    """The first sample as text, its trained part between marks."""
-    encoded = encode(Encoder(backbone.processor, cot_format), samples[0], True, recipe.data.max_pixels)
-    check_trained(encoded, samples[0])
-    return mark_trained(encoded, backbone.processor.tokenizer)
+def _counts(samples: Sequence[Sample], held_out: Sequence[Sample]) -> str:
+    without = sum(not sample.images for sample in samples)
+    return f"{len(samples)} samples to train on, {without} of them without an image; {len(held_out)} held out"
+
+
+def _preview(collator: Collator, sample: Sample) -> str:
+    """A sample as text, its trained part between marks."""
+    return mark_trained(collator.encode(sample), collator.encoder.tokenizer)
 
 
 def mark_trained(encoded: Encoded, tokenizer: Any) -> str:

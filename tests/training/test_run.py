@@ -133,6 +133,24 @@ def test_a_sample_that_is_too_long_is_refused_whole(make_recipe, tmp_path):
         train(make_recipe(tmp_path, "training.max_length=20"), tmp_path)
 
 
+def test_bad_rows_are_found_before_anything_is_trained(make_recipe, tmp_path):
+    """A damaged image and a row without stages are reported together, by id, and no checkpoint is begun."""
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    stages = dict.fromkeys(("SUMMARY", "CAPTION", "REASONING", "CONCLUSION"), "x")
+    rows = [{"id": f"r{n}", "question": "q", "stages": stages} for n in range(6)]
+    rows[2]["image"] = rows[4]["image"] = "bad.png"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = {"train": [{"source": "jsonl", "path": str(path)}]}
+    with pytest.raises(DataError, match=r"(?s)r2 · .*bad\.png.*r4 · .*bad\.png"):
+        train(make_recipe(tmp_path, data=data), tmp_path)
+    del rows[3]["stages"]["CAPTION"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="r3 · no text for CAPTION"):
+        train(make_recipe(tmp_path, data=data), tmp_path)
+    assert not (tmp_path / "tiny" / "checkpoints").exists()
+
+
 def test_no_data_is_an_error(make_recipe, tmp_path):
     """A recipe without a source trains nothing, and says so before a model is loaded."""
     with pytest.raises(DataError, match=r"data.train · there is nothing to train on"):
@@ -143,7 +161,8 @@ def test_the_preview_marks_what_is_trained(tiny, make_recipe, tmp_path):
     """The run shows one sample with its answer between marks."""
     recipe = make_recipe(tmp_path)
     cot_format = recipe.format.build()
-    text = training._preview(recipe, tiny, cot_format, training._load(recipe.data.train, "data.train", cot_format))
+    samples = training._load(recipe.data.train, "data.train", cot_format)
+    text = training._preview(training._collator(recipe, tiny, cot_format), samples[0])
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
 

@@ -1,4 +1,8 @@
-"""Making a miniature base: tokenizer, architecture, minutes of training, and a cache by what made it."""
+"""Making a miniature base: tokenizer, architecture, minutes of training, and a cache by what made it.
+
+`python -m lora_cot.backbones.mini.build NAME FOLDER` builds one into a folder of choice; a recipe that names
+`mini/NAME` builds it into the cache if it is neither shipped nor there.
+"""
 
 from __future__ import annotations
 
@@ -207,3 +211,7 @@ def _learn_questions(batch: dict[str, Any], samples: list[Sample], image_token_i
             ids = batch["input_ids"][row]
             known = batch["attention_mask"][row].bool() & (ids != image_token_id)
             batch["labels"][row] = ids.masked_fill(~known, IGNORE_INDEX)
+
+
+if __name__ == "__main__":
+    build(MINIS[sys.argv[1]], Path(sys.argv[2]))
