@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_cot.errors import LoraCotError, Problem, RunError, nearest
+from lora_cot.errors import DataError, LoraCotError, Problem, RunError, nearest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -121,10 +121,10 @@ def ask(
     search = _search(strategy, candidates, scorer, judge_adapter)
     how = _quantization(quantization)
     from lora_cot.checkpoints.opening import open_model
-    from lora_cot.data.images import open_image
     from lora_cot.evaluation.ask import ask as run
 
-    open_image(image)  # before a model is loaded for nothing
+    if not image.is_file():  # before a model is loaded for nothing
+        raise DataError(Problem(str(image), "no such image file"))
     opened = open_model(model, how)
     print(opened.said, file=sys.stderr)
 

@@ -17,8 +17,6 @@ class Exchange:
     question: str
     stages: Mapping[str, str] | None = None
     """Gold text by stage name."""
-    reply: str | None = None
-    """Gold text as one string, where it is not known by stage."""
     answer: str | None = None
     """The short answer that a benchmark compares with."""
 

@@ -29,6 +29,8 @@ def imported(path):
     """Names of our packages that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "lora_cot":
+            names = [f"lora_cot.{alias.name}" for alias in node.names]
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
             if name and name.startswith("lora_cot."):

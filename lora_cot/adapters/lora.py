@@ -73,13 +73,17 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> B
     """The backbone with an adapter from a folder.
 
     Raises:
-        AdapterError: the folder holds no adapter.
+        AdapterError: the folder holds no adapter, or one of another base.
     """
     from peft import PeftModel
 
     if not (folder / "adapter_config.json").is_file():
         raise AdapterError(Problem(str(folder), "no adapter_config.json here", "name a run, or a folder that PEFT saved"))
-    return _with_model(backbone, PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable))
+    try:
+        return _with_model(backbone, PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable))
+    except (RuntimeError, ValueError) as error:
+        what = f"the adapter does not fit the base {backbone.base}: {' '.join(str(error).split())[:300]}"
+        raise AdapterError(Problem(str(folder), what, "name the base it was trained on")) from None
 
 
 def _with_model(backbone: Backbone, model: Any) -> Backbone:

@@ -10,9 +10,6 @@ from torch import nn
 
 from lora_cot.data.collate import JoinImages
 
-PARTS = ("vision_encoder", "projector", "language_model", "lm_head")
-"""Names of the parts of a vision-language model, whatever a family calls them."""
-
 
 @dataclass(frozen=True)
 class Family:
@@ -22,7 +19,8 @@ class Family:
     model_types: tuple[str, ...]
     """Values of `model_type` in a checkpoint's config.json."""
     parts: Mapping[str, str]
-    """Part name → path of the module inside the model."""
+    """Part name → path of the module inside the model. The names are the same for all families: vision_encoder, projector,
+    language_model, lm_head."""
     join_images: JoinImages
     tag_style: str = "xml"
     """How this family's tokenizers can spell stage tags."""

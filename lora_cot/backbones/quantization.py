@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lora_cot.backbones.base import Family, part_of
-from lora_cot.errors import BackboneError, Problem
+from lora_cot.errors import BackboneError, Problem, RecipeError
 from lora_cot.recipe.schema import QuantizationSection
 
 
@@ -27,7 +27,10 @@ def bits_and_bytes(section: QuantizationSection, family: Family, dtype: torch.dt
 
     keys = section.library
     keys.setdefault("bnb_4bit_compute_dtype", dtype)
-    return BitsAndBytesConfig(llm_int8_skip_modules=[family.parts[part] for part in section.skip_parts], **keys)
+    try:
+        return BitsAndBytesConfig(llm_int8_skip_modules=[family.parts[part] for part in section.skip_parts], **keys)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RecipeError(Problem("quantization", " ".join(str(error).split()))) from None
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -58,7 +61,7 @@ def keep_differentiable(model: nn.Module) -> None:
 
 
 def check_quantized(model: nn.Module, family: Family, section: QuantizationSection) -> None:
-    """Raise unless exactly the parts that should be are quantised.
+    """Raise if a part that should not be is quantised, or if none is.
 
     Raises:
         BackboneError: a skipped part was quantised, or nothing was.

@@ -20,6 +20,7 @@ from lora_cot.recipe import Recipe, dump
 
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = ".lock"
+LOG_FILE = "log.jsonl"
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "deepspeed", "lora_cot")
 
 
@@ -46,7 +47,13 @@ def open_run(folder: Path) -> Iterator[None]:
         raise RunError(
             Problem(str(folder), "there is a run in this folder already", "set another name=, or remove the folder")
         )
-    lock.write_text(json.dumps(owner))
+    lock.unlink(missing_ok=True)
+    try:
+        with lock.open("x") as file:  # of two that found it free, one fails here
+            file.write(json.dumps(owner))
+    except FileExistsError:
+        raise RunError(Problem(str(folder), "another process has just taken this folder")) from None
+    (folder / LOG_FILE).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     try:
         yield
     finally:

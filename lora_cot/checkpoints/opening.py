@@ -80,4 +80,6 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
 
 def _precision(section: QuantizationSection | None, backbone: Backbone) -> str:
     dtype = str(backbone.model.dtype).removeprefix("torch.")
-    return f"quantised ({section.library.get('bnb_4bit_quant_type', '8-bit')}), rest {dtype}" if section else dtype
+    if section is None:
+        return dtype
+    return f"quantised ({section.bnb_4bit_quant_type if section.load_in_4bit else '8-bit'}), rest {dtype}"

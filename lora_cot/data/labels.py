@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 
 from lora_cot.errors import BackboneError, DataError, Problem
 from lora_cot.formats import CotFormat
-from lora_cot.types import Sample
+from lora_cot.types import Exchange, Sample
 
 IGNORE_INDEX = -100
 """Label of a token that carries no loss."""
@@ -82,9 +82,10 @@ class Encoder:
         """
         return self._encode(sample, images, answered=len(sample.exchanges))
 
-    def text_ids(self, text: str) -> list[int]:
-        """Plain text as tokens, whatever control tokens it spells."""
-        return [token for token, _ in self._tokenize([(text, False)])]
+    def answer_ids(self, answer: str) -> list[int]:
+        """The tokens of a short answer as a model would write them after any prompt."""
+        encoded = self.training(Sample("", (Exchange("?", answer=answer),)), [])
+        return [label for label in encoded.labels if label != IGNORE_INDEX]
 
     def _encode(self, sample: Sample, images: Sequence[PILImage.Image], answered: int) -> Encoded:
         golds = [self.format.write(self.format.gold(exchange)) for exchange in sample.exchanges[:answered]]
@@ -154,9 +155,11 @@ class Encoder:
             edges.append(edge)
         ended = False
         for token, position in tokens:
+            after = position >= edges[-1]  # of what the template writes there, only the end token is trained
+            trained = not ended and (not after or token in self._special_ids)
             stage = min(sum(position >= edge for edge in edges), len(edges) - 1)
-            self._extend(out, [token], IGNORE_INDEX if ended else token, NO_STAGE if ended else stage)
-            ended = ended or (position >= edges[-1] and token in self._special_ids)
+            self._extend(out, [token], token if trained else IGNORE_INDEX, stage if trained else NO_STAGE)
+            ended = ended or (after and trained)
         if not ended:  # LLaVA-1.5's template writes no end token; without one the model would never learn to stop
             self._extend(out, [self.tokenizer.eos_token_id], self.tokenizer.eos_token_id, len(edges) - 1)
 
@@ -185,9 +188,11 @@ class Encoder:
             start += len(text)
         tokens: list[tuple[int, int]] = []
         for begin, end in zip(cuts, [*cuts[1:], len(joined)], strict=True):
-            run = self.tokenizer(joined[begin:end], add_special_tokens=False, return_offsets_mapping=True)
-            offsets = (begin + offset[0] for offset in run["offset_mapping"])
-            tokens.extend(zip(run["input_ids"], offsets, strict=True))
+            # SentencePiece puts a space before the first word of a text: a later run is no beginning.
+            before = self.tokenizer.eos_token if begin else ""
+            run = self.tokenizer(before + joined[begin:end], add_special_tokens=False, return_offsets_mapping=True)
+            offsets = (begin - len(before) + offset[0] for offset in run["offset_mapping"])
+            tokens.extend(list(zip(run["input_ids"], offsets, strict=True))[bool(before) :])
         return tokens
 
     def _image_slots(self, images: Sequence[PILImage.Image]) -> tuple[list[list[int]], list[dict[str, Any]]]:

@@ -46,6 +46,23 @@ def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, A
     return {"rows": sum(counts.values()), **counts, "faults": dict(faults.most_common())}
 
 
+def check_gold(samples: Sequence[Sample], key: str, cot_format: CotFormat) -> None:
+    """See that every exchange has gold text for every stage.
+
+    Raises:
+        DataError: all samples that lack some, under the recipe's key.
+    """
+    problems: list[Problem] = []
+    for sample in samples:
+        try:
+            for exchange in sample.exchanges:
+                cot_format.gold(exchange)
+        except DataError as error:
+            problems += error.at(f"{key} · {sample.id}").problems
+    if problems:
+        raise DataError(shortened(problems))
+
+
 def preflight(collator: Collator, samples: Sequence[Sample]) -> None:
     """Encode samples as training will, evenly spread over the data; all of them if they are few.
 

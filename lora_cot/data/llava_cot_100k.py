@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, not_empty, read_json_rows
 from lora_cot.errors import DataError, Problem
-from lora_cot.formats import FORMATS, CotFormat
+from lora_cot.formats import CotFormat
+from lora_cot.formats.four_stage import FOUR_STAGE
 from lora_cot.recipe.schema import LlavaCotSource
 from lora_cot.types import Exchange, Sample
 
@@ -63,8 +64,8 @@ def load(source: LlavaCotSource, cot_format: CotFormat) -> list[Sample]:
 
 def _exchange(number: int, human: Turn, gpt: Turn) -> Exchange:
     question = not_empty(PLACEHOLDERS.sub("", human.value).strip(), f"conversations.{number}.value")
-    parsed = FORMATS["four_stage"].parse(gpt.value)
-    if parsed.outcome != "complete":
-        remedy = "the four stages, each between its tags, in order"
-        raise DataError(Problem(f"conversations.{number + 1}.value", f"not a four-stage answer: {parsed.fault}", remedy))
-    return Exchange(question, stages={stage.name: stage.text for stage in parsed.stages}, answer=parsed.answer)
+    try:
+        stages = FOUR_STAGE.read(gpt.value)
+    except DataError as error:
+        raise error.at(f"conversations.{number + 1}.value") from None
+    return Exchange(question, stages=stages, answer=stages[FOUR_STAGE.answer_stage.name])

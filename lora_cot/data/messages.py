@@ -76,8 +76,12 @@ def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
         exchanges = []
         for number in range(0, len(record.messages), 2):
             question, reply = (message.text for message in record.messages[number : number + 2])
-            answer = cot_format.parse(reply).answer
-            exchanges.append(Exchange(not_empty(question, f"messages.{number}"), reply=reply, answer=answer))
+            try:
+                stages = cot_format.read(reply)
+            except DataError as error:
+                raise error.at(f"messages.{number + 1}") from None
+            answer = stages[cot_format.answer_stage.name]
+            exchanges.append(Exchange(not_empty(question, f"messages.{number}"), stages=stages, answer=answer))
         stored = record.images or ([record.image] if record.image else [])
         images = tuple(_image(image, root) for image in stored)
         return Sample(where if record.id is None else str(record.id), tuple(exchanges), images)

@@ -51,8 +51,12 @@ class Engine(Protocol):
         stop: str | None,
         max_new_tokens: int,
         sampling: Sampling,
+        keep_states: bool = True,
     ) -> list[list[Candidate]]:
-        """For each state as many candidates as it has seeds; the same seed draws the same text in any batch."""
+        """For each state as many candidates as it has seeds; the same seed draws the same text in any batch.
+
+        Without `keep_states` the candidates cannot be continued, and take no memory.
+        """
 
     def choose(self, samples: Sequence[Sample], options: Sequence[str], adapter: bool = True) -> list[list[float]]:
         """For each prompt the log-probability of each option as the first thing that is answered."""

@@ -18,9 +18,10 @@ from transformers import DynamicCache
 from lora_cot.backbones import Backbone
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.images import MAX_PIXELS
-from lora_cot.data.labels import Encoder
+from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoder
 from lora_cot.engines.base import Candidate, Sampling
 from lora_cot.engines.cache import pack, unpack
+from lora_cot.errors import Problem, SearchError
 from lora_cot.formats import FORMATS, CotFormat
 from lora_cot.types import Sample
 
@@ -95,10 +96,14 @@ class LocalEngine:
         return [state for state in states if state is not None]
 
     def _prefills(
-        self, samples: Sequence[Sample], encoder: Encoder
+        self, samples: Sequence[Sample], encoder: Encoder, more: Sequence[int] = ()
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor], list[int]]]:
-        """Batches of prompts of like length, those with images apart from those without."""
+        """Batches of prompts of like length, those with images apart from those without; `more` tokens at their end."""
         encoded = [encode(encoder, sample, False, self.max_pixels) for sample in samples]
+        for prompt in encoded:
+            prompt.input_ids.extend(more)
+            prompt.labels.extend([IGNORE_INDEX] * len(more))
+            prompt.stage_ids.extend([NO_STAGE] * len(more))
         order = sorted(range(len(samples)), key=lambda i: (bool(encoded[i].image_inputs), len(encoded[i].input_ids)))
         while order:
             with_images = bool(encoded[order[0]].image_inputs)
@@ -132,6 +137,7 @@ class LocalEngine:
         stop: str | None,
         max_new_tokens: int,
         sampling: Sampling,
+        keep_states: bool = True,
     ) -> list[list[Candidate]]:
         """See `Engine.extend`. Equal draws are promised in float32 on a CPU; elsewhere batches may round differently."""
         rows = [_Row(q, random.Random(seed)) for q, mine in enumerate(seeds) for seed in mine]
@@ -148,7 +154,7 @@ class LocalEngine:
                 row.logprob += logprobs[place]
                 closed = self._closed(row.ids, stop)
                 if closed is not None or len(row.ids) == max_new_tokens:
-                    state = State(decoding.state(place), token)
+                    state = State(decoding.state(place), token) if keep_states else None
                     found[index] = self._candidate(row, bool(closed), state)
                     gone.append(place)
             kept = [place for place in range(len(alive)) if place not in set(gone)]
@@ -162,7 +168,7 @@ class LocalEngine:
             by_question[row.question].append(candidate)
         return by_question
 
-    def _candidate(self, row: _Row, closed: bool, state: State) -> Candidate:
+    def _candidate(self, row: _Row, closed: bool, state: State | None) -> Candidate:
         visible = row.ids[:-1] if row.ids[-1] in self._ends else row.ids
         return Candidate(self._text(visible), len(row.ids), row.logprob, closed, state)
 
@@ -186,23 +192,32 @@ class LocalEngine:
 
     @torch.inference_mode()
     def choose(self, samples: Sequence[Sample], options: Sequence[str], adapter: bool = True) -> list[list[float]]:
-        """See `Engine.choose`; an option counts by its first token.
+        """See `Engine.choose`; an option counts by the first token in which it differs from the others.
 
         Raises:
-            ValueError: two options begin with the same token.
+            SearchError: the adapter cannot be switched off, or two options are the same.
         """
-        firsts = [self._judge_encoder.text_ids(option)[0] for option in options]
-        if len(set(firsts)) < len(firsts):
-            raise ValueError(f"options {options} begin with the same token")
+        if not adapter and not hasattr(self.model, "disable_adapter"):
+            what = "this model has no adapter that could be switched off"
+            raise SearchError(Problem("judge_adapter: off", what, "use a run or an adapter, not a merged model"))
+        common, firsts = self._told_apart(options)
         scores: list[list[float]] = [[] for _ in samples]
-        bare = not adapter and hasattr(self.model, "disable_adapter")
-        with self.model.disable_adapter() if bare else nullcontext():
-            for chunk, inputs, _ in self._prefills(samples, self._judge_encoder):
+        with nullcontext() if adapter else self.model.disable_adapter():
+            for chunk, inputs, _ in self._prefills(samples, self._judge_encoder, common):
                 inputs.pop("last")
                 logits = self._forward(inputs).logits[:, -1].float().log_softmax(-1)[:, firsts]
                 for row, index in enumerate(chunk):
                     scores[index] = logits[row].tolist()
         return scores
+
+    def _told_apart(self, options: Sequence[str]) -> tuple[list[int], list[int]]:
+        """The tokens all options begin with, and the first one after them of each."""
+        ids = [self._judge_encoder.answer_ids(option) for option in options]
+        common = next((i for i, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1), 0)
+        firsts = [tokens[common] for tokens in ids]
+        if len(set(firsts)) < len(firsts):
+            raise SearchError(f"the options {list(options)} cannot be told apart by a token")
+        return ids[0][:common], firsts
 
 
 class _Rows:
@@ -244,6 +259,7 @@ def _draw(logits: torch.Tensor, sampling: Sampling, draws: list[random.Random]) 
         probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
         reach = probabilities.cumsum(-1)
         uniform = torch.tensor([draw.random() for draw in draws], device=logits.device)
-        place = (reach <= (uniform * reach[:, -1])[:, None]).sum(-1).clamp(max=reach.shape[-1] - 1)
+        place = (reach <= (uniform * reach[:, -1])[:, None]).sum(-1)
+        place = place.minimum((probabilities > 0).sum(-1) - 1)  # a draw may round up to 1
         tokens = order.gather(-1, place[:, None])[:, 0]
     return tokens.tolist(), logprobs.gather(-1, tokens[:, None])[:, 0].tolist()

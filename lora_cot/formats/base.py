@@ -109,17 +109,23 @@ class CotFormat:
             DataError: a stage has no gold text, or its text holds one of this format's tags.
         """
         stages = dict(exchange.stages or {})
-        if exchange.reply is not None:
-            parsed = self.parse(exchange.reply)
-            if parsed.outcome != "complete":
-                raise DataError(Problem("", f"reply is not in format {self.name}: {parsed.fault}", self._expected()))
-            stages = {stage.name: stage.text for stage in parsed.stages}
         if exchange.answer is not None:
             stages.setdefault(self.answer_stage.name, exchange.answer)
         missing = [stage.name for stage in self.stages if not stages.get(stage.name, "").strip()]
         if missing:
             raise DataError(Problem("", f"no text for {', '.join(missing)}", self._expected()))
         return {stage.name: self._untagged(stage.name, stages[stage.name].strip()) for stage in self.stages}
+
+    def read(self, reply: str) -> dict[str, str]:
+        """The stages of a gold answer that is given as one text.
+
+        Raises:
+            DataError: it is not complete.
+        """
+        parsed = self.parse(reply)
+        if parsed.outcome != "complete":
+            raise DataError(Problem("", f"not a text in the format {self.name}: {parsed.fault}", self._expected()))
+        return {stage.name: stage.text for stage in parsed.stages}
 
     def _expected(self) -> str:
         return "expected " + " ".join(f"{self.opening(s)}…{self.closing(s)}" for s in self.stages)

@@ -1,4 +1,4 @@
-"""What a judge is asked. The image and the question come first, so that all comparisons share that prefix."""
+"""What a judge is asked. The image and the question come first, so that all comparisons begin alike."""
 
 from __future__ import annotations
 

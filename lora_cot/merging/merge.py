@@ -93,9 +93,9 @@ def _merge_into(
 ) -> tuple[Recorded, Recorded]:
     """Write the merged model; returns the records of adapter and base, both on the full-precision weights."""
     backbone = load_adapter(load_backbone(recipe.model), adapter)
-    tuned = record(backbone, cot_format, samples)
+    tuned = record(backbone, cot_format, samples, recipe.data.max_pixels)
     with backbone.model.disable_adapter():
-        base = record(backbone, cot_format, samples, like=tuned)
+        base = record(backbone, cot_format, samples, recipe.data.max_pixels, like=tuned)
     try:
         merged = backbone.model.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -120,7 +120,7 @@ def _verify(
 ) -> MergeReport:
     gc.collect()
     reloaded = load_backbone(ModelSection(base=str(staging)))
-    merged = record(reloaded, cot_format, samples, like=tuned)
+    merged = record(reloaded, cot_format, samples, recipe.data.max_pixels, like=tuned)
     dtype = str(reloaded.model.dtype).removeprefix("torch.")
     own, moved = compare(tuned, merged), compare(base, merged)
     if own.top1_agreement < LEAST_AGREEMENT[dtype]:
@@ -128,9 +128,10 @@ def _verify(
         raise MergeError(Problem(str(adapter), what, f"at least {LEAST_AGREEMENT[dtype]:.1%} is needed; nothing was written"))
     if moved.max_logit_difference == 0:
         raise MergeError(Problem(str(adapter), "the merged model equals its base: the adapter changes nothing"))
-    drift = (
-        compare(record(_as_trained(recipe, adapter), cot_format, samples, like=tuned), merged) if recipe.quantization else None
-    )
+    drift = None
+    if recipe.quantization is not None:
+        trained = record(_as_trained(recipe, adapter), cot_format, samples, recipe.data.max_pixels, like=tuned)
+        drift = compare(trained, merged)
     return MergeReport(str(staging), recipe.model.base, dtype, len(samples), own, moved, drift)
 
 

@@ -41,13 +41,16 @@ class Agreement:
 
 
 @torch.inference_mode()
-def record(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], like: Recorded | None = None) -> Recorded:
+def record(
+    backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], max_pixels: int, like: Recorded | None = None
+) -> Recorded:
     """Logits over the samples' gold answers.
 
     Args:
         backbone: the model.
         cot_format: how the answers are written.
         samples: with gold answers; a row at a time.
+        max_pixels: limit of an image.
         like: keep the logits of the tokens that this record kept.
     """
     backbone.model.eval()
@@ -55,7 +58,7 @@ def record(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample],
     device = next(backbone.model.parameters()).device
     ids, kept, top1, position = [], [], [], 0
     for sample in samples:
-        inputs = batch([encode(encoder, sample, True)], backbone.processor, backbone.family.join_images)
+        inputs = batch([encode(encoder, sample, True, max_pixels)], backbone.processor, backbone.family.join_images)
         trained = inputs.pop("labels")[0, 1:] >= 0
         inputs.pop("stage_ids")
         inputs = {name: value.to(device) for name, value in inputs.items()}

@@ -69,6 +69,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {  # `eval_strategy: no` is a text, as it is in the libraries
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -140,8 +144,6 @@ def _validated(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
         return Recipe.model_validate(values), []
     except ValidationError as error:
         return None, _problems(error, Recipe, ())
-    except FormatError as error:
-        return None, [Problem("format", p.what, p.remedy) for p in error.problems]
 
 
 def _library_problems(values: dict[str, Any]) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,10 +23,12 @@ class LibrarySection(Section):
 
     model_config = ConfigDict(extra="allow")
 
+    _library_keys: ClassVar[tuple[str, ...]] = ()
+
     @property
     def library(self) -> dict[str, Any]:
-        """The keys that go to the library, as given."""
-        return dict(self.model_extra or {})
+        """The keys that go to the library: further ones as given, and those declared here under the library's names."""
+        return {**{key: getattr(self, key) for key in self._library_keys}, **(self.model_extra or {})}
 
 
 class ModelSection(Section):
@@ -131,6 +133,11 @@ class DataSection(Section):
 class QuantizationSection(LibrarySection):
     """Keys of BitsAndBytesConfig."""
 
+    _library_keys: ClassVar[tuple[str, ...]] = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type")
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     skip_parts: list[Literal[Part, "lm_head"]] = ["vision_encoder", "projector", "lm_head"]
     """Parts that keep full precision."""
 
@@ -138,6 +145,15 @@ class QuantizationSection(LibrarySection):
 class LoraSection(LibrarySection):
     """Keys of LoraConfig, and where the adapters go."""
 
+    _library_keys: ClassVar[tuple[str, ...]] = ("r", "lora_alpha", "lora_dropout", "init_lora_weights")
+
+    r: int = Field(8, gt=0)
+    """Rank."""
+    lora_alpha: int = Field(8, gt=0)
+    """The update is scaled by lora_alpha / r."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    """PiSSA, OLoRA, CorDA and LoftQ rewrite the base's weights: on the original base their adapter is another model."""
     parts: list[Part] = Field(["language_model"], min_length=1)
     """Parts whose linear layers get an adapter; target_modules narrows them to these leaf names."""
     target_modules: list[str] | None = None
@@ -184,8 +200,8 @@ class EvaluationSection(Section):
     split: str | None = None
     """The benchmark's first split if not given."""
     limit: int | None = Field(None, gt=0)
-    batch_size: int = Field(64, gt=0)
-    """Questions answered at once."""
+    batch_size: int = Field(8, gt=0)
+    """Questions answered at once; each takes memory for all its candidates."""
 
 
 class Recipe(Section):

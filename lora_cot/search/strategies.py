@@ -75,6 +75,7 @@ def _one_pass(sampling: Sampling | None) -> Strategy:
             None,
             budget,
             sampling or Sampling(config.temperature, config.top_p),
+            keep_states=False,
         )
         completions = []
         for number, (sample, (candidate,)) in enumerate(zip(samples, drawn, strict=True)):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lora_cot.errors import Problem, RecipeError
 from lora_cot.recipe import Recipe
 
 
@@ -15,6 +16,9 @@ def sft_config(recipe: Recipe, folder: Path) -> Any:
     Args:
         recipe: its training section holds SFTConfig's own keys.
         folder: the run's folder.
+
+    Raises:
+        RecipeError: values that contradict each other, in the library's words.
     """
     import torch
     from trl import SFTConfig
@@ -39,4 +43,27 @@ def sft_config(recipe: Recipe, folder: Path) -> Any:
     best = keys.get("metric_for_best_model")
     if best is not None and keys.get("greater_is_better") is None:
         keys["greater_is_better"] = not best.endswith("loss")
-    return SFTConfig(**keys)
+    problems = _contradictions(recipe, keys)
+    try:
+        config = SFTConfig(**keys)
+    except (ValueError, TypeError, RuntimeError) as error:
+        problems.append(Problem("training", " ".join(str(error).split())))
+    if problems:
+        raise RecipeError(problems)
+    return config
+
+
+def _contradictions(recipe: Recipe, keys: dict[str, Any]) -> list[Problem]:
+    """What the libraries would only notice in the middle of a run."""
+    problems = []
+    evaluates = keys.get("eval_strategy", "no") != "no"
+    if evaluates and not recipe.data.eval:
+        problems.append(Problem("training.eval_strategy", "there is nothing to evaluate on", "name sources in data.eval"))
+    if recipe.training.early_stopping_patience is not None:
+        wanted = {"metric_for_best_model": "a metric, such as accuracy", "load_best_model_at_end": "true"}
+        problems += [
+            Problem("training.early_stopping_patience", f"needs training.{key}", f"set it to {what}")
+            for key, what in wanted.items()
+            if not keys.get(key)
+        ]
+    return problems

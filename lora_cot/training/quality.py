@@ -32,7 +32,10 @@ def measure(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample]
     backbone.model.eval()
     try:
         engine = LocalEngine(backbone, cot_format, recipe.data.max_pixels)
-        completions = answer(engine, cot_format, samples, recipe.search.model_copy(update={"strategy": "greedy"}))
+        config = recipe.search.model_copy(update={"strategy": "greedy"})
+        size = recipe.evaluation.batch_size
+        chunks = (samples[begin : begin + size] for begin in range(0, len(samples), size))
+        completions = [completion for chunk in chunks for completion in answer(engine, cot_format, chunk, config)]
     finally:
         backbone.model.train(training)
     golds = [sample.last.answer or cot_format.gold(sample.last)[cot_format.answer_stage.name] for sample in samples]

@@ -68,7 +68,7 @@ def write_report(report: RunReport, folder: Path) -> None:
             {
                 "question": item.sample.last.question,
                 "answer": item.sample.last.answer,
-                "images": [image_uri(open_image(image)) for image in item.sample.images],
+                "images": [image_uri(open_image(image, report.recipe.data.max_pixels)) for image in item.sample.images],
                 "before": item.before,
                 "after": item.after,
             }

@@ -16,11 +16,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from lora_cot.adapters.lora import attach, load_adapter, report
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.checkpoints.folders import open_run, run_folder, save_adapter, write_recipe
+from lora_cot.checkpoints.folders import LOG_FILE, open_run, run_folder, save_adapter, write_recipe
+from lora_cot.checkpoints.opening import find_adapter
 from lora_cot.data.collate import Collator, as_dataset
 from lora_cot.data.labels import Encoded, Encoder
-from lora_cot.data.lint import preflight
-from lora_cot.data.rows import shortened
+from lora_cot.data.lint import check_gold, preflight
 from lora_cot.data.sources import load_mixture
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -53,19 +53,24 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     with open_run(folder) if state.is_main_process else nullcontext():
         torch.manual_seed(int(recipe.training.library.get("seed", 0)))
         cot_format = recipe.format.build()
-        samples = _load(recipe.data.train, "data.train", cot_format)
-        held_out = load_mixture(recipe.data.eval, cot_format)
+        arguments = sft_config(recipe, folder)
+        samples, held_out = (load_mixture(sources, cot_format) for sources in (recipe.data.train, recipe.data.eval))
+        check_gold(samples, "data.train", cot_format)
+        check_gold(held_out, "data.eval", cot_format)
+        if not samples:
+            raise DataError(Problem("data.train", "there is nothing to train on", "name at least one source"))
         backbone = _prepare(recipe)
         cot_format = cot_format.spelled(backbone.family.tag_style)
         if state.is_main_process:
             write_recipe(recipe, folder)
         collator = _collator(recipe, backbone, cot_format)
         preflight(collator, samples)
+        preflight(collator, held_out)
         _show(_counts(samples, held_out), report_lines(backbone), _preview(collator, samples[0]))
         shown = held_out[:SHOWN_SAMPLES]
         before = _answers(recipe, backbone, cot_format, shown)
         begin = time.perf_counter()
-        trainer = _trainer(recipe, backbone, cot_format, collator, samples, held_out, folder)
+        trainer = _trainer(recipe, arguments, backbone, cot_format, collator, samples, held_out, folder / LOG_FILE)
         trainer.train()
         seconds = time.perf_counter() - begin
         if state.is_main_process:
@@ -79,26 +84,11 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         return folder
 
 
-def _load(sources: Sequence[Any], key: str, cot_format: CotFormat) -> list[Sample]:
-    samples = load_mixture(sources, cot_format)
-    if not samples:
-        raise DataError(Problem(key, "there is nothing to train on", "name at least one source"))
-    problems: list[Problem] = []
-    for sample in samples:
-        try:
-            for exchange in sample.exchanges:
-                cot_format.gold(exchange)
-        except DataError as error:
-            problems += error.at(f"{key} · {sample.id}").problems
-    if problems:
-        raise DataError(shortened(problems))
-    return samples
-
-
 def _prepare(recipe: Recipe) -> Backbone:
     backbone = load_backbone(recipe.model, recipe.quantization)
     if recipe.model.adapter is not None:
-        return load_adapter(backbone, recipe.model.adapter, trainable=True)
+        folder = find_adapter(str(recipe.model.adapter)) or recipe.model.adapter
+        return load_adapter(backbone, folder, trainable=True)
     return attach(backbone, recipe.lora)
 
 
@@ -109,14 +99,15 @@ def _collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Coll
 
 def _trainer(
     recipe: Recipe,
+    arguments: Any,
     backbone: Backbone,
     cot_format: CotFormat,
     collator: Collator,
     samples: list[Sample],
     held_out: list[Sample],
-    folder: Path,
+    log: Path,
 ) -> CotTrainer:
-    callbacks: list[Any] = [RunLog(folder / "log.jsonl"), LivenessCheck(backbone.model)]
+    callbacks: list[Any] = [RunLog(log), LivenessCheck(backbone.model)]
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     trainer = CotTrainer(
@@ -124,7 +115,7 @@ def _trainer(
         cot_format,
         recipe,
         held_out[: recipe.training.eval_generations],
-        args=sft_config(recipe, folder),
+        args=arguments,
         train_dataset=as_dataset(samples),
         eval_dataset=as_dataset(held_out) if held_out else None,
         data_collator=collator,

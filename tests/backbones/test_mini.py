@@ -63,16 +63,17 @@ def test_the_shipped_base_is_what_its_specification_makes():
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
 
 
-def test_questions_are_learned_only_where_the_sample_says_so(tiny):
-    """A judge's question is trained on, image slots and padding are not; other questions stay masked."""
+def test_verdicts_and_texts_are_two_means(tiny):
+    """The loss is the mean over the texts' tokens plus the mean over the verdicts' tokens."""
     from lora_cot.data.collate import Collator
     from lora_cot.data.labels import Encoder
 
-    samples = [corpus.make("judging_captions", 0), corpus.make("captions", 0)]
-    batch = Collator(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.join_images)([{"sample": s} for s in samples])
-    masked = (batch["labels"] == -100).sum(1)
-    image_token = tiny.model.config.image_token_id
-    build._learn_questions(batch, samples, image_token)
-    unknown = (batch["input_ids"][0] == image_token) | (batch["attention_mask"][0] == 0)
-    assert ((batch["labels"][0] == -100) == unknown).all()
-    assert (batch["labels"][1] == -100).sum() == masked[1]
+    collate = Collator(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.join_images)
+
+    def loss(*samples):
+        batch = collate([{"sample": sample} for sample in samples])
+        batch.pop("stage_ids")
+        return build._loss(tiny.model, batch, list(samples)).item()
+
+    texts, verdict = [corpus.make("captions", n) for n in range(3)], corpus.make("judging_captions", 0)
+    assert loss(*texts, verdict) == pytest.approx(loss(*texts) + loss(verdict), rel=1e-4)

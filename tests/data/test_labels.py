@@ -147,3 +147,54 @@ def test_a_processor_without_a_template_is_refused(tiny):
     processor.chat_template = None
     with pytest.raises(BackboneError, match="no chat template · use the instruction-tuned"):
         Encoder(processor, FORMATS["direct"])
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_like(tiny):
+    """The tiny processor with a tokenizer that, as Llama 2's, puts a space before the first word of a text."""
+    import copy
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<unk>", "<image>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        special_tokens=special, show_progress=False, initial_alphabet=list("abcdefgeinorstu:<>/? 12▁")
+    )
+    tokenizer.train_from_iterator(["USER: ASSISTANT: what is see image a 1 2 <>?\n"], trainer)
+    processor = copy.copy(tiny.processor)
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    processor.chat_template = (
+        "{% for m in messages %}{{ m['role'].upper() }}: {% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<image>\n{% else %}{{ p['text'] }}{% endif %}{% endfor %} {% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    return processor
+
+
+def test_a_cut_control_token_gains_no_space(sentencepiece_like):
+    """Tokenised in pieces, text keeps its spaces; a template without an end token still trains one, and nothing after the text."""
+    encoder, sample = Encoder(sentencepiece_like, FORMATS["direct"]), Sample("x", (Exchange("see <image> a", answer="is it"),))
+    encoded = encoder.training(sample, [])
+    tokenizer = sentencepiece_like.tokenizer
+    assert "see <image> a" in tokenizer.decode(encoded.input_ids)
+    trained = [label for label in encoded.labels if label != IGNORE_INDEX]
+    assert tokenizer.decode(trained) == "is it</s>"
+    assert encoder.prompt(sample, []).input_ids == encoded.input_ids[: encoded.prompt_length]
+
+
+def test_options_are_told_apart_after_what_they_share(sentencepiece_like):
+    """Where every word begins with the same piece, two options differ in a later token."""
+    encoder = Encoder(sentencepiece_like, FORMATS["direct"])
+    assert encoder.answer_ids("1") != encoder.answer_ids("2")

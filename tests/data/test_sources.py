@@ -149,8 +149,8 @@ def test_all_bad_records_are_reported_together(load):
     expected = [
         "rows.jsonl line 1 · conversations · Field required",
         "rows.jsonl line 4 · conversations · expected pairs",
-        "rows.jsonl line 5 · conversations.1.value · not a four-stage answer: no stage tag in the text",
-        "rows.jsonl line 6 · conversations.3.value · not a four-stage answer: <CAPTION> where <SUMMARY> was expected",
+        "rows.jsonl line 5 · conversations.1.value · not a text in the format four_stage: no stage tag in the text",
+        "rows.jsonl line 6 · conversations.3.value · not a text in the format four_stage: <CAPTION> where <SUMMARY> was expected",
         "rows.jsonl line 7 · none.png · no such image file under ",
         "rows.jsonl line 8 · ../outside.png · the image lies outside the image root ",
         "rows.jsonl line 9 · conversations · expected pairs of a turn from 'human'",
@@ -240,7 +240,7 @@ def test_a_chat_row(load, folder, content):
     """Content is a text or a list of parts; the answer is read by the recipe's format."""
     (sample,) = load("messages", chat(content, REPLY, id="x", images=["a.png", "b.png"]))
     assert (sample.id, sample.images) == ("x", (folder / "a.png", folder / "b.png"))
-    assert sample.exchanges == (Exchange("What is it?", reply=REPLY, answer="B"),)
+    assert sample.exchanges == (Exchange("What is it?", stages=FORMATS["four_stage"].read(REPLY), answer="B"),)
 
 
 def test_another_format_reads_another_answer(load):
@@ -289,7 +289,7 @@ def test_parquet_from_the_hub(folder, monkeypatch, column):
     section = MessagesSource(source="messages", path=str(folder / "rows.parquet"), limit=2)
     samples = SOURCES["messages"](section, FOUR_STAGE)
     assert [sample.images for sample in samples] == [(png(),) * (2 if column == "images" else 1)] * 2
-    assert samples[0].exchanges == (Exchange("What is it?", reply=REPLY, answer="B"),)
+    assert samples[0].exchanges == (Exchange("What is it?", stages=FORMATS["four_stage"].read(REPLY), answer="B"),)
     assert samples[0].id != samples[1].id
 
 

@@ -8,6 +8,7 @@ from lora_cot.data.shapes import make_sample
 from lora_cot.engines import local
 from lora_cot.engines.base import Sampling
 from lora_cot.engines.local import LocalEngine
+from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.types import Exchange, Sample
 
@@ -137,5 +138,7 @@ def test_verdicts_are_read_from_logits(engine):
     expected = full_logits(engine, question, []).log_softmax(-1)[ids].tolist()
     assert first == pytest.approx(expected, abs=1e-5)
     assert first != second
-    with pytest.raises(ValueError, match="begin with the same token"):
+    with pytest.raises(SearchError, match="cannot be told apart"):
         engine.choose([question], ("1", "1"))
+    with pytest.raises(SearchError, match="no adapter that could be switched off"):
+        engine.choose([question], ("1", "2"), adapter=False)

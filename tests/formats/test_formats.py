@@ -34,7 +34,7 @@ def test_what_is_written_is_read_back(cot_format, tag_style, data):
     assert (parsed.outcome, parsed.outside) == ("complete", "")
     assert {stage.name: stage.text for stage in parsed.stages} == stripped
     assert parsed.answer == stripped[spelled.answer_stage.name]
-    assert spelled.gold(Exchange("?", reply=written)) == spelled.gold(Exchange("?", stages=stages)) == stripped
+    assert spelled.read(written) == spelled.gold(Exchange("?", stages=stages)) == stripped
 
 
 def test_the_text_is_that_of_the_published_model():
@@ -92,8 +92,6 @@ def test_a_contradiction_is_refused(stages, match):
         (Exchange("?", answer="7"), "no text for SUMMARY, CAPTION, REASONING ·"),
         (Exchange("?", stages=GOLD | {"CAPTION": "a <CONCLUSION>"}), "the text of CAPTION holds the tag <CONCLUSION>"),
         (Exchange("?", stages=GOLD | {"CAPTION": "a </CAPTION> b"}), "the text of CAPTION holds the tag </CAPTION>"),
-        (Exchange("?", reply="7"), "reply is not in format four_stage: no stage tag in the text"),
-        (Exchange("?", reply="<SUMMARY> s </SUMMARY>"), "four_stage: <CAPTION> is missing · expected <SUMMARY>"),
     ],
 )
 def test_gold_that_cannot_be_expressed_is_refused(exchange, match):
@@ -158,3 +156,16 @@ def test_any_text_is_the_same_as_itself(text):
     """Comparing answers raises on no text, and its spaces and case never matter."""
     assert same(text, text)
     assert normalise(f" {text}\n") == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("reply", "match"),
+    [
+        ("7", "not a text in the format four_stage: no stage tag in the text"),
+        ("<SUMMARY> s </SUMMARY>", "<CAPTION> is missing · expected <SUMMARY>"),
+    ],
+)
+def test_a_reply_that_is_not_complete_is_refused(reply, match):
+    """Gold text is read whole or not at all."""
+    with pytest.raises(DataError, match=match):
+        FORMATS["four_stage"].read(reply)

@@ -117,7 +117,7 @@ def test_a_missing_file_is_refused(tmp_path):
         ("data.train.0.limit=7", lambda r: r.data.train[0].limit, 7),
         ("data.train.0={source: shapes, limit: 8}", lambda r: r.data.train[0].limit, 8),
         ("lora.parts=[projector]", lambda r: r.lora.parts, ["projector"]),
-        ("quantization.load_in_4bit=true", lambda r: r.quantization.library, {"load_in_4bit": True}),
+        ("quantization.load_in_4bit=true", lambda r: r.quantization.library["load_in_4bit"], True),
         ("training.run_name=a=b", lambda r: r.training.library["run_name"], "a=b"),
         ("model.revision=", lambda r: r.model.revision, None),
     ],
@@ -270,3 +270,32 @@ def test_every_error_is_one_of_ours_and_a_built_in():
     assert issubclass(errors.RunError, RuntimeError)
     assert (errors.DataError.exit_code, errors.TrainingError.exit_code) == (2, 1)
     assert all(issubclass(kind, ValueError | RuntimeError) for kind in LoraCotError.__subclasses__())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lora.r=0",
+        "lora.lora_dropout=7",
+        "lora.init_lora_weights=olora",
+        "lora.init_lora_weights=pissa",
+        "lora.task_type=CAUSAL_LM",
+        "quantization.bnb_4bit_quant_type=nf5",
+        "training.loss_type=dft",
+        "training.pad_to_multiple_of=8",
+    ],
+)
+def test_values_that_would_train_another_model_are_refused(override):
+    """Values out of range, initialisations that rewrite the base, and keys that our loss ignores."""
+    with pytest.raises(RecipeError, match=re.escape(override.split("=")[0])):
+        load_recipe(ROOT / "recipes/mini/llava_four_stage.yaml", [override])
+
+
+@pytest.mark.parametrize("text", ["no", "off", "on", "yes"])
+def test_words_are_texts(text):
+    """`eval_strategy: no` is a text in the libraries; switches of ours take on and off as well."""
+    recipe = load_recipe(
+        ROOT / "recipes/mini/llava_four_stage.yaml", [f"search.judge_adapter={text}", "training.eval_strategy=no"]
+    )
+    assert recipe.training.library["eval_strategy"] == "no"
+    assert recipe.search.judge_adapter == (text in ("on", "yes"))

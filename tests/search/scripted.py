@@ -32,7 +32,7 @@ class ScriptedEngine:
     def start(self, samples):
         return [(sample.id, "") for sample in samples]
 
-    def extend(self, states, seeds, stop, max_new_tokens, sampling):
+    def extend(self, states, seeds, stop, max_new_tokens, sampling, keep_states=True):
         self.calls.append(Call(list(states), [list(each) for each in seeds], stop, max_new_tokens, sampling))
         return [
             [self._candidate(state, seed, stop, max_new_tokens) for seed in own]

@@ -6,10 +6,12 @@ import socket
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lora_cot.checkpoints.opening import find_adapter, open_model, saved_recipe
 from lora_cot.data.images import open_image
-from lora_cot.errors import DataError, RunError, TrainingError
+from lora_cot.data.shapes import make_sample
+from lora_cot.errors import AdapterError, DataError, RecipeError, RunError, TrainingError
 from lora_cot.evaluation.ask import ask
 from lora_cot.training import run as training
 from lora_cot.training.losses import stage_loss, stage_sums
@@ -77,8 +79,6 @@ def test_the_loss_is_transformers_own_where_weights_are_one(tiny):
 
 def test_trained_weights_keep_their_precision(make_recipe, tmp_path):
     """TRL casts what is trained on a 4-bit base to bf16; ours stays float32."""
-    from safetensors.torch import load_file
-
     weights = load_file(train(make_recipe(tmp_path), tmp_path) / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
@@ -161,8 +161,7 @@ def test_the_preview_marks_what_is_trained(tiny, make_recipe, tmp_path):
     """The run shows one sample with its answer between marks."""
     recipe = make_recipe(tmp_path)
     cot_format = recipe.format.build()
-    samples = training._load(recipe.data.train, "data.train", cot_format)
-    text = training._preview(training._collator(recipe, tiny, cot_format), samples[0])
+    text = training._preview(training._collator(recipe, tiny, cot_format), make_sample(0, "train", 0))
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
 
@@ -189,3 +188,38 @@ def test_the_published_examples_train_and_a_photograph_is_answered(make_recipe, 
     completion = ask(open_model(str(folder)), photograph, "Where is this?", search, trace=tmp_path / "trace.html")
     assert completion.generated_tokens and "SUMMARY" in (tmp_path / "trace.html").read_text()
     assert find_adapter(str(folder)) == folder / "adapter"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["training.eval_strategy=steps", "data.eval=[]"], "nothing to evaluate on"),
+        (["training.early_stopping_patience=2"], r"needs training\.metric_for_best_model"),
+        (["training.optim=adamw_foo"], "adamw_foo"),
+        (["training.load_best_model_at_end=true", "training.eval_strategy=steps"], "strategies? to match"),
+        (["quantization.bnb_4bit_compute_dtype=float17"], "float17"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_found_first(make_recipe, tmp_path, overrides, match):
+    """What the libraries notice late, or with a traceback, is an error of the recipe before anything is trained."""
+    with pytest.raises(RecipeError, match=match):
+        train(make_recipe(tmp_path, *overrides), tmp_path)
+    assert not (tmp_path / "tiny" / "checkpoints").exists()
+
+
+def test_held_out_rows_are_checked_too(make_recipe, tmp_path):
+    """A held-out row without stages is found before training, not at the first evaluation."""
+    path = tmp_path / "held_out.jsonl"
+    path.write_text(json.dumps({"id": "h", "question": "q", "answer": "a"}))
+    data = {"train": [{"source": "shapes", "limit": 4}], "eval": [{"source": "jsonl", "path": str(path)}]}
+    with pytest.raises(DataError, match=r"data\.eval · h · no text for SUMMARY"):
+        train(make_recipe(tmp_path, data=data), tmp_path)
+
+
+def test_an_adapter_of_another_base_is_refused(make_recipe, tmp_path):
+    """Going on from an adapter that does not fit says so."""
+    first = train(make_recipe(tmp_path), tmp_path)
+    weights = first / "adapter" / "adapter_model.safetensors"
+    save_file({name: torch.zeros(*(size + 1 for size in t.shape)) for name, t in load_file(weights).items()}, weights)
+    with pytest.raises(AdapterError, match="does not fit the base"):
+        train(make_recipe(tmp_path, "name=second", f"model.adapter={first}"), tmp_path)

@@ -15,14 +15,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_cot.data.images import open_image
 from lora_cot.errors import BackboneError, Problem, nearest
-from lora_cot.types import Sample
-
-IGNORE_INDEX = -100
+from lora_cot.types import Image, Sample
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>"}
 CHAT_TEMPLATE = (
@@ -58,16 +57,21 @@ class MiniSpec:
     width: int = 192
     layers: int = 4
     seed: int = 0
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """Hash of the specification and of the first texts of each kind it is taught."""
+        """Hash of the specification and of the first samples of each kind it is taught."""
         from lora_cot.backbones.mini import corpus
 
         kinds = sorted({kind for phase in self.phases for kind in phase.mixture})
-        taught = [[corpus.make(kind, index).last for index in range(20)] for kind in kinds]
-        made_of = json.dumps([dataclasses.asdict(self), CHAT_TEMPLATE, kinds], sort_keys=True) + repr(taught)
+        samples = [corpus.make(kind, number) for kind in kinds for number in range(50)]
+        taught = [(s.last.question, s.last.answer, [_pixels(image) for image in s.images]) for s in samples]
+        made_of = repr((dataclasses.asdict(self), CHAT_TEMPLATE, kinds, taught, corpus.tokenizer_texts(50)))
         return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+
+def _pixels(image: Image) -> str:
+    """Hash of an image's pixels: another Pillow may write other bytes for the same picture."""
+    return hashlib.sha256(open_image(image).tobytes()).hexdigest()
 
 
 JUDGING = (
@@ -137,7 +141,7 @@ def random_base(spec: MiniSpec) -> tuple[Any, Any]:
     architecture = {"llava": llava}[spec.family]
     tokenizer = make_tokenizer(spec.vocab_size)
     torch.manual_seed(spec.seed)
-    config = architecture.make_config(tokenizer, spec.width, spec.layers, **spec.extra)
+    config = architecture.make_config(tokenizer, spec.width, spec.layers)
     return architecture.make_model(config), architecture.make_processor(tokenizer, CHAT_TEMPLATE)
 
 
@@ -187,8 +191,7 @@ def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
             start += phase.batch_size
             batch = collate([{"sample": sample} for sample in samples])
             batch.pop("stage_ids")
-            _learn_questions(batch, samples, model.config.image_token_id)
-            loss = model(**batch).loss
+            loss = _loss(model, batch, samples)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -200,17 +203,21 @@ def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
     model.eval()
 
 
-def _learn_questions(batch: dict[str, Any], samples: list[Sample], image_token_id: int) -> None:
-    """Train on the question too where the sample says so.
+def _loss(model: Any, batch: dict[str, Any], samples: list[Sample]) -> Any:
+    """Mean loss of the texts' tokens plus mean loss of the verdicts'.
 
-    One verdict token a sample teaches next to nothing; predicting both candidates' words is what shows where they
-    differ from the image.
+    A verdict is one token among a hundred: in one mean over all tokens it would teach nothing.
     """
-    for row, sample in enumerate(samples):
-        if sample.meta.get("learn_question"):
-            ids = batch["input_ids"][row]
-            known = batch["attention_mask"][row].bool() & (ids != image_token_id)
-            batch["labels"][row] = ids.masked_fill(~known, IGNORE_INDEX)
+    import torch
+
+    from lora_cot.data.labels import IGNORE_INDEX
+
+    labels = batch.pop("labels")[:, 1:]
+    logits = model(**batch).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    is_verdict = torch.tensor([[sample.meta.get("is_verdict", False)] for sample in samples])
+    groups = [(labels != IGNORE_INDEX) & (is_verdict == kind) for kind in (False, True)]
+    return sum(losses[group].mean() for group in groups if group.any())
 
 
 if __name__ == "__main__":

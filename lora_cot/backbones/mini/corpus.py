@@ -1,6 +1,6 @@
 """What the miniature bases are taught before any fine-tuning, and nothing else.
 
-All of it comes from the training split of `shapes`, with scenes drawn apart from those a recipe trains on:
+All of it comes from the training split of `shapes`; no scene of the other splits is among it:
 
 - captions: the image's caption;
 - direct: a question's short answer, from the image;
@@ -81,7 +81,7 @@ def _judging(name: str, scene: Scene, task: Task, rng: random.Random) -> Sample:
     texts = (right, wrong) if first else (wrong, right)
     question = judge_question(task.question, stage, given, *texts)
     sample = _sample(question, VERDICTS[0 if first else 1], shapes.draw(scene, rng))
-    return replace(sample, meta={"learn_question": True})
+    return replace(sample, meta={"is_verdict": True})
 
 
 MAKERS: dict[str, Maker] = {
