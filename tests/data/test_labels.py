@@ -161,10 +161,9 @@ def sentencepiece_like(tiny):
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.normalizer = normalizers.Sequence([])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(
-        special_tokens=special, show_progress=False, initial_alphabet=list("abcdefgeinorstu:<>/? 12▁")
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    alphabet = list("abcdefgeinorstu:<>/? 12▁")
+    trainer = trainers.BpeTrainer(special_tokens=special, show_progress=False, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(["USER: ASSISTANT: what is see image a 1 2 <>?\n"], trainer)
     processor = copy.copy(tiny.processor)
     processor.tokenizer = PreTrainedTokenizerFast(
@@ -184,8 +183,9 @@ def sentencepiece_like(tiny):
 
 
 def test_a_cut_control_token_gains_no_space(sentencepiece_like):
-    """Tokenised in pieces, text keeps its spaces; a template without an end token still trains one, and nothing after the text."""
-    encoder, sample = Encoder(sentencepiece_like, FORMATS["direct"]), Sample("x", (Exchange("see <image> a", answer="is it"),))
+    """Tokenised in pieces, text keeps its spaces; a template without an end token still trains one, after the text."""
+    encoder = Encoder(sentencepiece_like, FORMATS["direct"])
+    sample = Sample("x", (Exchange("see <image> a", answer="is it"),))
     encoded = encoder.training(sample, [])
     tokenizer = sentencepiece_like.tokenizer
     assert "see <image> a" in tokenizer.decode(encoded.input_ids)

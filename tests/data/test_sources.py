@@ -150,7 +150,7 @@ def test_all_bad_records_are_reported_together(load):
         "rows.jsonl line 1 · conversations · Field required",
         "rows.jsonl line 4 · conversations · expected pairs",
         "rows.jsonl line 5 · conversations.1.value · not a text in the format four_stage: no stage tag in the text",
-        "rows.jsonl line 6 · conversations.3.value · not a text in the format four_stage: <CAPTION> where <SUMMARY> was expected",
+        "rows.jsonl line 6 · conversations.3.value · not a text in the format four_stage: <CAPTION> where <SUMMARY> was",
         "rows.jsonl line 7 · none.png · no such image file under ",
         "rows.jsonl line 8 · ../outside.png · the image lies outside the image root ",
         "rows.jsonl line 9 · conversations · expected pairs of a turn from 'human'",

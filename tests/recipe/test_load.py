@@ -1,6 +1,7 @@
 """Recipes: those that come along load, and every mistake in another is named at once, with a remedy."""
 
 import pickle
+import re
 
 import pytest
 import yaml

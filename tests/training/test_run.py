@@ -196,7 +196,7 @@ def test_the_published_examples_train_and_a_photograph_is_answered(make_recipe, 
         (["training.eval_strategy=steps", "data.eval=[]"], "nothing to evaluate on"),
         (["training.early_stopping_patience=2"], r"needs training\.metric_for_best_model"),
         (["training.optim=adamw_foo"], "adamw_foo"),
-        (["training.load_best_model_at_end=true", "training.eval_strategy=steps"], "strategies? to match"),
+        (["training.load_best_model_at_end=true", "training.eval_strategy=steps"], "save and eval strategy to match"),
         (["quantization.bnb_4bit_compute_dtype=float17"], "float17"),
     ],
 )

@@ -77,11 +77,22 @@ def _judging(name: str, scene: Scene, task: Task, rng: random.Random) -> Sample:
     stage = FORMATS["four_stage"].stage(name)
     given = " ".join(gold[earlier.name] for earlier in stages[: stages.index(stage)])
     right, wrong = gold[name], corrupted(gold[name], rng)
+    if rng.random() < 0.5 and name != "CONCLUSION":
+        wrong = _of_another_scene(name, task, rng)
     first = rng.random() < 0.5
     texts = (right, wrong) if first else (wrong, right)
     question = judge_question(task.question, stage, given, *texts)
     sample = _sample(question, VERDICTS[0 if first else 1], shapes.draw(scene, rng))
     return replace(sample, meta={"is_verdict": True})
+
+
+def _of_another_scene(name: str, task: Task, rng: random.Random) -> str:
+    """The stage's text for another scene and a question of the same skill: wrong in many words."""
+    while True:
+        scene = shapes.random_scene(rng, "train")
+        other = shapes.SKILLS[task.skill](scene, rng)
+        if other is not None:
+            return shapes.stages(scene, other)[name]
 
 
 MAKERS: dict[str, Maker] = {
