@@ -206,7 +206,6 @@ def comparison(scene: Scene, rng: random.Random) -> Task | None:
 
 ONE_STEP = (count, existence, attribute)
 TWO_STEPS = (same_as, relation, comparison)
-SKILLS = {skill.__name__: skill for skill in (*ONE_STEP, *TWO_STEPS)}
 
 
 def random_task(scene: Scene, rng: random.Random) -> Task:

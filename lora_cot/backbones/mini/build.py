@@ -74,13 +74,10 @@ def _pixels(image: Image) -> str:
     return hashlib.sha256(open_image(image).tobytes()).hexdigest()
 
 
-JUDGING = (
-    Phase(300, 32, {**LANGUAGE, "judging_conclusions": 1.0}),
-    Phase(600, 32, {**LANGUAGE, "judging_conclusions": 0.4, "judging_reasoning": 0.8, "judging_captions": 0.8}),
-)
+JUDGING = Phase(400, 36, {**LANGUAGE, "judging": 2.0}, learning_rate=5e-4)
 
 MINIS = {
-    "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), *JUDGING)),
+    "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), JUDGING)),
     "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
 }
 """Bases by name: `model.base: mini/NAME`."""
@@ -170,37 +167,43 @@ def make_tokenizer(vocab_size: int) -> Any:
 
 
 def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
-    import torch
     from tqdm import tqdm
 
     from lora_cot.backbones import FAMILIES
-    from lora_cot.backbones.mini import corpus
     from lora_cot.data.collate import Collator
     from lora_cot.data.labels import Encoder
     from lora_cot.formats import FORMATS
 
     collate = Collator(Encoder(processor, FORMATS["direct"]), FAMILIES[spec.family].join_images)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
     total = sum(phase.steps for phase in spec.phases)
-    bar = tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5)
     start = 0
-    for phase in spec.phases:
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.learning_rate, total_steps=phase.steps, pct_start=0.1)
-        for _ in range(phase.steps):
-            samples = corpus.draw_batch(phase.mixture, phase.batch_size, start)
-            start += phase.batch_size
-            batch = collate([{"sample": sample} for sample in samples])
-            batch.pop("stage_ids")
-            loss = _loss(model, batch, samples)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    bar.close()
+    with tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5) as bar:
+        for phase in spec.phases:
+            _train_phase(model, collate, phase, start, bar)
+            start += phase.steps * phase.batch_size
     model.eval()
+
+
+def _train_phase(model: Any, collate: Any, phase: Phase, start: int, bar: Any) -> None:
+    """All steps of a phase on the samples from number `start` on, with an optimizer of its own."""
+    import torch
+
+    from lora_cot.backbones.mini import corpus
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.learning_rate, total_steps=phase.steps, pct_start=0.1)
+    for step in range(phase.steps):
+        samples = corpus.draw_batch(phase.mixture, phase.batch_size, start + step * phase.batch_size)
+        batch = collate([{"sample": sample} for sample in samples])
+        batch.pop("stage_ids")
+        loss = _loss(model, batch, samples)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
 def _loss(model: Any, batch: dict[str, Any], samples: list[Sample]) -> Any:
