@@ -23,6 +23,8 @@ class Stage:
     """One named step of the reasoning."""
 
     name: str
+    tag: str | None = None
+    """What its tags say; the name if not given."""
     is_answer: bool = False
     """The stage whose text is compared with the gold answer."""
     tagged: bool = True
@@ -31,6 +33,11 @@ class Stage:
     """Budget of generated tokens; generation stops there whether or not the stage was closed."""
     criterion: str = "answers the question better"
     """What a judge is asked for: 'the response that …'."""
+
+    @property
+    def label(self) -> str:
+        """What stands in the tags."""
+        return self.tag or self.name
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,16 @@ class CotFormat:
             raise FormatError(problems)
 
     def _contradictions(self) -> Iterable[str]:
-        names = [stage.name for stage in self.stages]
+        names, labels = [stage.name for stage in self.stages], [stage.label for stage in self.stages]
         if not names:
             yield "no stages: at least one is needed"
         yield from (f"stage '{name}' is declared twice" for name in sorted(set(names)) if names.count(name) > 1)
-        yield from (
-            f"stage '{name}': a name is letters, digits, '_' or '-'" for name in names if not re.fullmatch(r"[\w-]+", name)
-        )
+        if len(set(names)) == len(names):
+            yield from (f"two stages have the tag '{tag}'" for tag in sorted(set(labels)) if labels.count(tag) > 1)
+        words = [("stage", name) for name in names] + [("tag", stage.tag) for stage in self.stages if stage.tag is not None]
+        for kind, word in words:
+            if not re.fullmatch(r"[\w-]+", word):
+                yield f"{kind} '{word}': a {'name' if kind == 'stage' else 'tag'} is letters, digits, '_' or '-'"
         if names and sum(stage.is_answer for stage in self.stages) != 1:
             yield "exactly one stage must be the answer (is_answer: true)"
         if len(names) > 1 and not all(stage.tagged for stage in self.stages):
@@ -81,11 +91,11 @@ class CotFormat:
 
     def opening(self, stage: Stage) -> str:
         """Tag before a stage; empty if untagged."""
-        return TAG_STYLES[self.tag_style][0].format(stage.name) if stage.tagged else ""
+        return TAG_STYLES[self.tag_style][0].format(stage.label) if stage.tagged else ""
 
     def closing(self, stage: Stage) -> str:
         """Tag after a stage; empty if untagged."""
-        return TAG_STYLES[self.tag_style][1].format(stage.name) if stage.tagged else ""
+        return TAG_STYLES[self.tag_style][1].format(stage.label) if stage.tagged else ""
 
     def write(self, stages: Mapping[str, str]) -> list[tuple[Stage, str]]:
         """The stages as text, in order, each with its tags and the separator that goes before it.

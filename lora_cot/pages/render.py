@@ -20,6 +20,8 @@ class Line:
 
     name: str
     points: Sequence[tuple[float, float]]
+    colour: str
+    """As matplotlib names it: the same thing has the same colour in every plot of a page."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -45,7 +47,10 @@ def image_uri(image: PILImage.Image) -> str:
 
 
 def line_plot(title: str, x: str, y: str, lines: Sequence[Line]) -> str:
-    """An SVG of lines over steps, with a description for screen readers."""
+    """An SVG of lines over steps, with a description for screen readers; empty if no line has a point."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return ""
     import matplotlib
 
     matplotlib.use("svg")
@@ -56,7 +61,11 @@ def line_plot(title: str, x: str, y: str, lines: Sequence[Line]) -> str:
         figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
         for line in lines:
             axes.plot(
-                *zip(*line.points, strict=True), label=line.name, linewidth=1.5, marker="." if len(line.points) < 30 else ""
+                *zip(*line.points, strict=True),
+                label=line.name,
+                color=line.colour,
+                linewidth=1.5,
+                marker="." if len(line.points) < 30 else "",
             )
         axes.set(title=title, xlabel=x, ylabel=y)
         axes.set_ylim(bottom=0)
@@ -67,6 +76,6 @@ def line_plot(title: str, x: str, y: str, lines: Sequence[Line]) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         pyplot.close(figure)
     svg = buffer.getvalue()
-    ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines if line.points)
+    ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines)
     label = escape(f"{title}. {ends}.")
     return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704

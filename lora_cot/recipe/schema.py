@@ -50,6 +50,8 @@ class StageSection(Section):
     """A stage declared in the recipe."""
 
     name: str
+    tag: str | None = None
+    """What its tags say; the name if not given."""
     is_answer: bool = False
     max_new_tokens: int = Field(512, gt=0)
     criterion: str = "answers the question better"

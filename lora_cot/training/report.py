@@ -63,7 +63,7 @@ def write_report(report: RunReport, folder: Path) -> None:
         title=f"Run {report.recipe.name}",
         numbers=report.numbers(),
         parts=report.parts,
-        plots=_plots(report.history),
+        plots=_plots(report.history, [stage.name for stage in report.recipe.format.build().stages]),
         shown=[
             {
                 "question": item.sample.last.question,
@@ -79,7 +79,7 @@ def write_report(report: RunReport, folder: Path) -> None:
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _plots(history: Sequence[dict[str, Any]]) -> list[str]:
+def _plots(history: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[str]:
     groups = [
         ("Training loss by stage", "loss (nats a token)", "loss"),
         ("Held-out loss by stage", "loss (nats a token)", "eval_loss"),
@@ -87,12 +87,13 @@ def _plots(history: Sequence[dict[str, Any]]) -> list[str]:
     ]
     plots = []
     for title, unit, prefix in groups:
-        names = sorted({key for entry in history for key in entry if key == prefix or key.startswith(f"{prefix}/")})
-        lines = [Line(name.partition("/")[2] or "all", [(e["step"], e[name]) for e in history if name in e]) for name in names]
-        if lines:
-            plots.append(line_plot(title, "step", unit, lines))
-    quality = [("accuracy", "eval_accuracy"), ("format validity", "eval_format_validity")]
-    lines = [Line(name, [(e["step"], e[key]) for e in history if key in e]) for name, key in quality]
-    if any(line.points for line in lines):
-        plots.append(line_plot("Held-out questions answered freely", "step", "share", lines))
-    return plots
+        lines = [_line(history, "all", prefix, "0.2")]
+        lines += [_line(history, name, f"{prefix}/{name}", f"C{number}") for number, name in enumerate(stages)]
+        plots.append(line_plot(title, "step", unit, lines))
+    quality = [("accuracy", "eval_accuracy", "C0"), ("format validity", "eval_format_validity", "C1")]
+    plots.append(line_plot("Held-out questions answered freely", "step", "share", [_line(history, *q) for q in quality]))
+    return [plot for plot in plots if plot]
+
+
+def _line(history: Sequence[dict[str, Any]], name: str, key: str, colour: str) -> Line:
+    return Line(name, [(entry["step"], entry[key]) for entry in history if key in entry], colour)

@@ -6,6 +6,7 @@ Written to runs/demo/: report.json, a trace of one search, and the evaluations' 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -65,9 +66,9 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     DEMO.mkdir(parents=True)
     demo = Demo()
-    recipes = "recipes/mini/llava_"
-    demo.run("Train on answers alone", 45, f"accelerate launch train.py {recipes}direct.yaml name={DIRECT.name}")
-    demo.run("Train on four stages", 130, f"accelerate launch train.py {recipes}four_stage.yaml name={FOUR_STAGE.name}")
+    launch = f"accelerate launch --num_processes 1 --num_cpu_threads_per_process {os.cpu_count()} train.py recipes/mini/llava_"
+    demo.run("Train on answers alone", 45, f"{launch}direct.yaml name={DIRECT.name}")
+    demo.run("Train on four stages", 130, f"{launch}four_stage.yaml name={FOUR_STAGE.name}")
     demo.run("Merge into the full-precision base", 20, f"python merge.py {FOUR_STAGE}")
     reports = {
         "direct": demo.evaluate("direct", 10, DIRECT, "--strategy greedy"),

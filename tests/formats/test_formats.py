@@ -169,3 +169,13 @@ def test_a_reply_that_is_not_complete_is_refused(reply, match):
     """Gold text is read whole or not at all."""
     with pytest.raises(DataError, match=match):
         FORMATS["four_stage"].read(reply)
+
+
+def test_a_tag_can_differ_from_its_stage():
+    """Stages keep their names whatever the tags say."""
+    own = CotFormat("own", (Stage("plan", tag="THINK"), Stage("answer", tag="ANSWER", is_answer=True)))
+    written = "".join(text for _, text in own.write({"plan": "p", "answer": "a"}))
+    assert written == "<THINK> p </THINK>\n\n<ANSWER> a </ANSWER>"
+    assert own.read(written) == {"plan": "p", "answer": "a"}
+    with pytest.raises(FormatError, match="two stages have the tag 'T'"):
+        CotFormat("own", (Stage("a", tag="T"), Stage("b", tag="T", is_answer=True)))
