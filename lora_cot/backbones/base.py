@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from lora_cot.data.collate import JoinImages
+from lora_cot.data.collate import ImageInputs
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Family:
     parts: Mapping[str, str]
     """Part name → path of the module inside the model. The names are the same for all families: vision_encoder, projector,
     language_model, lm_head."""
-    join_images: JoinImages
+    image_inputs: ImageInputs
     tag_style: str = "xml"
     """How this family's tokenizers can spell stage tags."""
     auto_class: str = "AutoModelForImageTextToText"
@@ -43,6 +44,16 @@ class Backbone:
     def base_model(self) -> nn.Module:
         """The transformers model, without adapters around it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def place(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Inputs on the model's device; pixels and other fractions in its precision."""
+        dtype, device = self.model.dtype, self.device
+        return {name: t.to(device, dtype) if t.is_floating_point() else t.to(device) for name, t in inputs.items()}
 
     def part(self, name: str) -> nn.Module:
         """The module of a part."""

@@ -12,7 +12,7 @@ from lora_cot.backbones.base import Family
 from lora_cot.data.labels import Encoded
 
 
-def join_images(processor: Any, rows: list[Encoded]) -> dict[str, torch.Tensor]:
+def image_inputs(processor: Any, rows: list[Encoded], text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """pixel_values (images of the batch, 3, H, W), in order; nothing for a batch without images."""
     pixels = [inputs["pixel_values"] for row in rows for inputs in row.image_inputs]
     return {"pixel_values": torch.cat(pixels)} if pixels else {}
@@ -27,5 +27,5 @@ LLAVA = Family(
         "language_model": "model.language_model",
         "lm_head": "lm_head",
     },
-    join_images=join_images,
+    image_inputs=image_inputs,
 )

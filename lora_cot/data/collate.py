@@ -12,8 +12,8 @@ from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder, check
 from lora_cot.errors import DataError, Problem
 from lora_cot.types import Sample
 
-JoinImages = Callable[[Any, list[Encoded]], dict[str, torch.Tensor]]
-"""A family's own way of batching images: (processor, encoded samples) to model inputs."""
+ImageInputs = Callable[[Any, list[Encoded], dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""What a family's batches need besides text: (processor, encoded samples, padded text) to further model inputs."""
 
 
 def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = MAX_PIXELS) -> Encoded:
@@ -36,13 +36,13 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.
     return torch.tensor(filled, dtype=torch.long)
 
 
-def batch(rows: Sequence[Encoded], processor: Any, join_images: JoinImages, left: bool = False) -> dict[str, torch.Tensor]:
+def batch(rows: Sequence[Encoded], processor: Any, image_inputs: ImageInputs, left: bool = False) -> dict[str, torch.Tensor]:
     """Model inputs of encoded samples.
 
     Args:
         rows: B encoded samples.
         processor: gives the padding token.
-        join_images: the family's batching of images.
+        image_inputs: the family's own inputs.
         left: pad on the left, as decoding wants it; training pads on the right.
 
     Returns:
@@ -50,27 +50,29 @@ def batch(rows: Sequence[Encoded], processor: Any, join_images: JoinImages, left
     """
     tokenizer = processor.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return {
+    text = {
         "input_ids": pad([row.input_ids for row in rows], pad_id, left),
         "attention_mask": pad([[1] * len(row.input_ids) for row in rows], 0, left),
         "labels": pad([row.labels for row in rows], IGNORE_INDEX, left),
         "stage_ids": pad([row.stage_ids for row in rows], NO_STAGE, left),
-        **join_images(processor, list(rows)),
     }
+    return {**text, **image_inputs(processor, list(rows), text)}
 
 
 class Collator:
     """Samples to a training batch, for a DataLoader; picklable, so that workers can decode ahead."""
 
-    def __init__(self, encoder: Encoder, join_images: JoinImages, max_pixels: int = MAX_PIXELS, max_length: int | None = None):
+    def __init__(
+        self, encoder: Encoder, image_inputs: ImageInputs, max_pixels: int = MAX_PIXELS, max_length: int | None = None
+    ):
         """
         Args:
             encoder: turns samples into tokens.
-            join_images: the family's batching of images.
+            image_inputs: the family's own inputs.
             max_pixels: limit of an image.
             max_length: limit of a sample in tokens, image slots expanded; nothing is ever cut.
         """
-        self.encoder, self.join_images = encoder, join_images
+        self.encoder, self.image_inputs = encoder, image_inputs
         self.max_pixels, self.max_length = max_pixels, max_length
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -81,7 +83,7 @@ class Collator:
         Raises:
             DataError: an image that cannot be opened, a sample without an answer or that is too long.
         """
-        return batch([self.encode(row["sample"]) for row in rows], self.encoder.processor, self.join_images)
+        return batch([self.encode(row["sample"]) for row in rows], self.encoder.processor, self.image_inputs)
 
     def encode(self, sample: Sample) -> Encoded:
         """One sample as it will be trained on.

@@ -65,11 +65,6 @@ class LocalEngine:
         """The model that decodes, adapters included."""
         return self.backbone.model
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
     def _end_tokens(self) -> set[int]:
         configured = self.model.generation_config.eos_token_id
         ends = set(configured) if isinstance(configured, list) else {configured}
@@ -115,16 +110,14 @@ class LocalEngine:
                 chunk.append(index)
             order = order[len(chunk) :]
             rows = [encoded[index] for index in chunk]
-            inputs = batch(rows, self.backbone.processor, self.backbone.family.join_images, left=True)
+            inputs = batch(rows, self.backbone.processor, self.backbone.family.image_inputs, left=True)
             for name in ("labels", "stage_ids"):
                 inputs.pop(name)
             inputs["last"] = inputs["input_ids"][:, -1]
-            yield chunk, {name: value.to(self.device) for name, value in inputs.items()}, [len(row.input_ids) for row in rows]
+            yield chunk, self.backbone.place(inputs), [len(row.input_ids) for row in rows]
 
     def _forward(self, inputs: dict[str, torch.Tensor], cache: Any = None) -> Any:
         positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)[:, -inputs["input_ids"].shape[1] :]
-        if "pixel_values" in inputs:
-            inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(self.model.dtype)}
         return self.model(
             **inputs, position_ids=positions, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
         )
@@ -142,7 +135,7 @@ class LocalEngine:
         """See `Engine.extend`. Equal draws are promised in float32 on a CPU; elsewhere batches may round differently."""
         rows = [_Row(q, random.Random(seed)) for q, mine in enumerate(seeds) for seed in mine]
         cache, padding = pack([state.kv for state in states], [len(mine) for mine in seeds])
-        decoding = _Rows(self, cache, padding.to(self.device), [states[row.question].last for row in rows])
+        decoding = _Rows(self, cache, padding.to(self.backbone.device), [states[row.question].last for row in rows])
         found: list[Candidate | None] = [None] * len(rows)
         alive = list(range(len(rows)))
         for _ in range(max_new_tokens):

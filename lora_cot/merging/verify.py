@@ -55,16 +55,12 @@ def record(
     """
     backbone.model.eval()
     encoder = Encoder(backbone.processor, cot_format.spelled(backbone.family.tag_style))
-    device = next(backbone.model.parameters()).device
     ids, kept, top1, position = [], [], [], 0
     for sample in samples:
-        inputs = batch([encode(encoder, sample, True, max_pixels)], backbone.processor, backbone.family.join_images)
+        inputs = batch([encode(encoder, sample, True, max_pixels)], backbone.processor, backbone.family.image_inputs)
         trained = inputs.pop("labels")[0, 1:] >= 0
         inputs.pop("stage_ids")
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(backbone.model.dtype)
-        logits = backbone.model(**inputs).logits[0, :-1].float().cpu()[trained]
+        logits = backbone.model(**backbone.place(inputs)).logits[0, :-1].float().cpu()[trained]
         count = len(logits)
         chosen = logits.topk(min(KEPT, logits.shape[-1])).indices if like is None else like.ids[position : position + count]
         ids.append(chosen)

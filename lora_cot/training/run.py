@@ -94,7 +94,7 @@ def _prepare(recipe: Recipe) -> Backbone:
 
 def _collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
     limits = (recipe.data.max_pixels, recipe.training.library.get("max_length"))
-    return Collator(Encoder(backbone.processor, cot_format), backbone.family.join_images, *limits)
+    return Collator(Encoder(backbone.processor, cot_format), backbone.family.image_inputs, *limits)
 
 
 def _trainer(

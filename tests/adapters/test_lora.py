@@ -29,7 +29,7 @@ def loss_of(backbone):
     """Training loss of two samples."""
     encoder = Encoder(backbone.processor, FORMATS["four_stage"])
     rows = [encode(encoder, make_sample(i, "train", 0), True) for i in range(2)]
-    inputs = batch(rows, backbone.processor, backbone.family.join_images)
+    inputs = batch(rows, backbone.processor, backbone.family.image_inputs)
     inputs.pop("stage_ids")
     return backbone.model(**inputs).loss
 

@@ -66,7 +66,7 @@ def test_verdicts_and_texts_are_two_means(tiny):
     from lora_cot.data.collate import Collator
     from lora_cot.data.labels import Encoder
 
-    collate = Collator(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.join_images)
+    collate = Collator(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.image_inputs)
 
     def loss(*samples):
         batch = collate([{"sample": sample} for sample in samples])

@@ -114,7 +114,7 @@ def test_padding_is_masked_on_either_side(tiny):
     encoder = Encoder(tiny.processor, FORMATS["four_stage"])
     rows = [encode(encoder, make_sample(i, "train", 0), True) for i in range(4)]
     for left in (False, True):
-        made = batch(rows, tiny.processor, tiny.family.join_images, left=left)
+        made = batch(rows, tiny.processor, tiny.family.image_inputs, left=left)
         padded = made["attention_mask"] == 0
         assert padded.any() and padded[:, 0 if left else -1].any()
         assert (made["labels"][padded] == IGNORE_INDEX).all() and (made["stage_ids"][padded] == -1).all()
@@ -125,7 +125,7 @@ def test_text_without_images_makes_a_batch_without_pixels(tiny):
     """Rows without an image need none."""
     encoder = Encoder(tiny.processor, FORMATS["direct"])
     made = batch(
-        [encode(encoder, Sample("t", (Exchange("2+2?", answer="4"),)), True)], tiny.processor, tiny.family.join_images
+        [encode(encoder, Sample("t", (Exchange("2+2?", answer="4"),)), True)], tiny.processor, tiny.family.image_inputs
     )
     assert "pixel_values" not in made
 

@@ -28,7 +28,7 @@ def full_logits(engine, sample, generated):
     encoded.input_ids.extend(generated)
     encoded.labels.extend(generated)
     encoded.stage_ids.extend([0] * len(generated))
-    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.join_images)
+    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
     inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
     with torch.inference_mode():
         return engine.model(**inputs).logits[0, -1]
@@ -83,7 +83,7 @@ def test_a_text_continued_in_pieces_is_the_text_drawn_at_once(engine):
 def test_greedy_equals_generate(engine):
     """Greedy decoding gives the tokens that transformers' own generate gives."""
     encoded = encode(engine.encoder, SAMPLES[0], False)
-    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.join_images)
+    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
     inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
     ids = engine.model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, len(encoded.input_ids) :]
     (mine,) = engine.extend(engine.start(SAMPLES[:1]), [["x"]], None, 20, Sampling())[0]

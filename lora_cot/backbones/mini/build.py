@@ -124,6 +124,7 @@ def build(spec: MiniSpec, folder: Path) -> None:
         processor.save_pretrained(staging)
         made_from = {"fingerprint": spec.fingerprint(), **dataclasses.asdict(spec)}
         (staging / "built_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
+        staging.chmod(0o755)  # mkdtemp makes it private
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -174,7 +175,7 @@ def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
     from lora_cot.data.labels import Encoder
     from lora_cot.formats import FORMATS
 
-    collate = Collator(Encoder(processor, FORMATS["direct"]), FAMILIES[spec.family].join_images)
+    collate = Collator(Encoder(processor, FORMATS["direct"]), FAMILIES[spec.family].image_inputs)
     total = sum(phase.steps for phase in spec.phases)
     start = 0
     with tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5) as bar:
