@@ -186,7 +186,9 @@ def relation(scene: Scene, rng: random.Random) -> Task | None:
     kind, answer = rng.choice([("colour", other.colour), ("kind", other.shape)])
     question = f"What is the {kind} of the shape {word} the {anchor}?"
     summary = f"I will find the {anchor}, then the shape {word} it."
-    reasoning = f"The {anchor} is at the {anchor.place}. {word} it is the {other.place}: {other}. The {kind} is {answer}."
+    seen = scene.things[: scene.things.index(anchor) + 1]
+    walk = ". ".join(f"{thing.place}: {thing}, {'yes' if thing == anchor else 'no'}" for thing in seen)
+    reasoning = f"Looking for {anchor}. {walk}. {word} it is the {other.place}: {other}. The {kind} is {answer}."
     return Task("relation", 2, question, summary, reasoning, answer)
 
 

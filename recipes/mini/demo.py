@@ -67,20 +67,20 @@ def main() -> None:
     DEMO.mkdir(parents=True)
     demo = Demo()
     launch = f"accelerate launch --num_processes 1 --num_cpu_threads_per_process {os.cpu_count()} train.py recipes/mini/llava_"
-    demo.run("Train on answers alone", 45, f"{launch}direct.yaml name={DIRECT.name}")
-    demo.run("Train on four stages", 130, f"{launch}four_stage.yaml name={FOUR_STAGE.name}")
-    demo.run("Merge into the full-precision base", 20, f"python merge.py {FOUR_STAGE}")
+    demo.run("Train on answers alone", 40, f"{launch}direct.yaml name={DIRECT.name}")
+    demo.run("Train on four stages", 150, f"{launch}four_stage.yaml name={FOUR_STAGE.name}")
+    demo.run("Merge into the full-precision base", 10, f"python merge.py {FOUR_STAGE}")
     reports = {
-        "direct": demo.evaluate("direct", 10, DIRECT, "--strategy greedy"),
-        "four_stage": demo.evaluate("four_stage", 25, FOUR_STAGE, "--strategy greedy"),
-        "sample": demo.evaluate("sample", 25, FOUR_STAGE, "--strategy sample"),
-        "stage_beam": demo.evaluate("stage_beam", 70, FOUR_STAGE, "--strategy stage_beam --candidates 4"),
+        "direct": demo.evaluate("direct", 8, DIRECT, "--strategy greedy"),
+        "four_stage": demo.evaluate("four_stage", 18, FOUR_STAGE, "--strategy greedy"),
+        "sample": demo.evaluate("sample", 20, FOUR_STAGE, "--strategy sample"),
+        "stage_beam": demo.evaluate("stage_beam", 40, FOUR_STAGE, "--strategy stage_beam --candidates 4"),
     }
     sample = make_sample(0, "test", 1)
     (DEMO / "scene.png").write_bytes(sample.images[0])
     question = shlex.quote(sample.last.question)
     ask = f"lora-cot ask {FOUR_STAGE}/merged {DEMO}/scene.png {question} --strategy stage_beam --trace {DEMO}/trace.html"
-    print(demo.run("Ask the merged model, with a picture of the search", 15, ask))
+    print(demo.run("Ask the merged model, with a picture of the search", 6, ask))
     finish(demo, reports)
 
 

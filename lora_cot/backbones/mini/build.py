@@ -74,7 +74,7 @@ def _pixels(image: Image) -> str:
     return hashlib.sha256(open_image(image).tobytes()).hexdigest()
 
 
-JUDGING = Phase(400, 36, {**LANGUAGE, "judging": 2.0}, learning_rate=5e-4)
+JUDGING = Phase(400, 40, {**LANGUAGE, "judging": 1.0}, learning_rate=5e-4)
 
 MINIS = {
     "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), JUDGING)),
