@@ -10,7 +10,7 @@ All of it comes from the training split of `shapes`; no scene of the other split
 - judging (left out of the `-nojudge` bases): which of two conclusions follows from the stages before it.
 
 No four-stage text is among them: the format is what fine-tuning teaches. Judging captions and reasoning was tried too and
-is not among them: a model of this size stays at chance after 1,200 steps of it.
+is not among them: a model of this size was still at chance after 600 steps of it.
 """
 
 from __future__ import annotations
