@@ -69,8 +69,9 @@ def merge(
     from lora_cot.merging.merge import lines
     from lora_cot.merging.merge import merge as run_merge
 
-    report = run_merge(run, output)
-    _print(asdict(report), as_json, lines(report))
+    reports = run_merge(run, output)
+    values = asdict(reports[0]) if len(reports) == 1 else {"passes": [asdict(report) for report in reports]}
+    _print(values, as_json, [row for report in reports for row in lines(report)])
 
 
 @app.command("eval")

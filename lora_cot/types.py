@@ -5,9 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-Image = Path | bytes
-"""An image that is not decoded yet: a file, or the bytes of one."""
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image inside a table on disk: its bytes are read when it is opened, and kept nowhere."""
+
+    rows: Any
+    """A `datasets.Dataset`."""
+    row: int
+    column: str
+    place: int | None = None
+    """Its place in the row's list of images."""
+
+    def read(self) -> bytes:
+        """The bytes of the image's file."""
+        value = self.rows[self.row][self.column]
+        return (value if self.place is None else value[self.place])["bytes"]
+
+
+Image = Path | bytes | StoredImage
+"""An image that is not decoded yet: a file, the bytes of one, or where to find them."""
 
 
 @dataclass(frozen=True)

@@ -26,25 +26,66 @@ def shared_data():
     return find
 
 
+ARCHITECTURES = ("llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl")
+"""Every `model_type` that a family takes."""
+
+
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
-    """Folder of a random LLaVA of real classes, small enough to train in seconds."""
+def make_base(tmp_path_factory):
+    """Folder of a random base of real classes by its `model_type`, small enough to train in seconds."""
     from lora_cot.backbones.mini.build import MiniSpec, random_base
 
-    folder = tmp_path_factory.mktemp("bases") / "llava"
-    model, processor = random_base(MiniSpec("llava", (), width=64, layers=2))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("bases") / name
+            model, processor = random_base(MiniSpec(name, (), width=64, layers=2))
+            model.save_pretrained(made[name])
+            processor.save_pretrained(made[name])
+        return made[name]
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_base):
-    """That base, loaded in float32. Tests that change it load their own."""
+def tiny_base(make_base):
+    """Folder of a tiny LLaVA-1.5."""
+    return make_base("llava")
+
+
+@pytest.fixture(scope="session")
+def load_tiny(make_base):
+    """A tiny base of a `model_type`, loaded in float32; the same object each time. Tests that change it load their own."""
     from lora_cot.backbones.loading import load_backbone
     from lora_cot.recipe.schema import ModelSection
 
-    return load_backbone(ModelSection(base=str(tiny_base)))
+    loaded = {}
+
+    def load(name):
+        if name not in loaded:
+            loaded[name] = load_backbone(ModelSection(base=str(make_base(name))))
+        return loaded[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny(load_tiny):
+    """The tiny LLaVA-1.5, loaded."""
+    return load_tiny("llava")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def each_base(request, make_base):
+    """Folder of a tiny base, one test for each kind."""
+    return make_base(request.param)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def each_tiny(request, load_tiny):
+    """A tiny base, loaded, one test for each kind."""
+    return load_tiny(request.param)
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ full path of every layer that gets an adapter is worked out first, counted, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lora_cot.backbones import Backbone, part_of
+from lora_cot.backbones import Backbone, Family, part_of
 from lora_cot.backbones.quantization import is_quantized
 from lora_cot.errors import AdapterError, Problem, nearest
 from lora_cot.recipe.schema import LoraSection
@@ -48,7 +49,9 @@ def target_paths(backbone: Backbone, section: LoraSection) -> list[str]:
     problems = [Problem("lora.parts", f"{part} has no linear layer") for part, names in linear.items() if not names]
     wanted = set(section.target_modules or leaves)
     problems += [
-        Problem("lora.target_modules", f"no linear layer of {section.parts} is called '{name}'", nearest(name, leaves))
+        Problem(
+            "lora.target_modules", f"no linear layer of {', '.join(section.parts)} is called '{name}'", nearest(name, leaves)
+        )
         for name in sorted(wanted - leaves)
     ]
     if problems:
@@ -57,20 +60,65 @@ def target_paths(backbone: Backbone, section: LoraSection) -> list[str]:
 
 
 def attach(backbone: Backbone, section: LoraSection) -> Backbone:
-    """The backbone with new adapters; only they are trained.
+    """The backbone with new adapters; only they, and what `modules_to_save` and `trainable_token_indices` name, are trained.
 
     Raises:
-        AdapterError: see `target_paths`.
+        AdapterError: see `target_paths`; or what the section asks for cannot be done on this base.
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(target_modules=target_paths(backbone, section), task_type="CAUSAL_LM", **section.library)
+    _check_possible(backbone, section)
+    keys = {**section.library, **_patterns(backbone.family, section)}
     backbone.model.requires_grad_(False)
-    return _with_model(backbone, get_peft_model(backbone.model, config))
+    try:
+        config = LoraConfig(target_modules=target_paths(backbone, section), task_type="CAUSAL_LM", **keys)
+        return replace(backbone, model=get_peft_model(backbone.model, config))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise AdapterError(Problem("lora", " ".join(str(error).split()))) from None
 
 
-def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> Backbone:
-    """The backbone with an adapter from a folder.
+def _patterns(family: Family, section: LoraSection) -> dict[str, Any]:
+    """Ranks and alphas of the parts that have their own, as PEFT's patterns; an inner part comes before the one around it."""
+    inner_first = sorted(section.parts.items(), key=lambda item: -len(family.parts[item[0]]))
+    patterns: dict[str, Any] = {}
+    for key, attribute in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+        default = getattr(section, attribute)
+        values = {
+            rf"{re.escape(family.parts[part])}(\..*)?": value if (value := getattr(own, attribute)) is not None else default
+            for part, own in inner_first
+        }
+        if any(value != default for value in values.values()):
+            patterns[key] = {**values, **section.library.get(key, {})}
+    return patterns
+
+
+def _check_possible(backbone: Backbone, section: LoraSection) -> None:
+    problems = []
+    quantized = [name for name, module in backbone.base_model.named_modules() if is_quantized(module)]
+    if section.rewrites_base and quantized:
+        what = f"{section.init_lora_weights} rewrites the base's weights, and a quantised base cannot be rewritten exactly"
+        problems.append(Problem("lora.init_lora_weights", what, "set it to true, or drop the section quantization"))
+    names = [name for name, _ in backbone.base_model.named_modules()]
+    for wanted in section.library.get("modules_to_save") or []:
+        found = [name for name in names if f".{name}".endswith(f".{wanted}")]
+        inside = [name for name in quantized if any(f"{name}.".startswith(f"{owner}.") for owner in found)]
+        if not found:
+            leaves = {name.rsplit(".", 1)[-1] for name in names}
+            problems.append(Problem("lora.modules_to_save", f"no module is called '{wanted}'", nearest(wanted, leaves)))
+        elif inside:
+            what = f"'{wanted}' is quantised and cannot be trained in full"
+            problems.append(Problem("lora.modules_to_save", what, "name its part in quantization.skip_parts"))
+    if problems:
+        raise AdapterError(problems)
+
+
+def detach(backbone: Backbone) -> Backbone:
+    """The base again, without the adapter that was attached to it."""
+    return replace(backbone, model=backbone.model.unload(), adapter=None)
+
+
+def load_adapter(backbone: Backbone, folder: Path, name: str = "default", trainable: bool = False) -> Backbone:
+    """The backbone with an adapter from a folder, beside those it has.
 
     Raises:
         AdapterError: the folder holds no adapter, or one of another base.
@@ -80,33 +128,42 @@ def load_adapter(backbone: Backbone, folder: Path, trainable: bool = False) -> B
     if not (folder / "adapter_config.json").is_file():
         raise AdapterError(Problem(str(folder), "no adapter_config.json here", "name a run, or a folder that PEFT saved"))
     try:
-        return _with_model(backbone, PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable))
+        if isinstance(backbone.model, PeftModel):
+            backbone.model.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+            return backbone
+        model = PeftModel.from_pretrained(backbone.model, str(folder), adapter_name=name, is_trainable=trainable)
+        return replace(backbone, model=model)
     except (RuntimeError, ValueError) as error:
         what = f"the adapter does not fit the base {backbone.base}: {' '.join(str(error).split())[:300]}"
         raise AdapterError(Problem(str(folder), what, "name the base it was trained on")) from None
 
 
-def _with_model(backbone: Backbone, model: Any) -> Backbone:
-    return Backbone(backbone.family, model, backbone.processor, backbone.base, backbone.revision)
-
-
 def report(backbone: Backbone) -> list[PartReport]:
-    """One line for each part of the model."""
-    model, lines = backbone.base_model, []
-    for part, path in backbone.family.parts.items():
-        module = model.get_submodule(path)
-        precisions, total = set(), 0
-        for owner, layer in module.named_modules():
-            for name, parameter in layer.named_parameters(recurse=False):
-                if "lora_" in owner or "lora_" in name:
-                    continue
-                quantized = is_quantized(layer) and name == "weight"
-                precisions.add(_quantized_name(layer) if quantized else str(parameter.dtype).removeprefix("torch."))
-                total += layer.in_features * layer.out_features if quantized else parameter.numel()
-        adapted = sum(1 for layer in module.modules() if len(getattr(layer, "lora_A", ())))
-        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        lines.append(PartReport(part, adapted, trained, total, "/".join(sorted(precisions))))
-    return lines
+    """One line for each part of the model, and one for what is in none."""
+    lines = {part: _Line() for part in (*backbone.family.parts, "other")}
+    for owner, layer in backbone.base_model.named_modules():
+        line = lines[part_of(backbone.family, owner) or "other"]
+        line.adapted += bool(len(getattr(layer, "lora_A", ())))
+        for name, parameter in layer.named_parameters(recurse=False):
+            line.trained += parameter.numel() if parameter.requires_grad else 0
+            if "lora_" in owner or "lora_" in name or "modules_to_save" in owner:
+                continue
+            quantized = is_quantized(layer) and name == "weight"
+            line.precisions.add(_quantized_name(layer) if quantized else str(parameter.dtype).removeprefix("torch."))
+            line.parameters += layer.in_features * layer.out_features if quantized else parameter.numel()
+    return [
+        PartReport(part, line.adapted, line.trained, line.parameters, "/".join(sorted(line.precisions)))
+        for part, line in lines.items()
+        if line.parameters or part != "other"
+    ]
+
+
+@dataclass
+class _Line:
+    adapted: int = 0
+    trained: int = 0
+    parameters: int = 0
+    precisions: set[str] = field(default_factory=set)
 
 
 def _quantized_name(layer: Any) -> str:

@@ -1,26 +1,56 @@
-"""LLaVA-1.5: a CLIP tower, a two-layer projector and a Llama.
+"""LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision: a vision tower, a two-layer projector and a language model.
 
-Traps: in transformers 5 the tower is `model.vision_tower`, so a bare `vision_tower` matches nothing; the chat template
-of the published checkpoints writes no end token after an answer.
+Traps:
+- In transformers 5 the tower is `model.vision_tower`, so a bare `vision_tower` matches nothing.
+- The chat template of LLaVA-1.5's published checkpoints writes no end token after an answer.
+- NeXT and OneVision cut an image into as many tiles as its shape asks for: rows are padded to the most tiles, and the
+  model takes out the real ones by `image_sizes`.
+- OneVision shows one image at several resolutions, but each of several images at one: the number of tokens of an image
+  depends on how many there are.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lora_cot.backbones.base import Family
+from lora_cot.backbones.base import Family, Size
+from lora_cot.backbones.processors import load_without_video
 from lora_cot.data.labels import Encoded
 
 
 def image_inputs(processor: Any, rows: list[Encoded], text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """pixel_values (images of the batch, 3, H, W), in order; nothing for a batch without images."""
-    pixels = [inputs["pixel_values"] for row in rows for inputs in row.image_inputs]
-    return {"pixel_values": torch.cat(pixels)} if pixels else {}
+    """Of the batch's images, in order: pixel_values (images, 3, H, W), or (images, tiles, 3, H, W) with image_sizes."""
+    made = [row.image_inputs for row in rows if row.image_inputs]
+    if not made:
+        return {}
+    pixels = [inputs["pixel_values"] for inputs in made]
+    tiles = max(len(image) for images in pixels for image in images)
+    inputs = {"pixel_values": torch.cat([_pad_tiles(images, tiles) if images.dim() == 5 else images for images in pixels])}
+    for name in ("image_sizes", "batch_num_images"):
+        if name in made[0]:
+            inputs[name] = torch.cat([torch.as_tensor(row[name]) for row in made])
+    return inputs
+
+
+def _pad_tiles(images: torch.Tensor, tiles: int) -> torch.Tensor:
+    padded = images.new_zeros((len(images), tiles, *images.shape[2:]))
+    padded[:, : images.shape[1]] = images
+    return padded
+
+
+def image_tokens(processor: Any, sizes: Sequence[Size]) -> list[int]:
+    """Tokens that stand for each image of a sample."""
+    if len(sizes) > 1 and hasattr(processor, "vision_aspect_ratio"):  # OneVision
+        return [processor.num_image_tokens + 1 - (processor.vision_feature_select_strategy == "default")] * len(sizes)
+    return processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])["num_image_tokens"]
 
 
 LLAVA = Family(
     name="llava",
-    model_types=("llava",),
+    model_types=("llava", "llava_next", "llava_onevision"),
     parts={
         "vision_encoder": "model.vision_tower",
         "projector": "model.multi_modal_projector",
@@ -28,4 +58,6 @@ LLAVA = Family(
         "lm_head": "lm_head",
     },
     image_inputs=image_inputs,
+    image_tokens=image_tokens,
+    load_processor=load_without_video,
 )

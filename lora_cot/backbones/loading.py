@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
         transformers.utils.logging.disable_progress_bar()
     base = resolve_base(model.base)
     family = family_of(base, model.revision)
-    dtype = _dtype(model.dtype, base, model.revision)
+    dtype = _dtype(model.dtype, base, model.revision, family)
     options: dict[str, Any] = {"dtype": dtype, "revision": model.revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
@@ -85,14 +86,45 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
     if quantization is not None:
         check_quantized(loaded, family, quantization)
         keep_differentiable(loaded)
-    processor = transformers.AutoProcessor.from_pretrained(base, revision=model.revision)
+    processor = family.load_processor(base, model.revision)
     return Backbone(family, loaded, processor, model.base, model.revision)
 
 
-def _dtype(name: str, base: str, revision: str | None) -> Any:
+def save_processor(backbone: Backbone, folder: Path) -> None:
+    """The processor, with those of the base's own files that it was made without: those of its video half."""
+    backbone.processor.save_pretrained(folder)
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        if (found := _base_file(resolve_base(backbone.base), name, backbone.revision)) and not (folder / name).exists():
+            shutil.copyfile(found, folder / name)
+
+
+def _base_file(base: str, name: str, revision: str | None) -> Path | None:
+    """A file of a base if it has it; of a hub id, as far as it was downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(base).is_dir():
+        return Path(base) / name if (Path(base) / name).is_file() else None
+    found = try_to_load_from_cache(base, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _dtype(name: str, base: str, revision: str | None, family: Family) -> Any:
+    """The precision of what is not quantised: as asked, else the checkpoint's, else what this GPU can do of it.
+
+    Raises:
+        BackboneError: the family cannot be computed in it.
+    """
     import torch
 
+    remedy = "set model.dtype to bfloat16 or float32"
     if name == "auto":
         config = _config(base, revision)
         name = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
+        half = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+        if name == "bfloat16" and half:
+            name, remedy = "float16", "this GPU has no bfloat16: set model.dtype: float32, or use another base"
+        elif name == "float16" and family.no_fp16:
+            name = "bfloat16"
+    if name == "float16" and family.no_fp16:
+        raise BackboneError(Problem("model.dtype", f"a {family.name} model breaks in float16: {family.no_fp16}", remedy))
     return getattr(torch, name)

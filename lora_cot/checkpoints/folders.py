@@ -2,6 +2,8 @@
 
 runs/NAME/  recipe.yaml  checkpoints/  adapter/  log.jsonl  report.json  report.html  merged/
 adapter/    PEFT's own layout, recipe.yaml and the processor
+
+Of a split format, checkpoints/, adapter/ and merged/ hold a folder for each pass: adapter/rationale, adapter/answer.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lora_cot.backbones import Backbone
+from lora_cot.backbones.loading import save_processor
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, dump
 
@@ -91,10 +94,25 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
     (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
 
 
-def save_adapter(backbone: Backbone, recipe: Recipe, folder: Path) -> None:
-    """Everything that merging, answering and serving need besides the base itself."""
+def pass_folders(folder: Path, recipe: Recipe) -> dict[str, Path]:
+    """Adapter name → where a pass keeps its own under a folder: the folder itself if the format has a single pass."""
+    cot_format = recipe.format.build()
+    return {one.name: folder / one.name for one in cot_format.passes} if cot_format.split else {"default": folder}
+
+
+def save_adapter(backbone: Backbone, recipe: Recipe, folder: Path, initial: Path | None = None) -> None:
+    """Everything that merging, answering and serving need besides the base itself.
+
+    Args:
+        backbone: with the adapter.
+        recipe: of the run.
+        folder: where to.
+        initial: the adapter as it began, where its beginning rewrote the base: it is saved as plain LoRA on the original
+            base, of twice the rank.
+    """
     for config in backbone.model.peft_config.values():
         config.base_model_name_or_path, config.revision = recipe.model.base, recipe.model.revision
-    backbone.model.save_pretrained(folder)
-    backbone.processor.save_pretrained(folder)
+    keys = {} if initial is None else {"path_initial_model_for_weight_conversion": str(initial)}
+    backbone.model.save_pretrained(folder, **keys)
+    save_processor(backbone, folder)
     write_recipe(recipe, folder)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.checkpoints.folders import RECIPE_FILE
+from lora_cot.checkpoints.folders import RECIPE_FILE, pass_folders
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, load_saved
 from lora_cot.recipe.schema import ModelSection, QuantizationSection
@@ -33,9 +33,11 @@ class Opened:
 
 
 def find_adapter(model: str) -> Path | None:
-    """The adapter's folder in a run, or the folder itself if it is one."""
+    """The adapter's folder in a run, or the folder itself if it is one; of a split format, the folder of its adapters."""
     for folder in (Path(model) / "adapter", Path(model)):
         if (folder / "adapter_config.json").is_file():
+            return folder
+        if (folder / RECIPE_FILE).is_file() and any(folder.glob("*/adapter_config.json")):
             return folder
     return None
 
@@ -66,16 +68,30 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
     if adapter is not None:
         recipe = saved_recipe(adapter)
         section = {"auto": recipe.quantization, "nf4": NF4, "none": None}[quantization]
-        backbone = load_adapter(load_backbone(recipe.model, section), adapter)
+        backbone = load_backbone(recipe.model, section)
+        for name, folder in pass_folders(adapter, recipe).items():
+            backbone = load_adapter(backbone, folder, name)
         return Opened(backbone, recipe, f"adapter {adapter} on {recipe.model.base}, {_precision(section, backbone)}")
-    if os.path.isdir(model) and not (Path(model) / "config.json").is_file():
-        remedy = "name a run, an adapter, a merged folder, mini/NAME or a hub id"
-        raise RunError(Problem(model, "the folder holds no adapter and no model", remedy))
+    section = NF4 if quantization == "nf4" else None
+    recipe, backbone = _open_whole(model, section)
+    return Opened(backbone, recipe, f"{model}, {_precision(section, backbone)}")
+
+
+def _open_whole(model: str, section: QuantizationSection | None) -> tuple[Recipe, Backbone]:
+    """A model without adapters; of a split format, one model for each pass."""
     written = Path(model) / RECIPE_FILE
     known = load_saved(written) if written.is_file() else Recipe(name="base", model=ModelSection(base=model))
-    section = NF4 if quantization == "nf4" else None
-    backbone = load_backbone(ModelSection(base=model, dtype=known.model.dtype), section)
-    return Opened(backbone, known, f"{model}, {_precision(section, backbone)}")
+    folders = pass_folders(Path(model), known)
+    if os.path.isdir(model) and not all((folder / "config.json").is_file() for folder in folders.values()):
+        remedy = "name a run, an adapter, a merged folder, mini/NAME or a hub id"
+        raise RunError(Problem(model, "the folder holds no adapter and no model", remedy))
+    if list(folders) == ["default"]:
+        return known, load_backbone(ModelSection(base=model, dtype=known.model.dtype), section)
+    loaded = {
+        name: load_backbone(ModelSection(base=str(folder), dtype=known.model.dtype), section)
+        for name, folder in folders.items()
+    }
+    return known, replace(next(iter(loaded.values())), merged=loaded)
 
 
 def _precision(section: QuantizationSection | None, backbone: Backbone) -> str:

@@ -6,24 +6,35 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 
 from lora_cot.data.images import MAX_PIXELS, open_image
 from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder, check_trained
-from lora_cot.errors import DataError, Problem
+from lora_cot.data.lengths import LengthLimit, scaled
+from lora_cot.errors import DataError
 from lora_cot.types import Sample
 
 ImageInputs = Callable[[Any, list[Encoded], dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 """What a family's batches need besides text: (processor, encoded samples, padded text) to further model inputs."""
 
 
-def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = MAX_PIXELS) -> Encoded:
+def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = MAX_PIXELS, scale: float = 1.0) -> Encoded:
     """One sample as tokens, its images opened.
+
+    Args:
+        encoder: turns it into tokens.
+        sample: one row.
+        training: with its gold answers, or as a prompt.
+        max_pixels: limit of an image.
+        scale: factor that its images are resized by.
 
     Raises:
         DataError: naming the sample.
     """
     try:
         images = [open_image(image, max_pixels) for image in sample.images]
+        if scale != 1.0:
+            images = [image.resize(scaled(image.size, scale), Resampling.BICUBIC) for image in images]
         return encoder.training(sample, images) if training else encoder.prompt(sample, images)
     except DataError as error:
         raise error.at(sample.id) from None
@@ -62,18 +73,13 @@ def batch(rows: Sequence[Encoded], processor: Any, image_inputs: ImageInputs, le
 class Collator:
     """Samples to a training batch, for a DataLoader; picklable, so that workers can decode ahead."""
 
-    def __init__(
-        self, encoder: Encoder, image_inputs: ImageInputs, max_pixels: int = MAX_PIXELS, max_length: int | None = None
-    ):
+    def __init__(self, limit: LengthLimit, image_inputs: ImageInputs):
         """
         Args:
-            encoder: turns samples into tokens.
+            limit: how samples are encoded, and how long they may be.
             image_inputs: the family's own inputs.
-            max_pixels: limit of an image.
-            max_length: limit of a sample in tokens, image slots expanded; nothing is ever cut.
         """
-        self.encoder, self.image_inputs = encoder, image_inputs
-        self.max_pixels, self.max_length = max_pixels, max_length
+        self.limit, self.encoder, self.image_inputs = limit, limit.encoder, image_inputs
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -91,10 +97,13 @@ class Collator:
         Raises:
             DataError: see `__call__`.
         """
-        encoded = encode(self.encoder, sample, True, self.max_pixels)
-        if self.max_length is not None and len(encoded.input_ids) > self.max_length:
-            what = f"{len(encoded.input_ids)} tokens are more than training.max_length={self.max_length}"
-            raise DataError(Problem(sample.id, what, "raise it, or take the sample out"))
+        limit, scale = self.limit, 1.0
+        if limit.max_length is not None:
+            measured = limit.measure(sample)
+            if problem := limit.too_long(sample, measured):
+                raise DataError(problem)
+            scale = measured.scale
+        encoded = encode(self.encoder, sample, True, limit.max_pixels, scale)
         check_trained(encoded, sample)
         return encoded
 

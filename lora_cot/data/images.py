@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
@@ -21,6 +23,9 @@ MAX_PIXELS = 40_000_000
 """Largest image that is decoded (120 MB as RGB). A 10 kB file can claim far more."""
 MIN_SIDE = 4
 """Below this, processors cannot tell the channel axis from an image axis."""
+ORIENTATION = 0x0112
+"""EXIF's tag for how a camera was held."""
+T = TypeVar("T")
 MAX_ASPECT_RATIO = 100.0
 """Longest side over shortest; tiling processors explode beyond it."""
 
@@ -50,20 +55,45 @@ def open_image(image: Image, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
     """The image as upright RGB; the first frame of an animation; transparent parts on white.
 
     Args:
-        image: a file or the bytes of one.
+        image: a file, the bytes of one, or a reference to them.
         max_pixels: largest width × height that is decoded.
 
     Raises:
         DataError: not one of the formats of `FORMATS`, truncated, or of a size outside the limits.
     """
+
+    def decode(opened: PILImage.Image) -> PILImage.Image:
+        opened.load()
+        return _rgb(ImageOps.exif_transpose(opened))
+
+    return _open(image, max_pixels, decode)
+
+
+def image_size(image: Image, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of the upright image, from its header alone.
+
+    Raises:
+        DataError: see `open_image`; damage beyond the header is not found.
+    """
+
+    def measure(opened: PILImage.Image) -> tuple[int, int]:
+        width, height = opened.size
+        turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+    return _open(image, max_pixels, measure)
+
+
+def _open(image: Image, max_pixels: int, use: Callable[[PILImage.Image], T]) -> T:
+    """What `use` makes of the opened, not yet decoded image; all errors in our words."""
     where = str(image) if isinstance(image, Path) else "image"
     try:
+        source = image if isinstance(image, Path) else io.BytesIO(image if isinstance(image, bytes) else image.read())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # our own limit is checked below
-            with PILImage.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
+            with PILImage.open(source, formats=FORMATS) as opened:
                 _check_size(where, opened.size, max_pixels)
-                opened.load()
-                return _rgb(ImageOps.exif_transpose(opened))
+                return use(opened)
     except UnidentifiedImageError:
         remedy = f"allowed: {', '.join(FORMATS)}"
         raise DataError(Problem(where, "not an image in a known format", remedy)) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from PIL import Image as PILImage
@@ -22,6 +23,9 @@ IGNORE_INDEX = -100
 """Label of a token that carries no loss."""
 NO_STAGE = -1
 """Stage id of a token that carries no loss."""
+
+DATE = "26 Jul 2024"
+"""The date in Llama's templates, their own default: with today's, a sample would be another one tomorrow."""
 
 _SPAN = "LORACOTSPAN{}X"
 _SPANS = re.compile(r"(LORACOTSPAN\d+X)")
@@ -37,8 +41,10 @@ class Encoded:
     """(T,) the token where it is trained, IGNORE_INDEX elsewhere."""
     stage_ids: list[int]
     """(T,) index of the stage a trained token belongs to, its tags included; the end token counts to the last."""
-    image_inputs: list[dict[str, Any]]
-    """What the processor made of each image: pixel values and their companions, without a joint batch axis."""
+    image_inputs: dict[str, Any]
+    """What the processor made of the sample's images: pixel values and their companions; empty if it has none."""
+    images: int = 0
+    """Number of images."""
 
     @property
     def prompt_length(self) -> int:
@@ -72,7 +78,7 @@ class Encoder:
 
     def prompt(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
         """The generation prompt of the last exchange, the earlier ones answered by their gold text."""
-        return self._encode(sample, images, answered=len(sample.exchanges) - 1)
+        return self._encode(sample, *self._image_slots(images), answered=len(sample.exchanges) - 1)
 
     def training(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
         """Prompt and gold answers of all exchanges; only the answers and their end tokens are trained.
@@ -80,31 +86,48 @@ class Encoder:
         Raises:
             DataError: an exchange has no gold text for some stage.
         """
-        return self._encode(sample, images, answered=len(sample.exchanges))
+        return self._encode(sample, *self._image_slots(images), answered=len(sample.exchanges))
+
+    def length(self, sample: Sample, image_tokens: Sequence[int]) -> int:
+        """Number of tokens of `training`, without opening an image.
+
+        Args:
+            sample: with gold answers.
+            image_tokens: number of tokens of each of its images.
+
+        Raises:
+            DataError: an exchange has no gold text for some stage.
+        """
+        slots = [[self.image_token_id] * count for count in image_tokens]
+        return len(self._encode(sample, slots, {}, answered=len(sample.exchanges)).input_ids)
 
     def answer_ids(self, answer: str) -> list[int]:
         """The tokens of a short answer as a model would write them after any prompt."""
         encoded = self.training(Sample("", (Exchange("?", answer=answer),)), [])
         return [label for label in encoded.labels if label != IGNORE_INDEX]
 
-    def _encode(self, sample: Sample, images: Sequence[PILImage.Image], answered: int) -> Encoded:
+    def _encode(self, sample: Sample, slots: Sequence[list[int]], image_inputs: dict[str, Any], answered: int) -> Encoded:
+        images, waiting = len(slots), list(slots)
         golds = [self.format.write(self.format.gold(exchange)) for exchange in sample.exchanges[:answered]]
-        texts = [exchange.question.strip() for exchange in sample.exchanges]
+        last = len(sample.exchanges) - 1
+        texts = [
+            self.format.question(exchange, sample.choices if turn == last else ())
+            for turn, exchange in enumerate(sample.exchanges)
+        ]
         answers = ["".join(text for _, text in gold) for gold in golds]
-        slots, image_inputs = self._image_slots(images)
-        out = Encoded([], [], [], image_inputs)
+        out = Encoded([], [], [], image_inputs, images)
         done = ""
         for turn in range(len(texts)):
-            rendered = self._render(turn + 1, turn, len(images))
-            self._append(out, self._new(rendered, done), texts, answers, slots, None)
+            rendered = self._render(turn + 1, turn, images)
+            self._append(out, self._new(rendered, done), texts, answers, waiting, None)
             done = rendered
             if turn < answered:
-                rendered = self._render(turn + 1, turn + 1, len(images))
-                self._append(out, self._new(rendered, done), texts, answers, slots, golds[turn])
+                rendered = self._render(turn + 1, turn + 1, images)
+                self._append(out, self._new(rendered, done), texts, answers, waiting, golds[turn])
                 done = rendered
-        if slots:
+        if waiting:
             raise BackboneError(
-                Problem("chat template", f"{len(slots)} of {len(images)} images found no slot", "check the template")
+                Problem("chat template", f"{len(waiting)} of {images} images found no slot", "check the template")
             )
         return out
 
@@ -117,8 +140,9 @@ class Encoder:
             if turn < answers:
                 text = {"type": "text", "text": _SPAN.format(2 * turn + 1)}
                 messages.append({"role": "assistant", "content": [text]})
+        dated = {"date_string": DATE} if "date_string" in str(self.processor.chat_template) else {}
         prompt = questions > answers
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **dated)
 
     def _new(self, rendered: str, done: str) -> str:
         if not rendered.startswith(done):
@@ -195,16 +219,18 @@ class Encoder:
             tokens.extend(list(zip(run["input_ids"], offsets, strict=True))[bool(before) :])
         return tokens
 
-    def _image_slots(self, images: Sequence[PILImage.Image]) -> tuple[list[list[int]], list[dict[str, Any]]]:
-        """Token ids that stand for each image, and what the model gets for it."""
-        slots, inputs = [], []
-        for image in images:
-            made = dict(self.processor(images=[image], text=self.image_token, add_special_tokens=False, return_tensors="pt"))
-            ids = made.pop("input_ids")[0].tolist()
-            made.pop("attention_mask", None)
-            slots.append([token for token in ids if token != self.tokenizer.bos_token_id])
-            inputs.append(made)
-        return slots, inputs
+    def _image_slots(self, images: Sequence[PILImage.Image]) -> tuple[list[list[int]], dict[str, Any]]:
+        """Token ids that stand for each image, and what the model gets for all of them."""
+        if not images:
+            return [], {}
+        # One call for all of a sample's images: how one is shown may depend on how many there are.
+        text = "\n".join([self.image_token] * len(images))
+        made = dict(self.processor(images=[list(images)], text=text, add_special_tokens=False, return_tensors="pt"))
+        ids = made.pop("input_ids")[0].tolist()
+        made.pop("attention_mask", None)
+        runs = [list(run) for is_image, run in groupby(ids, lambda token: token == self.image_token_id) if is_image]
+        assert len(runs) == len(images), "the processor joined the slots of two images"
+        return runs, made
 
 
 def check_trained(encoded: Encoded, sample: Sample) -> None:

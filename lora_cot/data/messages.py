@@ -16,7 +16,7 @@ from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, no
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import MessagesSource
-from lora_cot.types import Exchange, Image, Sample
+from lora_cot.types import Exchange, Image, Sample, StoredImage
 
 
 class Part(BaseModel):
@@ -44,21 +44,20 @@ class Message(BaseModel):
         return "\n".join(part.text or "" for part in self.content if part.type == "text").strip()
 
 
-class StoredImage(BaseModel):
-    """An image as `datasets` stores it when it is not decoded."""
+class ImageCell(BaseModel):
+    """An image as `datasets` stores it when it is not decoded and lies in a file of its own."""
 
     model_config = ConfigDict(strict=True)
 
-    data: bytes | None = Field(None, alias="bytes")
-    path: str | None = None
+    path: str
 
 
 class MessagesRow(StrictRow):
     """A row of the hub's chat form; other columns are left alone."""
 
     messages: list[Message] = Field(min_length=2)
-    images: list[str | StoredImage] | None = None
-    image: str | StoredImage | None = None
+    images: list[str | ImageCell | StoredImage] | None = None
+    image: str | ImageCell | StoredImage | None = None
 
 
 def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
@@ -82,8 +81,8 @@ def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
                 raise error.at(f"messages.{number + 1}") from None
             answer = stages[cot_format.answer_stage.name]
             exchanges.append(Exchange(not_empty(question, f"messages.{number}"), stages=stages, answer=answer))
-        stored = record.images or ([record.image] if record.image else [])
-        images = tuple(_image(image, root) for image in stored)
+        cells = record.images or ([record.image] if record.image else [])
+        images = tuple(_image(cell, root) for cell in cells)
         return Sample(where if record.id is None else str(record.id), tuple(exchanges), images)
 
     return convert(_rows(source), make, source.limit)
@@ -95,7 +94,21 @@ def _rows(source: MessagesSource) -> Iterator[tuple[str, Row | Problem]]:
         return read_json_rows(path)
     if path.suffix == ".parquet" and not path.is_file():
         raise DataError(Problem(str(path), "no such data file", "check data.train and data.eval"))
-    return ((f"{source.path} row {number}", row) for number, row in enumerate(_table(source, path), 1))
+    table = _table(source, path)
+    return ((f"{source.path} row {number + 1}", _referring(table, number, row)) for number, row in enumerate(table))
+
+
+def _referring(table: Any, number: int, row: Row) -> Row:
+    """The row with references in place of the bytes of its images."""
+    cells = {key: row[key] for key in ("image", "images") if row.get(key)}
+    if isinstance(cells.get("image"), dict) and cells["image"].get("bytes"):
+        cells["image"] = StoredImage(table, number, "image")
+    if isinstance(cells.get("images"), list):
+        cells["images"] = [
+            StoredImage(table, number, "images", place) if isinstance(cell, dict) and cell.get("bytes") else cell
+            for place, cell in enumerate(cells["images"])
+        ]
+    return {**row, **cells}
 
 
 def _table(source: MessagesSource, path: Path) -> Any:
@@ -119,11 +132,7 @@ def _table(source: MessagesSource, path: Path) -> Any:
     return rows
 
 
-def _image(stored: str | StoredImage, root: Path) -> Image:
-    if isinstance(stored, StoredImage):
-        if stored.data:
-            return stored.data
-        if not stored.path:
-            raise DataError(Problem("images", "an image without bytes and without a path"))
-        stored = stored.path
-    return image_files([stored], root)[0]
+def _image(cell: str | ImageCell | StoredImage, root: Path) -> Image:
+    if isinstance(cell, StoredImage):
+        return cell
+    return image_files([cell if isinstance(cell, str) else cell.path], root)[0]

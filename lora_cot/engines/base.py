@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lora_cot.formats import CotFormat
 from lora_cot.types import Sample
 
 
@@ -40,6 +41,9 @@ class Candidate:
 
 class Engine(Protocol):
     """Runs a model for a search. All calls are batched over questions."""
+
+    def for_pass(self, cot_format: CotFormat) -> Engine:
+        """The engine with the prompts and the adapter of one pass of a format; nothing is loaded."""
 
     def start(self, samples: Sequence[Sample]) -> list[Any]:
         """A state for each prompt, its image encoded and its text prefilled once."""

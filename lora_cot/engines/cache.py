@@ -1,4 +1,4 @@
-"""Key-value caches: one compact tensor for a state at rest, one padded buffer for rows that decode together.
+"""Key-value caches: compact tensors for a state at rest, one padded buffer for rows that decode together.
 
 The only file that touches the cache classes of transformers.
 """
@@ -6,6 +6,7 @@ The only file that touches the cache classes of transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,21 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 ROOM = 64
 """Positions that a buffer grows by when it is full."""
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """The cache of one row at rest."""
+
+    grown: torch.Tensor
+    """(L, 2, H, T, D) keys and values of the text, in the layers that look at text."""
+    still: torch.Tensor | None = None
+    """(L', 2, H, P, D) keys and values of the images, in the layers that look at images; shared, never copied."""
+
+    @property
+    def shape_key(self) -> tuple[int, ...]:
+        """Rows can decode together where this is equal."""
+        return () if self.still is None else tuple(self.still.shape)
 
 
 class BufferedLayer(DynamicLayer):
@@ -55,31 +71,93 @@ class BufferedLayer(DynamicLayer):
         self._show(length)
 
 
-def pack(states: Sequence[torch.Tensor], forks: Sequence[int]) -> tuple[Cache, torch.Tensor]:
+class StillLayer(DynamicLayer):
+    """A layer over the images of its rows; nothing is ever added to it. Empty if the rows have no image."""
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None):
+        """
+        Args:
+            keys: (B, H, P, D), a view wherever all rows see the same images.
+            values: the same.
+        """
+        super().__init__()
+        if keys is not None and values is not None:
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = keys, values
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all other rows."""
+        if self.is_initialized:
+            self.keys, self.values = (_rows_of(tensor, rows) for tensor in (self.keys, self.values))
+
+
+def _rows_of(tensor: Any, rows: torch.Tensor) -> torch.Tensor:
+    shared = tensor.stride(0) == 0  # all rows are one
+    return tensor[:1].expand(len(rows), *tensor.shape[1:]) if shared else tensor[rows]
+
+
+def pack(states: Sequence[KeyValues], forks: Sequence[int], still_layers: frozenset[int]) -> tuple[Cache, torch.Tensor]:
     """A cache of rows that decode together, padded on the left.
 
     Args:
-        states: one (L, 2, H, T_i, D) for each question.
+        states: one for each question; all of one `shape_key`.
         forks: rows that each of them becomes.
+        still_layers: places of the layers that look at images.
 
     Returns:
         The cache, and the number of padded positions of each row.
     """
-    longest = max(state.shape[3] for state in states)
-    layers, _, heads, _, width = states[0].shape
+    grown = [state.grown for state in states]
+    longest = max(state.shape[3] for state in grown)
+    layers, _, heads, _, width = grown[0].shape
     rows = sum(forks)
-    buffer = states[0].new_zeros((layers, 2, rows, heads, longest + ROOM, width))
+    buffer = grown[0].new_zeros((layers, 2, rows, heads, longest + ROOM, width))
     padding, row = [], 0
-    for state, count in zip(states, forks, strict=True):
+    for state, count in zip(grown, forks, strict=True):
         begin = longest - state.shape[3]
         buffer[:, :, row : row + count, :, begin:longest] = state.unsqueeze(2)
         padding += [begin] * count
         row += count
-    cache = Cache(layers=[BufferedLayer(buffer[layer, 0], buffer[layer, 1], longest) for layer in range(layers)])
+    text = iter([BufferedLayer(keys, values, longest) for keys, values in buffer])
+    images = iter(_still(states, forks, len(still_layers)))
+    total = range(layers + len(still_layers))
+    cache = Cache(layers=[next(images) if place in still_layers else next(text) for place in total])
     return cache, torch.tensor(padding)
 
 
-def unpack(cache: Cache, row: int, begin: int) -> torch.Tensor:
-    """The state (L, 2, H, T, D) of one row from position `begin` on, copied out of the buffer."""
+def _still(states: Sequence[KeyValues], forks: Sequence[int], layers: int) -> list[StillLayer]:
+    found = [(state.still, count) for state, count in zip(states, forks, strict=True) if state.still is not None]
+    if not found:
+        return [StillLayer() for _ in range(layers)]
+    made = []
+    for layer in range(layers):
+        spread = [[still[layer, side].expand(count, *still.shape[2:]) for still, count in found] for side in (0, 1)]
+        made.append(StillLayer(*(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in spread)))
+    return made
+
+
+def keep_rows(cache: Cache, rows: torch.Tensor) -> None:
+    """Drop all other rows of a packed cache."""
     layers: list[Any] = cache.layers
-    return torch.stack([torch.stack([layer.keys[row, :, begin:], layer.values[row, :, begin:]]) for layer in layers])
+    for layer in layers:
+        layer.keep(rows)
+
+
+def unpack(cache: Cache, row: int, begin: int, still_layers: frozenset[int], still: torch.Tensor | None = None) -> KeyValues:
+    """The state of one row from position `begin` on, copied out of the buffer.
+
+    Args:
+        cache: of a batch.
+        row: its place in the batch.
+        begin: first position that is not padding.
+        still_layers: places of the layers that look at images.
+        still: their keys and values, if they are known already; else they are taken from the cache.
+    """
+    layers: list[Any] = cache.layers
+    text = [layer for place, layer in enumerate(layers) if place not in still_layers]
+    grown = torch.stack([torch.stack([layer.keys[row, :, begin:], layer.values[row, :, begin:]]) for layer in text])
+    if still is None and still_layers:
+        images = [layers[place] for place in sorted(still_layers) if place < len(layers) and layers[place].is_initialized]
+        if images:
+            still = torch.stack([torch.stack([layer.keys[row], layer.values[row]]) for layer in images])
+    return KeyValues(grown, still)

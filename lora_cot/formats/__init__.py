@@ -4,7 +4,8 @@ from lora_cot.formats.base import CotFormat, Stage
 from lora_cot.formats.direct import DIRECT
 from lora_cot.formats.four_stage import FOUR_STAGE
 from lora_cot.formats.parser import Event, Parsed, ParsedStage, StageParser
+from lora_cot.formats.two_stage import TWO_STAGE
 
-FORMATS = {"four_stage": FOUR_STAGE, "direct": DIRECT}
+FORMATS = {"four_stage": FOUR_STAGE, "two_stage": TWO_STAGE, "direct": DIRECT}
 
 __all__ = ["FORMATS", "CotFormat", "Event", "Parsed", "ParsedStage", "Stage", "StageParser"]

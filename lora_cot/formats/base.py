@@ -1,13 +1,16 @@
 """What a chain of thought looks like as text: ordered stages, how each is asked for, written and read back.
 
-A format knows nothing of tokens, images or models. `prompt` and `target` make the two halves of a training sample,
-`parse` reads what a model wrote; writing a target and parsing it gives the same stages back.
+A format knows nothing of tokens, images or models. `question` and `write` make the two halves of a training sample,
+`parse` reads what a model wrote; writing stages and parsing them gives the same stages back.
+
+Most formats are generated in one pass. A split one (Multimodal-CoT's two stages) is generated in as many as it has
+stages: each pass is a format of its own, with a prompt that holds the stages before it and an adapter of its own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lora_cot.errors import DataError, FormatError, Problem
@@ -33,6 +36,10 @@ class Stage:
     """Budget of generated tokens; generation stops there whether or not the stage was closed."""
     criterion: str = "answers the question better"
     """What a judge is asked for: 'the response that …'."""
+    cue: str = ""
+    """Of a split format: what the prompt ends with when this stage is asked for, and what stands before its text after."""
+    made_of: tuple[str, ...] = ()
+    """Stages of other formats whose texts, joined, are this one's gold text where it has none under its own name."""
 
     @property
     def label(self) -> str:
@@ -47,6 +54,10 @@ class CotFormat:
     name: str
     stages: tuple[Stage, ...]
     tag_style: str = "xml"
+    split: bool = False
+    """Each stage is generated in a pass of its own."""
+    given: tuple[Stage, ...] | None = None
+    """Of a pass of a split format: the stages that its prompt holds."""
 
     def __post_init__(self) -> None:
         problems = [Problem(f"format {self.name}", what) for what in self._contradictions()]
@@ -64,8 +75,10 @@ class CotFormat:
         for kind, word in words:
             if not re.fullmatch(r"[\w-]+", word):
                 yield f"{kind} '{word}': a {'name' if kind == 'stage' else 'tag'} is letters, digits, '_' or '-'"
-        if names and sum(stage.is_answer for stage in self.stages) != 1:
+        if names and self.given is None and sum(stage.is_answer for stage in self.stages) != 1:
             yield "exactly one stage must be the answer (is_answer: true)"
+        if self.split and not all(stage.cue for stage in self.stages):
+            yield "every stage of a split format needs a cue"
         if len(names) > 1 and not all(stage.tagged for stage in self.stages):
             yield "an untagged stage must be the only one"
         if self.tag_style not in TAG_STYLES:
@@ -73,13 +86,23 @@ class CotFormat:
 
     @property
     def answer_stage(self) -> Stage:
-        """The stage that holds the short answer."""
-        return next(stage for stage in self.stages if stage.is_answer)
+        """The stage that holds the short answer; of a pass, its only stage."""
+        return next((stage for stage in self.stages if stage.is_answer), self.stages[0])
 
     @property
     def is_tagged(self) -> bool:
         """Whether the stages can be told apart in the text."""
         return self.stages[0].tagged
+
+    @property
+    def passes(self) -> tuple[CotFormat, ...]:
+        """What is generated one after another, each with a prompt and an adapter of its own."""
+        if not self.split:
+            return (self,)
+        return tuple(
+            CotFormat(stage.name.lower(), (replace(stage, tagged=False),), self.tag_style, given=self.stages[:number])
+            for number, stage in enumerate(self.stages)
+        )
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
@@ -97,17 +120,37 @@ class CotFormat:
         """Tag after a stage; empty if untagged."""
         return TAG_STYLES[self.tag_style][1].format(stage.label) if stage.tagged else ""
 
+    def question(self, exchange: Exchange, choices: Sequence[str] = ()) -> str:
+        """The user's turn.
+
+        A pass of a split format asks as Multimodal-CoT does (Zhang et al. 2023, its released prompts): the question,
+        its options, the stages before, and the cue of the stage that is wanted.
+
+        Raises:
+            DataError: a stage that the prompt must hold has no text.
+        """
+        options = "Options: " + " ".join(f"({chr(65 + n)}) {choice}" for n, choice in enumerate(choices)) if choices else ""
+        cue = self.stages[0].cue
+        if not cue or self.split:
+            return "\n".join(filter(None, (exchange.question.strip(), options)))
+        lines = [f"Question: {exchange.question.strip()}", options]
+        texts = self._gold_texts(self.given or (), exchange)
+        lines += [f"{stage.cue} {texts[stage.name]}" for stage in self.given or ()]
+        return "\n".join(filter(None, (*lines, cue)))
+
     def write(self, stages: Mapping[str, str]) -> list[tuple[Stage, str]]:
-        """The stages as text, in order, each with its tags and the separator that goes before it.
+        """The stages that are given as text, in order, each with its tags and the separator that goes before it.
 
         Separators and inner spaces are those of the published model's outputs (`<SUMMARY> … </SUMMARY>`, an empty
         line, `<CAPTION> …`).
         """
-        pieces = []
-        for index, stage in enumerate(self.stages):
+        pieces: list[tuple[Stage, str]] = []
+        for stage in self.stages:
+            if stage.name not in stages:
+                continue
             text = stages[stage.name].strip()
             if stage.tagged:
-                gap = "\n\n" if index else ""
+                gap = "\n\n" if pieces else ""
                 text = f"{gap}{self.opening(stage)} {text} {self.closing(stage)}"
             pieces.append((stage, text))
         return pieces
@@ -118,13 +161,19 @@ class CotFormat:
         Raises:
             DataError: a stage has no gold text, or its text holds one of this format's tags.
         """
-        stages = dict(exchange.stages or {})
-        if exchange.answer is not None:
-            stages.setdefault(self.answer_stage.name, exchange.answer)
-        missing = [stage.name for stage in self.stages if not stages.get(stage.name, "").strip()]
+        texts = self._gold_texts(self.stages, exchange)
+        return {name: self._untagged(name, text) for name, text in texts.items()}
+
+    def _gold_texts(self, stages: Sequence[Stage], exchange: Exchange) -> dict[str, str]:
+        known, texts = dict(exchange.stages or {}), {}
+        for stage in stages:
+            parts = [known.get(name, "").strip() for name in stage.made_of]
+            answer = exchange.answer if stage.is_answer else None
+            texts[stage.name] = (known.get(stage.name) or answer or ("\n".join(parts) if all(parts) else "")).strip()
+        missing = [name for name, text in texts.items() if not text]
         if missing:
             raise DataError(Problem("", f"no text for {', '.join(missing)}", self._expected()))
-        return {stage.name: self._untagged(stage.name, stages[stage.name].strip()) for stage in self.stages}
+        return texts
 
     def read(self, reply: str) -> dict[str, str]:
         """The stages of a gold answer that is given as one text.

@@ -7,14 +7,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
-from lora_cot.backbones.loading import load_backbone
-from lora_cot.checkpoints.folders import write_recipe
+from lora_cot.backbones.loading import load_backbone, save_processor
+from lora_cot.checkpoints.folders import pass_folders, write_recipe
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
 from lora_cot.data.sources import load_mixture
 from lora_cot.errors import MergeError, Problem, RunError
@@ -47,12 +47,16 @@ class MergeReport:
     base was not quantised."""
 
 
-def merge(run: str | Path, output: Path | None = None) -> MergeReport:
+def merge(run: str | Path, output: Path | None = None) -> list[MergeReport]:
     """Merge a run's adapter into its base in full precision and write the model beside it.
 
     Args:
         run: a run or an adapter folder.
-        output: where to; `merged` in the run if not given.
+        output: where to; `merged` in the run if not given. The adapters of a split format become one model for each pass
+            in there.
+
+    Returns:
+        One report for each pass; a single one unless the format is split.
 
     Raises:
         RunError: no adapter there, or the output exists.
@@ -65,24 +69,30 @@ def merge(run: str | Path, output: Path | None = None) -> MergeReport:
     if output.exists():
         raise RunError(Problem(str(output), "the output folder exists already", "remove it, or set --output"))
     recipe = saved_recipe(adapter)
-    cot_format = recipe.format.build()
-    samples = _probes(recipe, cot_format)
+    samples = _probes(recipe)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
     try:
-        tuned, base = _merge_into(staging, recipe, adapter, cot_format, samples)
-        report = _verify(staging, recipe, adapter, cot_format, samples, tuned, base)
-        text = json.dumps({**asdict(report), "folder": str(output)}, indent=2)
-        (staging / "merge_report.json").write_text(text + "\n", encoding="utf-8")
+        reports = []
+        sources, targets = pass_folders(adapter, recipe).values(), pass_folders(staging, recipe).values()
+        for one, source, target in zip(recipe.format.build().passes, sources, targets, strict=True):
+            target.mkdir(exist_ok=True)
+            tuned, base = _merge_into(target, recipe, source, one, samples)
+            report = _verify(target, recipe, source, one, samples, tuned, base)
+            report = replace(report, folder=str(output / target.relative_to(staging)))
+            text = json.dumps(asdict(report), indent=2)
+            (target / "merge_report.json").write_text(text + "\n", encoding="utf-8")
+            reports.append(report)
+        write_recipe(recipe, staging)
         staging.chmod(0o755)  # mkdtemp makes it private
         staging.rename(output)
-        return MergeReport(**{**vars(report), "folder": str(output)})
+        return reports
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _probes(recipe: Recipe, cot_format: CotFormat) -> list[Sample]:
-    samples = load_mixture(recipe.data.eval or recipe.data.train, cot_format)
+def _probes(recipe: Recipe) -> list[Sample]:
+    samples = load_mixture(recipe.data.eval or recipe.data.train, recipe.format.build())
     if not samples:
         raise MergeError(Problem("data.eval", "no sample to verify the merge on", "the recipe must name data"))
     return samples[:PROBES]
@@ -104,8 +114,7 @@ def _merge_into(
     if left:
         raise MergeError(Problem(str(adapter), f"{len(left)} adapter weights were left over, {left[0]} among them"))
     merged.save_pretrained(staging)
-    backbone.processor.save_pretrained(staging)
-    write_recipe(recipe, staging)
+    save_processor(backbone, staging)
     return tuned, base
 
 

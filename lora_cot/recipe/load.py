@@ -183,7 +183,7 @@ def _problems(
 ) -> list[Problem]:
     problems: dict[str, Problem] = {}
     for item in error.errors(include_url=False):
-        raw = [str(step) for step in item["loc"]]
+        raw = [str(step) for step in item["loc"] if step != "[key]"]
         location = _plain(raw)
         where = ".".join([*prefix, *location])
         if item["type"] == "extra_forbidden":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lora_cot.formats import FORMATS, CotFormat, Stage
 
@@ -55,6 +56,10 @@ class StageSection(Section):
     is_answer: bool = False
     max_new_tokens: int = Field(512, gt=0)
     criterion: str = "answers the question better"
+    cue: str = ""
+    """Of a split format: what the prompt ends with when this stage is asked for."""
+    made_of: tuple[str, ...] = ()
+    """Stages of other formats whose joined texts are this one's gold text where it has none of its own."""
 
 
 class FormatSection(Section):
@@ -64,12 +69,14 @@ class FormatSection(Section):
     """A built-in format, or a name for the stages declared here."""
     stages: list[StageSection] | None = None
     """Own ordered stages; exactly one is the answer."""
+    split: bool = False
+    """Of own stages: each is generated in a pass of its own, with a prompt and an adapter of its own."""
 
     def build(self) -> CotFormat:
         """The format itself."""
         if self.stages is None:
             return FORMATS[self.name]
-        return CotFormat(self.name, tuple(Stage(**stage.model_dump()) for stage in self.stages))
+        return CotFormat(self.name, tuple(Stage(**stage.model_dump()) for stage in self.stages), split=self.split)
 
 
 class SourceSection(Section):
@@ -144,6 +151,23 @@ class QuantizationSection(LibrarySection):
     """Parts that keep full precision."""
 
 
+class PartLora(Section):
+    """Settings of the adapters of one part that differ from the rest."""
+
+    r: int | None = Field(None, gt=0)
+    lora_alpha: int | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+NOT_LORA = {
+    "loftq": "it fits the base's weights in one 4-bit form, which a merge into the base does not have",
+    "corda": "it needs a pass over the data for its covariances, which is not made",
+    "eva": "it needs a pass over the data, which is not made",
+    "lora_ga": "it needs gradients over the data before training, which are not taken",
+}
+"""Initialisations of PEFT that are refused, and why."""
+
+
 class LoraSection(LibrarySection):
     """Keys of LoraConfig, and where the adapters go."""
 
@@ -154,12 +178,35 @@ class LoraSection(LibrarySection):
     lora_alpha: int = Field(8, gt=0)
     """The update is scaled by lora_alpha / r."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
-    """PiSSA, OLoRA, CorDA and LoftQ rewrite the base's weights: on the original base their adapter is another model."""
-    parts: list[Part] = Field(["language_model"], min_length=1)
-    """Parts whose linear layers get an adapter; target_modules narrows them to these leaf names."""
+    init_lora_weights: bool | str = True
+    """As in PEFT. pissa and olora rewrite the base's weights: they need a base that is not quantised, and the adapter is
+    saved as the plain LoRA (of twice the rank) that gives the same model on the original base."""
+    parts: dict[Part, PartLora] = Field({"language_model": PartLora()}, min_length=1)
+    """Parts whose linear layers get an adapter, as a list, or as a mapping to a part's own r, lora_alpha, learning_rate."""
     target_modules: list[str] | None = None
     """Leaf names of the layers, such as q_proj; all linear layers of the parts if not given."""
+    loraplus_lr_ratio: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """LoRA+ (Hayou et al. 2024): the learning rate of B over that of A."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {part: {} for part in value} if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+
+    @field_validator("init_lora_weights")
+    @classmethod
+    def _known(cls, value: bool | str) -> bool | str:
+        if value in NOT_LORA:
+            raise ValueError(f"{value} is not possible: {NOT_LORA[str(value)]}")
+        known = isinstance(value, bool) or re.fullmatch(r"gaussian|orthogonal|olora|pissa(_niter_\d+)?", value)
+        if not known:
+            raise ValueError("allowed: true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N")
+        return value
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether the initialisation changes the base's own weights."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
 
 class TrainingSection(LibrarySection):
@@ -167,6 +214,8 @@ class TrainingSection(LibrarySection):
 
     stage_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     """Weight of each stage's loss; 1 where not given."""
+    long_samples: Literal["error", "drop", "shrink_image"] = "error"
+    """What happens to a sample of more than max_length tokens, image slots expanded; nothing is ever cut."""
     early_stopping_patience: int | None = Field(None, gt=0)
     """Stop after so many evaluations without a better metric_for_best_model."""
     eval_generations: int = Field(64, ge=0)

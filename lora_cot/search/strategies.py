@@ -7,7 +7,8 @@ prefix of the next stage's candidates. Every search is bounded by the stages' bu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lora_cot.engines.base import Candidate, Engine, Sampling
@@ -35,7 +36,8 @@ def answer(
 
     Args:
         engine: runs the model.
-        cot_format: its stages are the boundaries of a stage search.
+        cot_format: its stages are the boundaries of a stage search. A split format is searched pass by pass; what one
+            pass chose stands in the next one's prompt, whatever gold text the sample has.
         samples: answered together, as one batch.
         config: strategy and settings.
         on_stage: called as each stage of each question is decided.
@@ -45,10 +47,68 @@ def answer(
         DataError: an image cannot be opened.
     """
     begin = time.perf_counter()
-    completions = STRATEGIES[config.strategy](engine, cot_format, samples, config, on_stage)
+    strategy = STRATEGIES[config.strategy]
+    if config.strategy == "stage_beam" and not cot_format.is_tagged:
+        remedy = "use greedy or sample, or a format with stages"
+        raise SearchError(Problem("search.strategy", f"the format {cot_format.name} has no stages to search", remedy))
+    if cot_format.split:
+        completions = _pass_by_pass(strategy, engine, cot_format, samples, config, on_stage)
+    else:
+        completions = strategy(engine, cot_format, samples, config, on_stage)
     for completion in completions:
         completion.seconds = (time.perf_counter() - begin) / len(samples)
     return completions
+
+
+def _pass_by_pass(
+    strategy: Strategy,
+    engine: Engine,
+    cot_format: CotFormat,
+    samples: Sequence[Sample],
+    config: SearchSection,
+    on_stage: OnStage,
+) -> list[Completion]:
+    done = [Completion(sample.id, "", cot_format.parse("")) for sample in samples]
+    texts: list[dict[str, str]] = [{} for _ in samples]
+    alive = list(range(len(samples)))
+    for one in cot_format.passes:
+        stage = one.stages[0]
+        asked = [with_stages(samples[i], texts[i]) for i in alive]
+
+        def tell(number: int, traced: TracedStage, alive: list[int] = alive, name: str = stage.name) -> None:
+            done[alive[number]].trace.append(replace(traced, stage=name))
+            on_stage(alive[number], done[alive[number]].trace[-1])
+
+        for i, found in zip(alive, strategy(engine.for_pass(one), one, asked, config, tell), strict=True):
+            texts[i][stage.name] = found.text.strip()
+            _add_costs(done[i], found)
+            done[i].stopped = found.stopped if found.text.strip() else f"{stage.name} is empty"
+        alive = [i for i in alive if done[i].stopped == "complete"]
+        if not alive:
+            break
+    for completion, found_texts in zip(done, texts, strict=True):
+        completion.text = _written(cot_format, found_texts, completion.stopped == "complete")
+        completion.parsed = cot_format.parse(completion.text)
+    return done
+
+
+def with_stages(sample: Sample, texts: Mapping[str, str]) -> Sample:
+    """The sample with these texts as stages of its last exchange, in place of the gold ones."""
+    last = replace(sample.last, stages={**(sample.last.stages or {}), **texts})
+    return replace(sample, exchanges=(*sample.exchanges[:-1], last))
+
+
+def _written(cot_format: CotFormat, texts: Mapping[str, str], complete: bool) -> str:
+    """The text of a split format as if it had been written in one pass; the last stage is left open if it did not end."""
+    text = "".join(piece for _, piece in cot_format.write(texts))
+    last = cot_format.stage(list(texts)[-1])
+    return text if complete else text.removesuffix(cot_format.closing(last)).rstrip()
+
+
+def _add_costs(completion: Completion, found: Completion) -> None:
+    completion.kept_tokens += found.kept_tokens
+    completion.generated_tokens += found.generated_tokens
+    completion.judge_calls += found.judge_calls
 
 
 def _seeds(sample: Sample, config: SearchSection, step: str, count: int) -> list[str]:
@@ -93,14 +153,7 @@ def _one_pass(sampling: Sampling | None) -> Strategy:
 def stage_beam(
     engine: Engine, cot_format: CotFormat, samples: Sequence[Sample], config: SearchSection, on_stage: OnStage
 ) -> list[Completion]:
-    """N candidates for each stage; the scorer's choice goes on. A candidate that closes its stage beats one that does not.
-
-    Raises:
-        SearchError: the format's stages are not tagged.
-    """
-    if not cot_format.is_tagged:
-        remedy = "use greedy or sample, or a format with stages"
-        raise SearchError(Problem("search.strategy", f"the format {cot_format.name} has no stages to search", remedy))
+    """N candidates for each stage; the scorer's choice goes on. A candidate that closes its stage beats one that does not."""
     scorer = scorers.SCORERS[config.scorer](engine, config)
     states: list[Any] = engine.start(samples)
     done = [Completion(sample.id, "", cot_format.parse("")) for sample in samples]
@@ -111,7 +164,7 @@ def stage_beam(
         drawn = engine.extend(
             [states[i] for i in alive],
             [_seeds(samples[i], config, stage.name, count) for i in alive],
-            cot_format.closing(stage),
+            cot_format.closing(stage) or None,
             _budget(stage, config),
             Sampling(config.temperature, config.top_p),
         )

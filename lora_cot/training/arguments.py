@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from lora_cot.backbones import Family
 from lora_cot.errors import Problem, RecipeError
+from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 
 
-def sft_config(recipe: Recipe, folder: Path) -> Any:
-    """The SFTConfig of a run; what the recipe leaves open is chosen for the machine.
+def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotFormat) -> Any:
+    """The SFTConfig of a run, or of one pass of it; what the recipe leaves open is chosen for the machine.
 
     Args:
         recipe: its training section holds SFTConfig's own keys.
-        folder: the run's folder.
+        folder: where checkpoints go.
+        family: of the base; says whether float16 will do.
+        cot_format: the format, or one pass of it.
 
     Raises:
-        RecipeError: values that contradict each other, in the library's words.
+        RecipeError: values that contradict each other or the base, in the library's words where it has any.
     """
     import torch
     from trl import SFTConfig
 
     cuda = torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     keys: dict[str, Any] = {
-        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "bf16": bf16,
+        "fp16": cuda and not bf16 and not family.no_fp16,
         "report_to": "none",
         "save_total_limit": 2,
         "dataloader_pin_memory": cuda,
+        "dataloader_num_workers": min(4, (os.cpu_count() or 1) // 2) if cuda else 0,
         "disable_tqdm": not sys.stderr.isatty(),
         "seed": 0,
         **recipe.training.library,
-        "output_dir": str(folder / "checkpoints"),
+        "output_dir": str(folder),
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "label_names": ["labels"],
-        "max_length": None,  # the collator refuses what is longer; TRL's cut could go through an image or an answer
+        "max_length": None,  # the collator sees to it; TRL's cut could go through an image or an answer
     }
-    if keys.get("fp16"):
-        keys["bf16"] = False
+    chosen = recipe.training.library
+    if chosen.get("fp16"):
+        keys["bf16"] = bool(chosen.get("bf16"))
+    elif chosen.get("bf16"):
+        keys["fp16"] = False
     best = keys.get("metric_for_best_model")
+    if best is not None and best.removeprefix("eval_") == "accuracy" and not any(s.is_answer for s in cot_format.stages):
+        best = keys["metric_for_best_model"] = "loss"  # a pass without the answer has no accuracy
     if best is not None and keys.get("greater_is_better") is None:
         keys["greater_is_better"] = not best.endswith("loss")
     problems = _contradictions(recipe, keys)
+    if keys["fp16"] and family.no_fp16:
+        what = f"a {family.name} model cannot be trained in float16: {family.no_fp16}"
+        problems.append(Problem("training.fp16", what, "set training.bf16: true, or neither"))
     try:
         config = SFTConfig(**keys)
     except (ValueError, TypeError, RuntimeError) as error:

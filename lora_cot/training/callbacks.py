@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lora_cot.adapters.liveness import Liveness
+from lora_cot.backbones import Backbone
 
 LIVENESS_STEPS = 3
 """Optimizer steps after which every trained tensor must have had a gradient."""
@@ -19,8 +20,14 @@ LIVENESS_STEPS = 3
 class RunLog(TrainerCallback):
     """Every log entry as one JSON line; off a terminal also a line for people, with the time left."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, pass_name: str | None = None):
+        """
+        Args:
+            path: the file.
+            pass_name: of a split format; written into each entry.
+        """
         self._path, self._begin = path, time.perf_counter()
+        self._mark = {"pass": pass_name} if pass_name else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The clock of the estimate starts here."""
@@ -31,12 +38,14 @@ class RunLog(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            file.write(json.dumps({**self._mark, "step": state.global_step, **logs}) + "\n")
         if args.disable_tqdm:
             self._print(state, logs)
 
     def _print(self, state: Any, logs: dict[str, Any]) -> None:
         shown = {key: value for key, value in logs.items() if key.removeprefix("eval_").split("/")[0] in SHOWN}
+        if not shown:
+            return
         left = (time.perf_counter() - self._begin) / max(state.global_step, 1) * (state.max_steps - state.global_step)
         values = "  ".join(f"{key} {value:.4g}" for key, value in shown.items() if isinstance(value, int | float))
         print(f"step {state.global_step}/{state.max_steps}  {values}  ({left:.0f} s left)", file=sys.stderr, flush=True)
@@ -52,11 +61,24 @@ class LivenessCheck(TrainerCallback):
         TrainingError: see `Liveness.check`.
     """
 
-    def __init__(self, model: Any):
-        self._liveness: Liveness | None = Liveness(model)
+    def __init__(self, backbone: Backbone, with_images: bool):
+        """
+        Args:
+            backbone: with its adapters.
+            with_images: whether any sample has an image. A batch without one gives the layers that see images no
+                gradient: they are judged only after a batch that has some.
+        """
+        self._liveness: Liveness | None = Liveness(backbone.model)
+        self._waits = with_images
+        self._hook = backbone.part("vision_encoder").register_forward_hook(self._saw_image)
+
+    def _saw_image(self, module: Any, *_: Any) -> None:
+        self._waits = self._waits and not module.training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge after a few steps, once."""
-        if self._liveness is not None and (state.global_step >= LIVENESS_STEPS or state.global_step >= state.max_steps):
+        enough = state.global_step >= LIVENESS_STEPS and not self._waits
+        if self._liveness is not None and (enough or state.global_step >= state.max_steps):
+            self._hook.remove()
             self._liveness.check()
             self._liveness = None

@@ -22,12 +22,12 @@ class Quality:
     completions: list[Completion]
     format_validity: float
     """Share of texts whose stages are all there, in order."""
-    accuracy: float
-    """Share of right answers; no answer is a wrong one."""
+    accuracy: float | None
+    """Share of right answers; no answer is a wrong one. None for a pass that does not answer."""
 
 
-def measure(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], recipe: Recipe) -> Quality:
-    """Greedy answers to the samples within the recipe's budgets, and how many are valid and right."""
+def answer_freely(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], recipe: Recipe) -> list[Completion]:
+    """Greedy answers within the recipe's budgets; the model is left in the mode it was in."""
     training = backbone.model.training
     backbone.model.eval()
     try:
@@ -35,10 +35,18 @@ def measure(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample]
         config = recipe.search.model_copy(update={"strategy": "greedy"})
         size = recipe.evaluation.batch_size
         chunks = (samples[begin : begin + size] for begin in range(0, len(samples), size))
-        completions = [completion for chunk in chunks for completion in answer(engine, cot_format, chunk, config)]
+        return [completion for chunk in chunks for completion in answer(engine, cot_format, chunk, config)]
     finally:
         backbone.model.train(training)
-    golds = [sample.last.answer or cot_format.gold(sample.last)[cot_format.answer_stage.name] for sample in samples]
-    right = sum(same(c.parsed.answer, gold) for c, gold in zip(completions, golds, strict=True))
+
+
+def measure(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], recipe: Recipe) -> Quality:
+    """Greedy answers to the samples, and how many are valid and right."""
+    completions = answer_freely(backbone, cot_format, samples, recipe)
     valid = sum(c.parsed.outcome == "complete" for c in completions)
-    return Quality(completions, valid / len(samples), right / len(samples))
+    accuracy = None
+    if any(stage.is_answer for stage in cot_format.stages):
+        golds = [sample.last.answer or cot_format.gold(sample.last)[cot_format.answer_stage.name] for sample in samples]
+        right = sum(same(c.parsed.answer, gold) for c, gold in zip(completions, golds, strict=True))
+        accuracy = right / len(samples)
+    return Quality(completions, valid / len(samples), accuracy)

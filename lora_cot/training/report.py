@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_cot.adapters.lora import PartReport
 from lora_cot.data.images import open_image
+from lora_cot.formats import CotFormat
 from lora_cot.pages import Line, image_uri, line_plot, render
 from lora_cot.recipe import Recipe, dump
 from lora_cot.search.trace import Completion
@@ -26,32 +27,53 @@ class ShownSample:
 
 
 @dataclass(frozen=True)
+class PassReport:
+    """What training one adapter was like; a run has one, or one for each pass of a split format."""
+
+    cot_format: CotFormat
+    parts: Sequence[PartReport]
+    history: Sequence[dict[str, Any]]
+    """Log entries as transformers keeps them."""
+    seconds: float
+    dropped: Sequence[str]
+    """Ids of samples that were too long."""
+    shrunk: int
+    """Samples whose images were made smaller."""
+
+    def numbers(self) -> dict[str, Any]:
+        """Its figures in report.json."""
+        losses = [entry for entry in self.history if "loss" in entry]
+        return {
+            "name": self.cot_format.name,
+            "steps": max((entry.get("step", 0) for entry in self.history), default=0),
+            "seconds": self.seconds,
+            "last": losses[-1] if losses else {},
+            "evaluations": [entry for entry in self.history if "eval_loss" in entry],
+            "dropped": list(self.dropped),
+            "shrunk": self.shrunk,
+            "parts": [asdict(part) for part in self.parts],
+            "history": list(self.history),
+        }
+
+
+@dataclass(frozen=True)
 class RunReport:
     """All that is known of a finished run."""
 
     recipe: Recipe
-    parts: Sequence[PartReport]
-    history: Sequence[dict[str, Any]]
-    """Log entries as transformers keeps them."""
+    passes: Sequence[PassReport]
     shown: Sequence[ShownSample]
-    seconds: float
     peak_memory_gb: float
 
     def numbers(self) -> dict[str, Any]:
         """The figures of report.json."""
-        evaluations = [entry for entry in self.history if "eval_loss" in entry]
-        losses = [entry for entry in self.history if "loss" in entry]
         return {
             "name": self.recipe.name,
             "base": self.recipe.model.base,
             "format": self.recipe.format.name,
-            "steps": max((entry.get("step", 0) for entry in self.history), default=0),
-            "seconds": self.seconds,
+            "seconds": sum(one.seconds for one in self.passes),
             "peak_memory_gb": self.peak_memory_gb,
-            "last": losses[-1] if losses else {},
-            "evaluations": evaluations,
-            "parts": [asdict(part) for part in self.parts],
-            "history": list(self.history),
+            "passes": [one.numbers() for one in self.passes],
         }
 
 
@@ -62,8 +84,7 @@ def write_report(report: RunReport, folder: Path) -> None:
         "run.html",
         title=f"Run {report.recipe.name}",
         numbers=report.numbers(),
-        parts=report.parts,
-        plots=_plots(report.history, [stage.name for stage in report.recipe.format.build().stages]),
+        plots=[_plots(one.history, [stage.name for stage in one.cot_format.stages]) for one in report.passes],
         shown=[
             {
                 "question": item.sample.last.question,

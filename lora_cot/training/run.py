@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,24 @@ import torch
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from lora_cot.adapters.lora import attach, load_adapter, report
+from lora_cot.adapters.lora import attach, detach, load_adapter, report
 from lora_cot.backbones import Backbone
-from lora_cot.backbones.loading import load_backbone
-from lora_cot.checkpoints.folders import LOG_FILE, open_run, run_folder, save_adapter, write_recipe
+from lora_cot.backbones.loading import family_of, load_backbone, resolve_base
+from lora_cot.checkpoints.folders import LOG_FILE, open_run, pass_folders, run_folder, save_adapter, write_recipe
 from lora_cot.checkpoints.opening import find_adapter
-from lora_cot.data.collate import Collator, as_dataset
+from lora_cot.data.collate import Collator
 from lora_cot.data.labels import Encoded, Encoder
+from lora_cot.data.lengths import Kept, LengthLimit, keep_fitting
 from lora_cot.data.lint import check_gold, preflight
 from lora_cot.data.sources import load_mixture
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
-from lora_cot.search.trace import Completion
+from lora_cot.search.strategies import with_stages
 from lora_cot.training.arguments import sft_config
 from lora_cot.training.callbacks import LivenessCheck, RunLog
-from lora_cot.training.quality import measure
-from lora_cot.training.report import RunReport, ShownSample, write_report
+from lora_cot.training.quality import answer_freely
+from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
 
@@ -39,6 +39,9 @@ SHOWN_SAMPLES = 4
 
 def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     """Run a recipe; returns the run's folder.
+
+    A split format is trained pass by pass, each with an adapter of its own on the same base. Later passes are trained on
+    gold text of the earlier ones and watched on what those wrote for the same sample.
 
     Args:
         recipe: what to train, on what, how.
@@ -52,49 +55,113 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     folder, state = run_folder(recipe, root), PartialState()
     with open_run(folder) if state.is_main_process else nullcontext():
         torch.manual_seed(int(recipe.training.library.get("seed", 0)))
-        cot_format = recipe.format.build()
-        arguments = sft_config(recipe, folder)
-        samples, held_out = (load_mixture(sources, cot_format) for sources in (recipe.data.train, recipe.data.eval))
-        check_gold(samples, "data.train", cot_format)
-        check_gold(held_out, "data.eval", cot_format)
-        if not samples:
-            raise DataError(Problem("data.train", "there is nothing to train on", "name at least one source"))
-        backbone = _prepare(recipe)
-        cot_format = cot_format.spelled(backbone.family.tag_style)
+        family = family_of(resolve_base(recipe.model.base), recipe.model.revision)
+        for one in recipe.format.build().passes:
+            sft_config(recipe, folder, family, one)  # what is wrong there is said before anything is loaded
+        samples, held_out = _load_data(recipe)
+        backbone = load_backbone(recipe.model, recipe.quantization)
+        cot_format = recipe.format.build().spelled(backbone.family.tag_style)
         if state.is_main_process:
             write_recipe(recipe, folder)
-        collator = _collator(recipe, backbone, cot_format)
-        preflight(collator, samples)
-        preflight(collator, held_out)
-        _show(_counts(samples, held_out), report_lines(backbone), _preview(collator, samples[0]))
         shown = held_out[:SHOWN_SAMPLES]
-        before = _answers(recipe, backbone, cot_format, shown)
-        begin = time.perf_counter()
-        trainer = _trainer(recipe, arguments, backbone, cot_format, collator, samples, held_out, folder / LOG_FILE)
-        trainer.train()
-        seconds = time.perf_counter() - begin
+        before = answer_freely(backbone, cot_format, shown, recipe)
+        done, questions = [], held_out
+        for one, place in zip(cot_format.passes, pass_folders(folder / "adapter", recipe).values(), strict=True):
+            backbone = _adapted(recipe, backbone, place.name)
+            _show(f"Training {one.name}" if cot_format.split else "", report_lines(backbone))
+            done.append(_train_pass(recipe, backbone, one, samples, held_out, questions, folder))
+            if state.is_main_process:
+                save_adapter(backbone, recipe, place, _initial(recipe, folder))
+            if cot_format.split:
+                questions = _handed_on(recipe, backbone, one, questions)
+                backbone = load_backbone(recipe.model, recipe.quantization) if recipe.lora.rewrites_base else detach(backbone)
+        state.wait_for_everyone()
+        if cot_format.split:
+            if state.is_main_process:
+                write_recipe(recipe, folder / "adapter")
+            for name, place in pass_folders(folder / "adapter", recipe).items():
+                backbone = load_adapter(backbone, place, name)
+        after = answer_freely(backbone, cot_format, shown, recipe)
         if state.is_main_process:
-            save_adapter(backbone, recipe, folder / "adapter")
-        after = _answers(recipe, backbone, cot_format, shown)
-        pairs = [ShownSample(*triple) for triple in zip(shown, before, after, strict=True)]
-        history = trainer.state.log_history
-        if state.is_main_process:
-            write_report(RunReport(recipe, report(backbone), history, pairs, seconds, peak_memory_gb()), folder)
+            pairs = [ShownSample(*triple) for triple in zip(shown, before, after, strict=True)]
+            write_report(RunReport(recipe, done, pairs, peak_memory_gb()), folder)
         state.wait_for_everyone()
         return folder
 
 
-def _prepare(recipe: Recipe) -> Backbone:
-    backbone = load_backbone(recipe.model, recipe.quantization)
-    if recipe.model.adapter is not None:
-        folder = find_adapter(str(recipe.model.adapter)) or recipe.model.adapter
-        return load_adapter(backbone, folder, trainable=True)
-    return attach(backbone, recipe.lora)
+def _load_data(recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
+    cot_format = recipe.format.build()
+    samples, held_out = (load_mixture(sources, cot_format) for sources in (recipe.data.train, recipe.data.eval))
+    check_gold(samples, "data.train", cot_format)
+    check_gold(held_out, "data.eval", cot_format)
+    if not samples:
+        raise DataError(Problem("data.train", "there is nothing to train on", "name at least one source"))
+    return samples, held_out
+
+
+def _adapted(recipe: Recipe, backbone: Backbone, place: str) -> Backbone:
+    """The base with a new adapter, or with the one to go on from."""
+    if recipe.model.adapter is None:
+        return attach(backbone, recipe.lora)
+    folder = find_adapter(str(recipe.model.adapter)) or recipe.model.adapter
+    return load_adapter(backbone, folder / place if (folder / place).is_dir() else folder, trainable=True)
+
+
+def _initial(recipe: Recipe, folder: Path) -> Path | None:
+    """Where the adapter is kept as it began, if its beginning rewrote the base."""
+    return folder / "checkpoints" / "initial" if recipe.lora.rewrites_base and recipe.model.adapter is None else None
+
+
+def _train_pass(
+    recipe: Recipe,
+    backbone: Backbone,
+    one: CotFormat,
+    samples: list[Sample],
+    held_out: list[Sample],
+    questions: list[Sample],
+    folder: Path,
+) -> PassReport:
+    """Train one adapter; the whole run, unless the format is split.
+
+    Args:
+        recipe: of the run.
+        backbone: with its adapter.
+        one: the format, or a pass of it.
+        samples: trained on.
+        held_out: whose loss is measured, on gold text.
+        questions: the same, with what earlier passes wrote; they are answered freely.
+        folder: the run's.
+    """
+    checkpoints = folder / "checkpoints" / (one.name if one.given is not None else "")
+    arguments = sft_config(recipe, checkpoints, backbone.family, one)
+    if initial := _initial(recipe, folder):
+        backbone.model.save_pretrained(initial)
+    collator = _collator(recipe, backbone, one)
+    workers = arguments.dataloader_num_workers
+    train_set = keep_fitting(samples, collator.limit, "data.train", workers)
+    eval_set = keep_fitting(held_out, collator.limit, "data.eval", workers)
+    if not train_set.samples:
+        raise DataError(Problem("data.train", "every sample is too long", "raise training.max_length"))
+    preflight(collator, train_set.samples)
+    preflight(collator, eval_set.samples)
+    _show(_counts(train_set, eval_set), _preview(collator, train_set.samples[0]))
+    trainer = _trainer(recipe, arguments, backbone, one, collator, (train_set, eval_set), questions, folder / LOG_FILE)
+    begin = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - begin
+    history = trainer.state.log_history
+    return PassReport(one, report(backbone), history, seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
 
 
 def _collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
-    limits = (recipe.data.max_pixels, recipe.training.library.get("max_length"))
-    return Collator(Encoder(backbone.processor, cot_format), backbone.family.image_inputs, *limits)
+    limit = LengthLimit(
+        Encoder(backbone.processor, cot_format),
+        backbone.family.image_tokens,
+        recipe.training.library.get("max_length"),
+        recipe.training.long_samples,
+        recipe.data.max_pixels,
+    )
+    return Collator(limit, backbone.family.image_inputs)
 
 
 def _trainer(
@@ -103,35 +170,44 @@ def _trainer(
     backbone: Backbone,
     cot_format: CotFormat,
     collator: Collator,
-    samples: list[Sample],
-    held_out: list[Sample],
+    data: tuple[Kept, Kept],
+    questions: list[Sample],
     log: Path,
 ) -> CotTrainer:
-    callbacks: list[Any] = [RunLog(log), LivenessCheck(backbone.model)]
+    callbacks: list[Any] = [RunLog(log, cot_format.name if cot_format.given is not None else None)]
+    callbacks.append(LivenessCheck(backbone, any(sample.images for sample in data[0].samples)))
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
-    trainer = CotTrainer(
-        backbone,
-        cot_format,
-        recipe,
-        held_out[: recipe.training.eval_generations],
-        args=arguments,
-        train_dataset=as_dataset(samples),
-        eval_dataset=as_dataset(held_out) if held_out else None,
-        data_collator=collator,
-        callbacks=callbacks,
-    )
+    asked = questions[: recipe.training.eval_generations]
+    options = {"args": arguments, "data_collator": collator, "callbacks": callbacks}
+    trainer = CotTrainer(backbone, cot_format, recipe, data, asked, **options)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _answers(recipe: Recipe, backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample]) -> list[Completion]:
-    return measure(backbone, cot_format, samples, recipe).completions if samples else []
+def _handed_on(recipe: Recipe, backbone: Backbone, one: CotFormat, questions: list[Sample]) -> list[Sample]:
+    """The questions that are asked again, with what this pass wrote in place of the gold text."""
+    asked = questions[: max(recipe.training.eval_generations, SHOWN_SAMPLES)]
+    completions = answer_freely(backbone, one, asked, recipe)
+    stage = one.stages[0].name
+    return [
+        with_stages(sample, {stage: completion.text.strip() or "(nothing)"})
+        for sample, completion in zip(asked, completions, strict=True)
+    ]
 
 
-def _counts(samples: Sequence[Sample], held_out: Sequence[Sample]) -> str:
-    without = sum(not sample.images for sample in samples)
-    return f"{len(samples)} samples to train on, {without} of them without an image; {len(held_out)} held out"
+def _counts(samples: Kept, held_out: Kept) -> str:
+    without = sum(not sample.images for sample in samples.samples)
+    lines = [
+        f"{len(samples.samples)} samples to train on, {without} of them without an image, of {min(samples.lengths)} to "
+        f"{max(samples.lengths)} tokens; {len(held_out.samples)} held out"
+    ]
+    dropped = samples.dropped + held_out.dropped
+    if dropped:
+        lines.append(f"{len(dropped)} dropped, too long: {', '.join(dropped[:10])}{' …' if len(dropped) > 10 else ''}")
+    if samples.shrunk:
+        lines.append(f"the images of {samples.shrunk} samples are made smaller, so that they fit")
+    return "\n".join(lines)
 
 
 def _preview(collator: Collator, sample: Sample) -> str:
@@ -161,4 +237,4 @@ def report_lines(backbone: Backbone) -> str:
 
 def _show(*texts: str) -> None:
     if PartialState().is_main_process:
-        print(*texts, sep="\n\n", end="\n\n", file=sys.stderr, flush=True)
+        print(*filter(None, texts), sep="\n\n", end="\n\n", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with our loss by stage, and held-out questions answered at every evaluation."""
+"""TRL's SFTTrainer with our loss by stage, our batches, and held-out questions answered at every evaluation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
 from lora_cot.backbones import Backbone
+from lora_cot.data.batches import GroupedBatches
+from lora_cot.data.collate import as_dataset
+from lora_cot.data.lengths import Kept
 from lora_cot.errors import Problem, TrainingError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.training.losses import stage_loss, stage_sums
+from lora_cot.training.optimizer import set_learning_rates
 from lora_cot.training.quality import measure
 from lora_cot.types import Sample
 
@@ -31,6 +36,7 @@ class CotTrainer(SFTTrainer):
         backbone: Backbone,
         cot_format: CotFormat,
         recipe: Recipe,
+        data: tuple[Kept, Kept],
         questions: Sequence[Sample],
         **options: Any,
     ):
@@ -38,20 +44,64 @@ class CotTrainer(SFTTrainer):
         Args:
             backbone: with its adapters attached.
             cot_format: its stages are what losses are told apart by.
-            recipe: its stage weights, and the budgets of answers.
+            recipe: its stage weights and learning rates, and the budgets of answers.
+            data: trained on, and held out.
             questions: answered at each evaluation.
             options: SFTTrainer's own.
         """
         precision = {name: p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
-        super().__init__(model=backbone.model, processing_class=backbone.processor, **options)
+        train_set, eval_set = data
+        super().__init__(
+            model=backbone.model,
+            processing_class=backbone.processor,
+            train_dataset=as_dataset(train_set.samples),
+            eval_dataset=as_dataset(eval_set.samples) if eval_set.samples else None,
+            **options,
+        )
         for name, parameter in backbone.model.named_parameters():
             if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies
                 parameter.data = parameter.data.to(precision[name])
         self._backbone, self._format, self._questions, self._recipe = backbone, cot_format, questions, recipe
+        self._train_set, self._eval_set = train_set, eval_set
         self._names = [stage.name for stage in cot_format.stages]
         self._weights = torch.tensor([recipe.training.stage_weights.get(name, 1.0) for name in self._names])
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens, self._since = 0, time.perf_counter()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches as `GroupedBatches` makes them, another order each epoch."""
+        options = {"seed": self.args.seed, "accumulation": self.args.gradient_accumulation_steps}
+        return self._loader(self.train_dataset, self._train_set, self._train_batch_size, **options)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The held-out samples, grouped the same way."""
+        if eval_dataset is not None:
+            return super().get_eval_dataloader(eval_dataset)
+        return self._loader(self.eval_dataset, self._eval_set, self.args.eval_batch_size)
+
+    def _loader(self, dataset: Any, kept: Kept, batch_size: int, **order: int) -> DataLoader:
+        keys = [self._backbone.family.batch_key(len(sample.images)) for sample in kept.samples]
+        batches = GroupedBatches(keys, kept.lengths, batch_size, self.accelerator.num_processes, **order)
+        workers = self.args.dataloader_num_workers
+        options: dict[str, Any] = {"prefetch_factor": self.args.dataloader_prefetch_factor} if workers else {}
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            **options,
+        )
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer of the recipe, with the learning rates of parts that have their own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh:
+            set_learning_rates(optimizer, self._backbone, self._recipe.lora)
+        return optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -81,10 +131,16 @@ class CotTrainer(SFTTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on held-out samples, and the share of valid and right answers among those answered."""
         output = super().evaluation_loop(*args, **kwargs)
+        assert output.metrics is not None
+        if "eval" in self._sums:  # a mean over tokens: batches are of different sizes
+            loss, _, count = self.accelerator.reduce(self._sums["eval"], reduction="sum").unbind(-1)
+            weights = self._weights.to(loss.device)
+            output.metrics["eval_loss"] = float((loss * weights).sum() / count.sum().clamp(min=1))
         if self._questions:
             quality = measure(self._backbone, self._format, self._questions, self._recipe)
-            assert output.metrics is not None
-            output.metrics.update(eval_format_validity=quality.format_validity, eval_accuracy=quality.accuracy)
+            output.metrics["eval_format_validity"] = quality.format_validity
+            if quality.accuracy is not None:
+                output.metrics["eval_accuracy"] = quality.accuracy
         return output
 
     def log(self, logs: Any, start_time: float | None = None) -> None:

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,6 @@ from lora_cot.errors import BackboneError, Problem, nearest
 from lora_cot.types import Image, Sample
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>"}
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 SHIPPED = Path(__file__).parent / "shipped"
 """Bases that come with the package, so that the demo need not train one."""
 
@@ -65,7 +60,8 @@ class MiniSpec:
         kinds = sorted({kind for phase in self.phases for kind in phase.mixture})
         samples = [corpus.make(kind, number) for kind in kinds for number in range(50)]
         taught = [(s.last.question, s.last.answer, [_pixels(image) for image in s.images]) for s in samples]
-        made_of = repr((dataclasses.asdict(self), CHAT_TEMPLATE, kinds, taught, corpus.tokenizer_texts(50)))
+        template = chat_template(architecture(self.family).image)
+        made_of = repr((dataclasses.asdict(self), template, kinds, taught, corpus.tokenizer_texts(50)))
         return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
@@ -79,6 +75,8 @@ JUDGING = Phase(400, 40, {**LANGUAGE, "judging": 1.0}, learning_rate=5e-4)
 MINIS = {
     "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), JUDGING)),
     "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
+    "mllama": MiniSpec("mllama", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
+    "qwen2_vl": MiniSpec("qwen2_vl", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
 }
 """Bases by name: `model.base: mini/NAME`."""
 
@@ -130,21 +128,60 @@ def build(spec: MiniSpec, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def chat_template(image: str) -> str:
+    """The template of all miniatures.
+
+    Args:
+        image: what is written for an image.
+    """
+    return (
+        "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}"
+        "{% endif %}{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one kind of model is made small."""
+
+    make_model: Callable[[Any, int, int], Any]
+    """(tokenizer, width, layers) to a random model."""
+    make_processor: Callable[[Any, str], Any]
+    """(tokenizer, chat template) to its processor."""
+    image: str
+    """What the chat template writes for an image."""
+    special_tokens: tuple[str, ...]
+    """Control tokens for images that are part of the vocabulary."""
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of that `model_type`."""
+    from lora_cot.backbones.mini import llava, mllama, qwen2_vl
+
+    marks = {module: (module.IMAGE, module.SPECIAL_TOKENS) for module in (llava, mllama, qwen2_vl)}
+    return {
+        "llava": Architecture(llava.make_model, llava.make_processor, *marks[llava]),
+        "llava_next": Architecture(llava.make_next_model, llava.make_next_processor, *marks[llava]),
+        "llava_onevision": Architecture(llava.make_onevision_model, llava.make_onevision_processor, *marks[llava]),
+        "mllama": Architecture(mllama.make_model, mllama.make_processor, *marks[mllama]),
+        "qwen2_vl": Architecture(qwen2_vl.make_model, qwen2_vl.make_processor, *marks[qwen2_vl]),
+        "qwen2_5_vl": Architecture(qwen2_vl.make_2_5_model, qwen2_vl.make_2_5_processor, *marks[qwen2_vl]),
+    }[name]
+
+
 def random_base(spec: MiniSpec) -> tuple[Any, Any]:
     """(model, processor) with random weights."""
     import torch
 
-    from lora_cot.backbones.mini import llava
-
-    architecture = {"llava": llava}[spec.family]
-    tokenizer = make_tokenizer(spec.vocab_size)
+    made = architecture(spec.family)
+    tokenizer = make_tokenizer(spec.vocab_size, made.image, made.special_tokens)
     torch.manual_seed(spec.seed)
-    config = architecture.make_config(tokenizer, spec.width, spec.layers)
-    return architecture.make_model(config), architecture.make_processor(tokenizer, CHAT_TEMPLATE)
+    return made.make_model(tokenizer, spec.width, spec.layers), made.make_processor(tokenizer, chat_template(made.image))
 
 
 @functools.cache
-def make_tokenizer(vocab_size: int) -> Any:
+def make_tokenizer(vocab_size: int, image: str, special_tokens: tuple[str, ...]) -> Any:
     """Byte-level BPE of the corpus: short for its own words, able to spell any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -154,7 +191,7 @@ def make_tokenizer(vocab_size: int) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [*SPECIAL_TOKENS.values(), "<image>", "<|user|>", "<|assistant|>", "<|system|>"]
+    special = [*SPECIAL_TOKENS.values(), *special_tokens, "<|user|>", "<|assistant|>", "<|system|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
@@ -162,8 +199,9 @@ def make_tokenizer(vocab_size: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus.tokenizer_texts(), trainer)
+    added = special[3:] if special_tokens else [*special[3:], image]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, additional_special_tokens=special[3:], model_max_length=2048, **SPECIAL_TOKENS
+        tokenizer_object=tokenizer, additional_special_tokens=added, model_max_length=2048, **SPECIAL_TOKENS
     )
 
 
@@ -173,19 +211,21 @@ def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
     from lora_cot.backbones import FAMILIES
     from lora_cot.data.collate import Collator
     from lora_cot.data.labels import Encoder
+    from lora_cot.data.lengths import LengthLimit
     from lora_cot.formats import FORMATS
 
-    collate = Collator(Encoder(processor, FORMATS["direct"]), FAMILIES[spec.family].image_inputs)
+    (family,) = (family for family in FAMILIES.values() if model.config.model_type in family.model_types)
+    collate = Collator(LengthLimit(Encoder(processor, FORMATS["direct"]), family.image_tokens), family.image_inputs)
     total = sum(phase.steps for phase in spec.phases)
     start = 0
     with tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5) as bar:
         for phase in spec.phases:
-            _train_phase(model, collate, phase, start, bar)
+            _train_phase(model, collate, family.mixes_image_counts, phase, start, bar)
             start += phase.steps * phase.batch_size
     model.eval()
 
 
-def _train_phase(model: Any, collate: Any, phase: Phase, start: int, bar: Any) -> None:
+def _train_phase(model: Any, collate: Any, mixes: bool, phase: Phase, start: int, bar: Any) -> None:
     """All steps of a phase on the samples from number `start` on, with an optimizer of its own."""
     import torch
 
@@ -195,9 +235,8 @@ def _train_phase(model: Any, collate: Any, phase: Phase, start: int, bar: Any) -
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.learning_rate, total_steps=phase.steps, pct_start=0.1)
     for step in range(phase.steps):
         samples = corpus.draw_batch(phase.mixture, phase.batch_size, start + step * phase.batch_size)
-        batch = collate([{"sample": sample} for sample in samples])
-        batch.pop("stage_ids")
-        loss = _loss(model, batch, samples)
+        groups = [samples] if mixes else [[s for s in samples if bool(s.images) == kind] for kind in (False, True)]
+        loss = _loss(model, collate, [group for group in groups if group])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -207,8 +246,8 @@ def _train_phase(model: Any, collate: Any, phase: Phase, start: int, bar: Any) -
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
-def _loss(model: Any, batch: dict[str, Any], samples: list[Sample]) -> Any:
-    """Mean loss of the texts' tokens plus mean loss of the verdicts'.
+def _loss(model: Any, collate: Any, groups: list[list[Sample]]) -> Any:
+    """Mean loss of the texts' tokens plus mean loss of the verdicts', over groups of samples that share a forward.
 
     A verdict is one token among a hundred: in one mean over all tokens it would teach nothing.
     """
@@ -216,12 +255,17 @@ def _loss(model: Any, batch: dict[str, Any], samples: list[Sample]) -> Any:
 
     from lora_cot.data.labels import IGNORE_INDEX
 
-    labels = batch.pop("labels")[:, 1:]
-    logits = model(**batch).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    is_verdict = torch.tensor([[sample.meta.get("is_verdict", False)] for sample in samples])
-    groups = [(labels != IGNORE_INDEX) & (is_verdict == kind) for kind in (False, True)]
-    return sum(losses[group].mean() for group in groups if group.any())
+    found: dict[bool, list[Any]] = {False: [], True: []}
+    for samples in groups:
+        batch = collate([{"sample": sample} for sample in samples])
+        batch.pop("stage_ids")
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        is_verdict = torch.tensor([[sample.meta.get("is_verdict", False)] for sample in samples])
+        for kind, members in found.items():
+            members.append(losses[(labels != IGNORE_INDEX) & (is_verdict == kind)])
+    return sum(torch.cat(members).mean() for members in found.values() if any(len(m) for m in members))
 
 
 if __name__ == "__main__":

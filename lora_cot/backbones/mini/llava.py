@@ -1,4 +1,4 @@
-"""A LLaVA of about two million parameters: one 28-pixel patch for each cell of a scene."""
+"""Tiny LLaVAs: 1.5 with one 28-pixel patch for each cell of a scene, and NeXT and OneVision with their tiles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
 )
 
+from lora_cot.backbones.processors import STILL
+
 IMAGE_SIZE, PATCH_SIZE = 56, 28
+PINPOINTS = [[IMAGE_SIZE, 2 * IMAGE_SIZE], [2 * IMAGE_SIZE, IMAGE_SIZE], [2 * IMAGE_SIZE, 2 * IMAGE_SIZE]]
+"""Shapes that NeXT and OneVision cut an image into: two or four tiles, beside the whole image."""
+
+IMAGE, SPECIAL_TOKENS = "<image>", ("<image>",)
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> LlavaProcessor:
@@ -31,31 +46,112 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Ll
     )
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> LlavaConfig:
-    """Widths are multiples of 64, as 4-bit layers on a CPU want them."""
-    common: dict[str, Any] = {"hidden_size": width, "num_attention_heads": width // 64}
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, num_hidden_layers=2, intermediate_size=2 * width, **common
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            num_hidden_layers=layers,
-            num_key_value_heads=width // 64,
-            intermediate_size=2 * width,
-            max_position_embeddings=2048,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **common,
-        ),
-        image_token_index=cast(int, tokenizer.convert_tokens_to_ids("<image>")),
+def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> LlavaForConditionalGeneration:
+    """LLaVA-1.5, random. Widths are multiples of 64, as 4-bit layers on a CPU want them."""
+    config = LlavaConfig(
+        vision_config=_clip(width),
+        text_config=LlamaConfig(**_text(tokenizer, width, layers)),
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        vision_feature_layer=-1,
-        tie_word_embeddings=False,
+        **_joint(tokenizer),
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def make_next_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> LlavaNextProcessor:
+    """LLaVA-NeXT's: the whole image, and tiles of it by its shape."""
+    size = {"shortest_edge": IMAGE_SIZE}
+    image_processor = LlavaNextImageProcessorPil(
+        size=size, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_grid_pinpoints=PINPOINTS
+    )
+    return LlavaNextProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=chat_template,
     )
 
 
-def make_model(config: LlavaConfig) -> LlavaForConditionalGeneration:
-    """Random weights in float32."""
-    return LlavaForConditionalGeneration(config)
+def make_next_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> LlavaNextForConditionalGeneration:
+    """LLaVA-NeXT, random."""
+    config = LlavaNextConfig(
+        vision_config=_clip(width),
+        text_config=LlamaConfig(**_text(tokenizer, width, layers)),
+        image_grid_pinpoints=PINPOINTS,
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        **_joint(tokenizer),
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def make_onevision_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Any:
+    """LLaVA-OneVision's, without its video half."""
+    image_processor = LlavaOnevisionImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_grid_pinpoints=PINPOINTS
+    )
+    return STILL["LlavaOnevisionProcessor"](
+        image_processor,
+        tokenizer,
+        num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=chat_template,
+    )
+
+
+def make_onevision_model(
+    tokenizer: PreTrainedTokenizerFast, width: int, layers: int
+) -> LlavaOnevisionForConditionalGeneration:
+    """LLaVA-OneVision, random: a SigLIP tower and a Qwen2."""
+    vision = SiglipVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        num_hidden_layers=2,
+        intermediate_size=2 * width,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        vision_use_head=False,
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=Qwen2Config(**_text(tokenizer, width, layers)),
+        image_grid_pinpoints=PINPOINTS,
+        video_token_index=tokenizer.pad_token_id,
+        vision_feature_select_strategy="full",
+        **_joint(tokenizer),
+    )
+    return LlavaOnevisionForConditionalGeneration(config)
+
+
+def _joint(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "image_token_index": cast(int, tokenizer.convert_tokens_to_ids(IMAGE)),
+        "vision_feature_layer": -1,
+        "tie_word_embeddings": False,
+    }
+
+
+def _clip(width: int) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        num_hidden_layers=2,
+        intermediate_size=2 * width,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 64,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 2048,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }

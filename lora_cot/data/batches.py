@@ -1,0 +1,95 @@
+"""Which samples share a batch: alike in images, of like length, and the same kind on all ranks at every step.
+
+A rank that waits for the others' vision encoder hangs if it has no image itself (ZeRO-3), and a family may compute rows
+with and without images in one batch wrongly (Mllama). Padding is wasted work: a batch is as slow as its longest row.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+
+POOL = 50
+"""Batches that are sorted by length together: the more, the less padding and the less chance in who meets whom."""
+
+
+class GroupedBatches:
+    """Numbers of samples in batches, for a DataLoader's `batch_sampler`.
+
+    One optimizer step takes `accumulation` runs of `ranks` batches, all of one key. The samples of a step depend only on
+    how many it takes, not on how they are shared among batches and ranks. What is left over of a key comes last, in
+    smaller batches; where it cannot be shared evenly among ranks, its first samples occur twice, fewer than there are
+    ranks.
+    """
+
+    batch_size, drop_last = None, False  # Accelerate then shares out whole batches, of any size
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable],
+        lengths: Sequence[int],
+        batch_size: int,
+        ranks: int = 1,
+        accumulation: int = 1,
+        seed: int | None = None,
+    ):
+        """
+        Args:
+            keys: of each sample; only equal ones share a batch.
+            lengths: of each sample, in tokens.
+            batch_size: samples a batch at most.
+            ranks: batches that are computed at once.
+            accumulation: of these, that make one step.
+            seed: of the order, another one each epoch; None keeps the order of length.
+        """
+        self._keys, self._lengths = list(keys), list(lengths)
+        self._at_once, self._ranks, self._accumulation = batch_size * ranks, ranks, accumulation
+        self._seed, self._epoch = seed, 0
+
+    @property
+    def sampler(self) -> GroupedBatches:
+        """Where Accelerate looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(-(-count // self._at_once) for count in Counter(self._keys).values()) * self._ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps():
+            for begin in range(0, len(step), self._at_once):
+                together = step[begin : begin + self._at_once]
+                missing = -len(together) % self._ranks
+                together = together + (together * missing)[:missing]
+                for rank in range(self._ranks):
+                    yield together[rank :: self._ranks]
+
+    def _steps(self) -> list[list[int]]:
+        """Samples of each step; the one with the most tokens first: if memory runs out, then at once."""
+        rng = None if self._seed is None else random.Random(f"{self._seed}-{self._epoch}")
+        groups: dict[Hashable, list[int]] = {}
+        for number, key in enumerate(self._keys):
+            groups.setdefault(key, []).append(number)
+        size = self._at_once * self._accumulation
+        full: list[list[int]] = []
+        rest: list[list[int]] = []
+        for numbers in groups.values():
+            if rng is not None:
+                rng.shuffle(numbers)
+            even = len(numbers) - len(numbers) % size
+            for begin in range(0, even, POOL * size):
+                pool = self._by_length(numbers[begin : min(begin + POOL * size, even)])
+                full += [pool[i : i + size] for i in range(0, len(pool), size)]
+            rest += [self._by_length(numbers[even:])] if even < len(numbers) else []
+        if rng is not None and full:
+            rng.shuffle(full)
+            largest = max(range(len(full)), key=lambda i: len(full[i]) * self._lengths[full[i][0]])
+            full.insert(0, full.pop(largest))
+        return full + rest
+
+    def _by_length(self, numbers: list[int]) -> list[int]:
+        return sorted(numbers, key=self._lengths.__getitem__, reverse=True)
