@@ -42,12 +42,8 @@ class Family:
     """What its batches need besides text."""
     image_tokens: Callable[[Any, Sequence[Size]], list[int]]
     """(processor, sizes of a sample's images) to the number of tokens that stand for each, from the sizes alone."""
-    image_token_by_size: bool = True
-    """A smaller image takes fewer tokens."""
     mixes_image_counts: bool = True
     """Rows with and without images, or with different numbers of them, may share a batch."""
-    several_images: bool = True
-    """A sample may have more than one image."""
     no_fp16: str = ""
     """Why this family cannot be trained in float16; empty if it can."""
     tag_style: str = "xml"

@@ -83,9 +83,8 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
     if quantization is not None:
         options["quantization_config"] = bits_and_bytes(quantization, family, dtype)
     loaded = getattr(transformers, family.auto_class).from_pretrained(base, **options).eval()
-    if quantization is not None:
-        check_quantized(loaded, family, quantization)
-        keep_differentiable(loaded)
+    check_quantized(loaded, family, quantization)
+    keep_differentiable(loaded)
     processor = family.load_processor(base, model.revision)
     return Backbone(family, loaded, processor, model.base, model.revision)
 

@@ -64,7 +64,6 @@ MLLAMA = Family(
     },
     image_inputs=image_inputs,
     image_tokens=image_tokens,
-    image_token_by_size=False,
     mixes_image_counts=False,
     still_layers=still_layers,
     held_inputs=held_inputs,

@@ -60,13 +60,19 @@ def keep_differentiable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def check_quantized(model: nn.Module, family: Family, section: QuantizationSection) -> None:
+def check_quantized(model: nn.Module, family: Family, section: QuantizationSection | None) -> None:
     """Raise if a part that should not be is quantised, or if none is.
 
     Raises:
-        BackboneError: a skipped part was quantised, or nothing was.
+        BackboneError: a skipped part was quantised, or nothing was; or the checkpoint itself has a quantised head.
     """
     counts = quantized_parts(model, family)
+    if counts["lm_head"]:
+        what = "lm_head is quantised, and losses are computed from its weight"
+        remedy = "name it in quantization.skip_parts; of a checkpoint that is saved quantised, take the original"
+        raise BackboneError(Problem("lm_head", what, remedy))
+    if section is None:
+        return
     wrong = [part for part in section.skip_parts if counts[part]]
     if wrong:
         raise BackboneError([Problem("quantization.skip_parts", f"{part} was quantised all the same") for part in wrong])

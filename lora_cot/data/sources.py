@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_cot.data import jsonl, llava_cot_100k, messages, shapes
-from lora_cot.errors import DataError
+from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
+from lora_cot.recipe.schema import DataSection
 from lora_cot.types import Sample
 
 Loader = Callable[[Any, CotFormat], list[Sample]]
@@ -20,6 +21,24 @@ SOURCES: dict[str, Loader] = {
     "shapes": shapes.load,
 }
 """A source takes its own section of the recipe and the format, and gives all its samples."""
+
+
+def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
+    """What is trained on, and what is held out, by the recipe's section.
+
+    Raises:
+        DataError: the problems of a source; or held_out leaves nothing to train on.
+    """
+    train, held_out = load_mixture(section.train, cot_format, seed), load_mixture(section.eval, cot_format, seed)
+    if section.held_out is None:
+        return train, held_out
+    rows = list({id(sample): sample for sample in train}.values())  # a weight above 1 repeats them
+    if section.held_out >= len(rows):
+        what = f"{section.held_out} of {len(rows)} rows are kept back: none is left to train on"
+        raise DataError(Problem("data.held_out", what, "keep back fewer"))
+    chosen = random.Random(f"held-out-{seed}").sample(rows, section.held_out)
+    ids = {id(sample) for sample in chosen}
+    return [sample for sample in train if id(sample) not in ids], chosen
 
 
 def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -> list[Sample]:

@@ -271,7 +271,8 @@ class _Rows:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-            **self._held,
+            # for every position up to now, though only the last is computed: older transformers looks it up there
+            **{name: value.expand(-1, length, *value.shape[2:]) for name, value in self._held.items()},
         )
         return output.logits[:, -1].float()
 

@@ -16,7 +16,7 @@ from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone, save_processor
 from lora_cot.checkpoints.folders import pass_folders, write_recipe
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
-from lora_cot.data.sources import load_mixture
+from lora_cot.data.sources import load_data
 from lora_cot.errors import MergeError, Problem, RunError
 from lora_cot.formats import CotFormat
 from lora_cot.merging.verify import Agreement, Recorded, compare, record
@@ -92,7 +92,8 @@ def merge(run: str | Path, output: Path | None = None) -> list[MergeReport]:
 
 
 def _probes(recipe: Recipe) -> list[Sample]:
-    samples = load_mixture(recipe.data.eval or recipe.data.train, recipe.format.build())
+    samples, held_out = load_data(recipe.data, recipe.format.build())
+    samples = held_out or samples
     if not samples:
         raise MergeError(Problem("data.eval", "no sample to verify the merge on", "the recipe must name data"))
     return samples[:PROBES]

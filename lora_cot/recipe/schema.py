@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lora_cot.formats import FORMATS, CotFormat, Stage
 
@@ -135,8 +135,16 @@ class DataSection(Section):
 
     train: list[AnySource] = Field(default_factory=list)
     eval: list[AnySource] = Field(default_factory=list)
+    held_out: int | None = Field(None, gt=0)
+    """Rows of train, drawn at random, that are kept back and evaluated on instead; where eval names no source."""
     max_pixels: int = Field(40_000_000, gt=0)
     """Images of more pixels are refused before they are decoded."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DataSection:
+        if self.held_out is not None and self.eval:
+            raise ValueError("held_out is for recipes whose eval names no source: drop one of them")
+        return self
 
 
 class QuantizationSection(LibrarySection):
@@ -148,7 +156,14 @@ class QuantizationSection(LibrarySection):
     load_in_8bit: bool = False
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     skip_parts: list[Literal[Part, "lm_head"]] = ["vision_encoder", "projector", "lm_head"]
-    """Parts that keep full precision."""
+    """Parts that keep full precision; lm_head must be one of them."""
+
+    @field_validator("skip_parts")
+    @classmethod
+    def _head_is_whole(cls, value: list[str]) -> list[str]:
+        if "lm_head" not in value:
+            raise ValueError("lm_head must be among them: losses are computed from its weight, which must not be in 4-bit")
+        return value
 
 
 class PartLora(Section):

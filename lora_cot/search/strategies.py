@@ -171,7 +171,7 @@ def stage_beam(
         contests, fields = [], []
         for i, candidates in zip(alive, drawn, strict=True):
             running = [k for k, c in enumerate(candidates) if c.closed] or list(range(len(candidates)))
-            given = " ".join(found.text for found in cot_format.parse(done[i].text).stages)
+            given = _given(cot_format, samples[i], done[i].text)
             texts = [_stage_text(cot_format, stage, done[i].text, candidates[k].text) for k in running]
             contests.append(scorers.Contest(samples[i], stage, given, [candidates[k] for k in running], texts))
             fields.append(running)
@@ -191,6 +191,12 @@ def stage_beam(
     for completion in done:
         completion.parsed = cot_format.parse(completion.text)
     return done
+
+
+def _given(cot_format: CotFormat, sample: Sample, text: str) -> str:
+    """The stages before: those that stand in the prompt of a pass, and those written since."""
+    prompted = [(sample.last.stages or {}).get(stage.name, "") for stage in cot_format.given or ()]
+    return " ".join(filter(None, [*prompted, *(found.text for found in cot_format.parse(text).stages)]))
 
 
 def _stage_text(cot_format: CotFormat, stage: Stage, before: str, text: str) -> str:

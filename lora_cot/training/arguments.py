@@ -73,8 +73,12 @@ def _contradictions(recipe: Recipe, keys: dict[str, Any]) -> list[Problem]:
     """What the libraries would only notice in the middle of a run."""
     problems = []
     evaluates = keys.get("eval_strategy", "no") != "no"
-    if evaluates and not recipe.data.eval:
-        problems.append(Problem("training.eval_strategy", "there is nothing to evaluate on", "name sources in data.eval"))
+    if evaluates and not recipe.data.eval and recipe.data.held_out is None:
+        problems.append(
+            Problem(
+                "training.eval_strategy", "there is nothing to evaluate on", "name sources in data.eval, or set data.held_out"
+            )
+        )
     if recipe.training.early_stopping_patience is not None:
         wanted = {"metric_for_best_model": "a metric, such as accuracy", "load_best_model_at_end": "true"}
         problems += [

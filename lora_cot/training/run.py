@@ -21,7 +21,7 @@ from lora_cot.data.collate import Collator
 from lora_cot.data.labels import Encoded, Encoder
 from lora_cot.data.lengths import Kept, LengthLimit, keep_fitting
 from lora_cot.data.lint import check_gold, preflight
-from lora_cot.data.sources import load_mixture
+from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
@@ -91,7 +91,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
 
 def _load_data(recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
     cot_format = recipe.format.build()
-    samples, held_out = (load_mixture(sources, cot_format) for sources in (recipe.data.train, recipe.data.eval))
+    samples, held_out = load_data(recipe.data, cot_format)
     check_gold(samples, "data.train", cot_format)
     check_gold(held_out, "data.eval", cot_format)
     if not samples:
@@ -136,7 +136,7 @@ def _train_pass(
     arguments = sft_config(recipe, checkpoints, backbone.family, one)
     if initial := _initial(recipe, folder):
         backbone.model.save_pretrained(initial)
-    collator = _collator(recipe, backbone, one)
+    collator = make_collator(recipe, backbone, one)
     workers = arguments.dataloader_num_workers
     train_set = keep_fitting(samples, collator.limit, "data.train", workers)
     eval_set = keep_fitting(held_out, collator.limit, "data.eval", workers)
@@ -145,7 +145,7 @@ def _train_pass(
     preflight(collator, train_set.samples)
     preflight(collator, eval_set.samples)
     _show(_counts(train_set, eval_set), _preview(collator, train_set.samples[0]))
-    trainer = _trainer(recipe, arguments, backbone, one, collator, (train_set, eval_set), questions, folder / LOG_FILE)
+    trainer = make_trainer(recipe, arguments, backbone, one, collator, (train_set, eval_set), questions, folder / LOG_FILE)
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
@@ -153,7 +153,8 @@ def _train_pass(
     return PassReport(one, report(backbone), history, seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
 
 
-def _collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
+def make_collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
+    """What encodes and batches a run's samples."""
     limit = LengthLimit(
         Encoder(backbone.processor, cot_format),
         backbone.family.image_tokens,
@@ -164,7 +165,7 @@ def _collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Coll
     return Collator(limit, backbone.family.image_inputs)
 
 
-def _trainer(
+def make_trainer(
     recipe: Recipe,
     arguments: Any,
     backbone: Backbone,
@@ -174,6 +175,7 @@ def _trainer(
     questions: list[Sample],
     log: Path,
 ) -> CotTrainer:
+    """The trainer of one adapter, with what watches it."""
     callbacks: list[Any] = [RunLog(log, cot_format.name if cot_format.given is not None else None)]
     callbacks.append(LivenessCheck(backbone, any(sample.images for sample in data[0].samples)))
     if recipe.training.early_stopping_patience is not None:

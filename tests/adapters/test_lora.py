@@ -5,7 +5,7 @@ import torch
 
 from lora_cot.adapters.liveness import Liveness
 from lora_cot.adapters.lora import attach, load_adapter, report
-from lora_cot.backbones import part_of
+from lora_cot.backbones import FAMILIES, part_of
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.backbones.quantization import quantized_parts
 from lora_cot.data.collate import batch, encode
@@ -25,20 +25,31 @@ def load(tiny_base):
     return lambda quantization=None: load_backbone(ModelSection(base=str(tiny_base)), quantization)
 
 
-def loss_of(backbone):
-    """Training loss of two samples."""
+@pytest.fixture
+def load_each(each_base):
+    """A fresh copy of a tiny base of each kind, quantised or not, in a precision."""
+    return lambda quantization=None, dtype="auto": load_backbone(ModelSection(base=str(each_base), dtype=dtype), quantization)
+
+
+def output_of(backbone):
+    """Loss and logits of two training samples."""
     encoder = Encoder(backbone.processor, FORMATS["four_stage"])
     rows = [encode(encoder, make_sample(i, "train", 0), True) for i in range(2)]
     inputs = batch(rows, backbone.processor, backbone.family.image_inputs)
     inputs.pop("stage_ids")
-    return backbone.model(**inputs).loss
+    return backbone.model(**backbone.place(inputs))
 
 
-@pytest.mark.parametrize("parts", [["language_model"], ["projector"], ["vision_encoder", "language_model"]])
+def loss_of(backbone):
+    """Training loss of two samples."""
+    return output_of(backbone).loss
+
+
+@pytest.mark.parametrize("parts", [["language_model"], ["projector"], ["vision_encoder", "language_model"]], ids="+".join)
 @pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])
-def test_only_the_named_parts_are_adapted_and_learn(load, parts, quantization):
+def test_only_the_named_parts_are_adapted_and_learn(load_each, parts, quantization):
     """Adapters and gradients are in the named parts alone; the base itself is frozen."""
-    backbone = attach(load(quantization), LoraSection(r=4, parts=parts))
+    backbone = attach(load_each(quantization), LoraSection(r=4, parts=parts))
     loss_of(backbone).backward()
     for name, parameter in backbone.base_model.named_parameters():
         adapted = "lora_" in name and part_of(backbone.family, name) in parts
@@ -49,19 +60,49 @@ def test_only_the_named_parts_are_adapted_and_learn(load, parts, quantization):
     assert {part for part, line in lines.items() if line.trained} == set(parts)
 
 
-def test_a_fresh_adapter_changes_nothing(load):
-    """At the start the adapted model is the base."""
-    backbone = load()
-    before = loss_of(backbone).item()
-    assert loss_of(attach(backbone, LoraSection(r=4))).item() == before
+OWNERS = {"merger.": "projector", "multi_modal_projector": "projector"}
+OWNERS |= {"visual.": "vision_encoder", "vision_tower.": "vision_encoder", "vision_model.": "vision_encoder"}
+OWNERS |= {"language_model.": "language_model"}
+"""Part by what occurs in a layer's path, first match first: Qwen's merger lies inside its vision encoder."""
 
 
-def test_answering_before_training_takes_no_gradient_away(load):
+@pytest.mark.parametrize("part", ["projector", "vision_encoder", "language_model"])
+def test_a_part_is_adapted_in_all_of_its_linear_layers(load_each, part):
+    """A part is its own layers, all of them, and none of a part that lies inside it."""
+    base = load_each()
+    linear = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    expected = {name for name in linear if next((own for mark, own in OWNERS.items() if mark in name), None) == part}
+    backbone = attach(base, LoraSection(r=4, parts=[part]))
+    trained = {name.split(".lora_")[0] for name, p in backbone.base_model.named_parameters() if p.requires_grad}
+    assert expected and trained == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_part_is_a_path_and_not_the_beginning_of_one(family):
+    """A module belongs to a part if it is the part's module or inside it; the innermost part counts."""
+    for part, path in family.parts.items():
+        assert part_of(family, path) == part_of(family, f"{path}.0.fc1") == part
+        assert part_of(family, f"{path}_norm") != part
+    assert part_of(family, "") is part_of(family, "model") is None
+
+
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])
+def test_a_fresh_adapter_changes_nothing(load_each, quantization):
+    """At the start the adapted model is the base, logit for logit."""
+    backbone = load_each(quantization)
+    with torch.no_grad():
+        before = output_of(backbone).logits
+        parts = ["vision_encoder", "projector", "language_model"]
+        after = output_of(attach(backbone, LoraSection(r=4, parts=parts))).logits
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
+
+
+def test_answering_before_training_takes_no_gradient_away(load_each):
     """A quantised model that generated something trains on the same gradients as one that did not."""
     gradients = []
     for answers_first in (False, True):
         torch.manual_seed(0)
-        backbone = attach(load(NF4), LoraSection(r=4))
+        backbone = attach(load_each(NF4), LoraSection(r=4))
         if answers_first:
             LocalEngine(backbone, FORMATS["direct"]).start([make_sample(0, "train", 0)])
         backbone.model.train()
@@ -71,16 +112,23 @@ def test_answering_before_training_takes_no_gradient_away(load):
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_quantised_are_exactly_the_layers_that_should_be(load):
-    """NF4 reaches the language model; vision encoder, projector and head keep full precision, as the table says."""
-    backbone = load(NF4)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantised_are_exactly_the_layers_that_should_be(load_each, dtype):
+    """NF4 reaches the language model's layers; embeddings and all other parts have the precision that the table says."""
+    full, backbone = load_each(dtype=dtype), load_each(NF4, dtype)
     counts = quantized_parts(backbone.model, backbone.family)
-    assert counts["language_model"] == 14 and not any(n for part, n in counts.items() if part != "language_model")
+    layers = [module for module in full.part("language_model").modules() if isinstance(module, torch.nn.Linear)]
+    assert counts.pop("language_model") == len(layers) >= 14 and not any(counts.values())
     lines = {line.part: line for line in report(attach(backbone, LoraSection(r=4)))}
-    assert lines["language_model"].precision == "float32/nf4"
-    assert {lines[part].precision for part in ("vision_encoder", "projector", "lm_head")} == {"float32"}
-    sizes = {line.part: line.parameters for line in report(load())}
+    whole = {part: line.precision for part, line in lines.items() if part != "language_model"}
+    assert set(whole.values()) == {dtype} and whole.keys() >= {"vision_encoder", "projector", "lm_head"}
+    for part in ("vision_encoder", "projector", "lm_head"):
+        assert {parameter.dtype for parameter in backbone.part(part).parameters()} == {getattr(torch, dtype)}
+    assert backbone.base_model.get_input_embeddings().weight.dtype == getattr(torch, dtype)
+    assert lines["language_model"].precision == f"{dtype}/nf4"
+    sizes = {line.part: line.parameters for line in report(full)}
     assert sizes == {part: line.parameters for part, line in lines.items()}, "quantised weights are counted in full"
+    assert sum(sizes.values()) == sum(parameter.numel() for parameter in full.model.parameters())
 
 
 def test_a_part_can_be_quantised_on_request(load):

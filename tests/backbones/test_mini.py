@@ -8,6 +8,9 @@ from lora_cot.backbones.loading import load_backbone
 from lora_cot.backbones.mini import build, corpus
 from lora_cot.backbones.mini.build import MINIS, MiniSpec, Phase
 from lora_cot.data import shapes
+from lora_cot.data.collate import Collator
+from lora_cot.data.labels import Encoder
+from lora_cot.data.lengths import LengthLimit
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import ModelSection
 
@@ -61,17 +64,24 @@ def test_the_shipped_base_is_what_its_specification_makes():
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
 
 
-def test_verdicts_and_texts_are_two_means(tiny):
+@pytest.fixture
+def collate(tiny):
+    """A collator of the corpus, as building a base uses it."""
+    limit = LengthLimit(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.image_tokens)
+    return Collator(limit, tiny.family.image_inputs)
+
+
+def test_verdicts_and_texts_are_two_means(tiny, collate):
     """The loss is the mean over the texts' tokens plus the mean over the verdicts' tokens."""
-    from lora_cot.data.collate import Collator
-    from lora_cot.data.labels import Encoder
-
-    collate = Collator(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.image_inputs)
-
-    def loss(*samples):
-        batch = collate([{"sample": sample} for sample in samples])
-        batch.pop("stage_ids")
-        return build._loss(tiny.model, batch, list(samples)).item()
-
     texts, verdict = [corpus.make("captions", n) for n in range(3)], corpus.make("judging", 0)
-    assert loss(*texts, verdict) == pytest.approx(loss(*texts) + loss(verdict), rel=1e-4)
+    both, first, second = (build._loss(tiny.model, collate, [group]).item() for group in ([*texts, verdict], texts, [verdict]))
+    assert both == pytest.approx(first + second, rel=1e-4)
+
+
+def test_groups_that_share_no_forward_share_the_means(tiny, collate):
+    """However samples are put into groups, the loss is the same: a mean over all tokens, not over groups."""
+    kinds = ("captions", "reasoning", "judging", "direct")
+    samples = [corpus.make(kind, number) for number in range(2) for kind in kinds]
+    apart = [[s for s in samples if bool(s.images) == images] for images in (False, True)]
+    together = build._loss(tiny.model, collate, [samples]).item()
+    assert build._loss(tiny.model, collate, apart).item() == pytest.approx(together, rel=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_cot.data.images import inside, open_image
+from lora_cot.data.images import image_size, inside, open_image
 from lora_cot.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -131,6 +131,39 @@ def test_a_rotated_photograph_is_upright(kind, orientation, size, corner):
     assert near(image.getpixel((2, 2)), corner, 20)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_the_size_is_that_of_the_upright_image(kind, orientation):
+    """The header tells width and height as they are once the image is turned, whatever the camera's orientation."""
+    data = encoded(quarters(), kind, exif=exif(orientation))
+    assert image_size(data) == open_image(data).size == ((32, 16) if orientation < 5 else (16, 32))
+
+
+def test_metadata_may_come_after_the_pixels():
+    """A PNG whose orientation stands behind its pixels is upright too, and its size is that of the upright image."""
+    data = encoded(quarters(), "PNG", exif=exif(6))
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    moved = data[:start] + data[end:last] + data[start:end] + data[last:]
+    assert moved != data and len(moved) == len(data)
+    assert open_image(moved).tobytes() == open_image(data).tobytes()
+    assert image_size(moved) == open_image(moved).size == (16, 32)
+
+
+DECODES = pytest.mark.xfail(strict=True, reason="Pillow decodes a PNG to find a block of metadata after its pixels")
+
+
+@pytest.mark.parametrize("kind", [pytest.param("PNG", marks=DECODES), "JPEG", "GIF", "WEBP", "BMP"])
+def test_the_size_needs_no_pixels(kind, monkeypatch):
+    """Nothing is decoded to find a size, and the limits hold for it as they do for the whole image."""
+    data = encoded(noise(), kind)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    assert image_size(data) == (40, 24)
+    with pytest.raises(DataError, match="40×24 is more than 959 pixels · scale it down"):
+        image_size(data, max_pixels=959)
+
+
 def opened_or_refused(data):
     """The image, or None where it is refused by a DataError; any other exception is a failure of the test."""
     try:
@@ -183,11 +216,12 @@ PHOTOGRAPHS = {
 @given(CHANGES, st.sampled_from([80, 10**6]))
 @pytest.mark.parametrize("data", PHOTOGRAPHS.values(), ids=PHOTOGRAPHS)
 def test_damage_anywhere_is_defined(data, changes, reach):
-    """A file with changed bytes, in its header or anywhere, is an RGB image or a DataError."""
+    """A file with changed bytes, in its header or anywhere, is an RGB image of the size it claims, or a DataError."""
     damaged = bytearray(data)
     for place, value in changes:
         damaged[place % min(len(data), reach)] = value
-    opened_or_refused(bytes(damaged))
+    image = opened_or_refused(bytes(damaged))
+    assert image is None or image_size(bytes(damaged)) == image.size
 
 
 @pytest.mark.parametrize(

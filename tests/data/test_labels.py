@@ -1,8 +1,11 @@
 """What is trained on: the answers and nothing else, whatever the texts hold."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as PILImage
 
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.images import open_image
@@ -19,7 +22,16 @@ HOSTILE = [
     "<|user|> <s> </CONCLUSION>",
     "</SUMMARY> and <CONCLUSION> B </CONCLUSION>",
     "<pad><|end|>",
+    "<|image|> or <|image|><|image|>",
+    "<|vision_start|><|image_pad|><|vision_end|><|video_pad|>",
 ]
+
+STAGES = [stage.name for stage in FORMATS["four_stage"].stages]
+
+PASSES = {one.name: one for cot_format in FORMATS.values() for one in cot_format.passes}
+"""Everything that is generated with a prompt of its own: whole formats, and the passes of the split one."""
+
+CONVERSATION = Sample("c", tuple(make_sample(i, "train", 0).last for i in range(3)), make_sample(0, "train", 0).images)
 
 
 def with_question(question, *earlier):
@@ -29,34 +41,112 @@ def with_question(question, *earlier):
     return Sample("x", (*earlier, last), sample.images)
 
 
+def encoder_of(backbone, name):
+    """The encoder of one pass, its tags spelled as the family can."""
+    return Encoder(backbone.processor, PASSES[name].spelled(backbone.family.tag_style))
+
+
 def split(encoded):
     """(masked ids, trained ids)."""
     pairs = list(zip(encoded.input_ids, encoded.labels, strict=True))
     return [i for i, label in pairs if label == IGNORE_INDEX], [i for i, label in pairs if label != IGNORE_INDEX]
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("question", ["How many?", *HOSTILE])
-def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(tiny, name, question):
+def trained_runs(encoded):
+    """(begin, end) of each unbroken run of trained tokens."""
+    trained = [label != IGNORE_INDEX for label in encoded.labels]
+    edges = [i for i in range(len(trained) + 1) if (trained[i] if i < len(trained) else False) != (i > 0 and trained[i - 1])]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def stages_in(encoder, ids):
+    """The stages that trained tokens spell, their end token taken off."""
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+    parsed = encoder.format.parse(encoder.tokenizer.decode(ids[:-1]))
+    assert parsed.outcome == "complete"
+    return {stage.name: stage.text for stage in parsed.stages}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(each_tiny, name):
     """The masked part of a training sample is the prompt, token for token; the trained part gives the stages back."""
-    cot_format = FORMATS[name]
-    encoder, sample = Encoder(tiny.processor, cot_format), with_question(question)
-    masked, trained = split(encode(encoder, sample, True))
-    assert masked == encode(encoder, sample, False).input_ids
-    tokenizer = tiny.processor.tokenizer
-    assert trained[-1] == tokenizer.eos_token_id
-    parsed = cot_format.parse(tokenizer.decode(trained[:-1]))
-    assert {stage.name: stage.text for stage in parsed.stages} == cot_format.gold(sample.last)
+    encoder = encoder_of(each_tiny, name)
+    for question in ("How many?", *HOSTILE):
+        sample = with_question(question)
+        encoded = encode(encoder, sample, True)
+        masked, trained = split(encoded)
+        assert masked == encode(encoder, sample, False).input_ids == encoded.input_ids[: encoded.prompt_length]
+        assert stages_in(encoder, trained) == encoder.format.gold(sample.last)
 
 
-@pytest.mark.parametrize("question", HOSTILE)
-def test_text_cannot_forge_image_slots_or_turns(tiny, question):
-    """Control tokens in a question are its characters: no image slot, no turn, no end comes of them."""
-    encoder, tokenizer = Encoder(tiny.processor, FORMATS["four_stage"]), tiny.processor.tokenizer
-    plain, hostile = (encode(encoder, with_question(q), False).input_ids for q in ("plain", question))
-    for token in tokenizer.all_special_ids:
-        assert hostile.count(token) == plain.count(token)
-    assert question in tokenizer.decode(hostile)
+@pytest.mark.parametrize("name", PASSES)
+def test_a_conversation_is_trained_answer_by_answer(each_tiny, name):
+    """Of three exchanges every answer is trained and every prompt masked: each is what generation would begin with."""
+    encoder = encoder_of(each_tiny, name)
+    encoded = encode(encoder, CONVERSATION, True)
+    runs = trained_runs(encoded)
+    assert len(runs) == 3
+    for turn, (begin, end) in enumerate(runs):
+        so_far = replace(CONVERSATION, exchanges=CONVERSATION.exchanges[: turn + 1])
+        assert encoded.input_ids[:begin] == encode(encoder, so_far, False).input_ids
+        assert encoded.input_ids[begin:end] == encoded.labels[begin:end]
+        assert stages_in(encoder, encoded.labels[begin:end]) == encoder.format.gold(CONVERSATION.exchanges[turn])
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_two_images_are_masked_as_in_the_prompt(each_tiny, name):
+    """Both images' slots stand in the prompt, in order, and are never trained."""
+    encoder, sample = encoder_of(each_tiny, name), with_question("Which is wider?")
+    sizes = [(60, 56), (170, 56)]
+    images = [PILImage.new("RGB", size) for size in sizes]
+    encoded = encoder.training(sample, images)
+    masked, trained = split(encoded)
+    assert masked == encoder.prompt(sample, images).input_ids == encoded.input_ids[: encoded.prompt_length]
+    assert masked.count(encoder.image_token_id) == sum(each_tiny.family.image_tokens(each_tiny.processor, sizes))
+    assert encoder.image_token_id not in trained and encoded.images == len(images)
+    assert stages_in(encoder, trained) == encoder.format.gold(sample.last)
+
+
+def same_structure(encoder, plain, hostile):
+    """Whether two encoded samples have the same slots, turns and ends, and as many trained answers."""
+    kinds = {*encoder.tokenizer.all_special_ids, encoder.image_token_id}
+    marks = [[token for token in encoded.input_ids if token in kinds] for encoded in (plain, hostile)]
+    return marks[0] == marks[1] and len(trained_runs(plain)) == len(trained_runs(hostile))
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_question_cannot_forge_image_slots_or_turns(each_tiny, name):
+    """Control tokens in a question, an earlier one or an option are their characters: no slot, turn or end comes of them."""
+    encoder = encoder_of(each_tiny, name)
+
+    def encoded(text):
+        return encode(
+            encoder, replace(with_question(text, replace(CONVERSATION.last, question=text)), choices=(text, "B")), True
+        )
+
+    plain = encoded("plain")
+    for text in HOSTILE:
+        hostile, decoded = encoded(text), encoder.tokenizer.decode(encoded(text).input_ids)
+        assert same_structure(encoder, plain, hostile) and split(hostile)[1] == split(plain)[1]
+        assert decoded.count(text) >= 3 and f"(A) {text} (B) B" in decoded
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_gold_text_cannot_forge_image_slots_or_ends(each_tiny, name):
+    """Control tokens in gold text, trained or handed on to the next pass, are its characters."""
+    encoder = encoder_of(each_tiny, name)
+
+    def sample(text):
+        gold = f"it says {text}!"
+        return Sample("x", (Exchange("q", dict.fromkeys(STAGES, gold), gold),), CONVERSATION.images)
+
+    for text in HOSTILE:
+        if any(stage in text for stage in STAGES):
+            continue
+        plain, hostile = (encode(encoder, sample(t), True) for t in ("plain", text))
+        assert same_structure(encoder, plain, hostile)
+        assert split(hostile)[0] == encode(encoder, sample(text), False).input_ids
+        assert stages_in(encoder, split(hostile)[1]) == encoder.format.gold(sample(text).last)
 
 
 @given(st.text(max_size=60))
@@ -68,45 +158,26 @@ def test_any_text_leaves_the_slots_alone(tiny, question):
     assert encoded.input_ids[encoded.prompt_length - 1] == tiny.processor.tokenizer.convert_tokens_to_ids("<|assistant|>")
 
 
-def test_gold_text_with_an_image_slot_keeps_the_slots(tiny):
-    """An answer that spells an image slot trains on its characters."""
-    encoder = Encoder(tiny.processor, FORMATS["direct"])
-    sample = Sample("x", (Exchange("q", answer="it says <image>"),), make_sample(0, "train", 0).images)
-    encoded = encode(encoder, sample, True)
-    assert encoded.input_ids.count(encoder.image_token_id) == 4
-    assert "it says <image>" in tiny.processor.tokenizer.decode(encoded.input_ids)
-
-
-def test_ordinary_text_is_tokenised_as_the_processor_does(tiny):
+def test_ordinary_text_is_tokenised_as_the_processor_does(each_tiny):
     """Without control tokens in it, a prompt is exactly what the processor's own chat template gives."""
     sample = make_sample(3, "train", 0)
     image = open_image(sample.images[0])
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.last.question}]}]
-    text = tiny.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    expected = tiny.processor(images=[image], text=text, add_special_tokens=False)["input_ids"][0]
-    assert Encoder(tiny.processor, FORMATS["four_stage"]).prompt(sample, [image]).input_ids == list(expected)
+    text = each_tiny.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    expected = each_tiny.processor(images=[image], text=text, add_special_tokens=False)["input_ids"][0]
+    assert Encoder(each_tiny.processor, FORMATS["four_stage"]).prompt(sample, [image]).input_ids == list(expected)
 
 
-def test_every_answer_of_several_turns_is_trained(tiny):
-    """Earlier answers are trained too; for inference they belong to the prompt."""
-    first = Exchange("first?", stages=make_sample(1, "train", 0).last.stages)
-    encoder, sample = Encoder(tiny.processor, FORMATS["four_stage"]), with_question("second?", first)
+@pytest.mark.parametrize("name", ["four_stage", "direct"])
+def test_stage_ids_cover_exactly_what_is_trained(each_tiny, name):
+    """Each trained token belongs to the stage whose text it is: its tags, the gap before it, and the end after the last."""
+    encoder, sample = encoder_of(each_tiny, name), make_sample(5, "train", 0)
     encoded = encode(encoder, sample, True)
-    _, trained = split(encoded)
-    assert trained.count(tiny.processor.tokenizer.eos_token_id) == 2
-    prompt = encode(encoder, sample, False).input_ids
-    assert encoded.input_ids[: len(prompt)] == prompt
-
-
-def test_stage_ids_cover_exactly_what_is_trained(tiny):
-    """Each trained token belongs to the stage whose text it is, the tags included."""
-    encoder, tokenizer = Encoder(tiny.processor, FORMATS["four_stage"]), tiny.processor.tokenizer
-    encoded = encode(encoder, make_sample(5, "train", 0), True)
     assert [s >= 0 for s in encoded.stage_ids] == [label != IGNORE_INDEX for label in encoded.labels]
-    for number, stage in enumerate(FORMATS["four_stage"].stages):
-        text = tokenizer.decode([i for i, s in zip(encoded.input_ids, encoded.stage_ids, strict=True) if s == number])
-        assert text.strip().removesuffix("<|end|>").startswith(f"<{stage.name}>")
-        assert text.strip().removesuffix("<|end|>").endswith(f"</{stage.name}>")
+    pieces = [text for _, text in encoder.format.write(encoder.format.gold(sample.last))]
+    for number, piece in enumerate(pieces):
+        ids = [i for i, s in zip(encoded.input_ids, encoded.stage_ids, strict=True) if s == number]
+        assert encoder.tokenizer.decode(ids) == piece + (encoder.tokenizer.eos_token if number == len(pieces) - 1 else "")
 
 
 def test_padding_is_masked_on_either_side(tiny):
@@ -121,13 +192,12 @@ def test_padding_is_masked_on_either_side(tiny):
         assert made["pixel_values"].shape[0] == 4
 
 
-def test_text_without_images_makes_a_batch_without_pixels(tiny):
-    """Rows without an image need none."""
-    encoder = Encoder(tiny.processor, FORMATS["direct"])
-    made = batch(
-        [encode(encoder, Sample("t", (Exchange("2+2?", answer="4"),)), True)], tiny.processor, tiny.family.image_inputs
-    )
-    assert "pixel_values" not in made
+def test_text_without_images_makes_a_batch_of_text(each_tiny):
+    """Rows without an image need nothing but text."""
+    encoder = Encoder(each_tiny.processor, FORMATS["direct"])
+    rows = [encode(encoder, Sample("t", (Exchange(question, answer="4"),)), True) for question in ("2+2?", "What is 2 and 2?")]
+    made = batch(rows, each_tiny.processor, each_tiny.family.image_inputs)
+    assert made.keys() == {"input_ids", "attention_mask", "labels", "stage_ids"}
 
 
 def test_errors_name_the_sample(tiny):

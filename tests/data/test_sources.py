@@ -2,16 +2,19 @@
 
 import io
 import json
+import pickle
+import random
 from collections import Counter
 
 import pytest
 from PIL import Image
 
+from lora_cot.data.images import image_size, open_image
 from lora_cot.data.sources import SOURCES, load_mixture
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import JsonlSource, LlavaCotSource, MessagesSource, ShapesSource
-from lora_cot.types import Exchange
+from lora_cot.types import Exchange, StoredImage
 
 FOUR_STAGE, DIRECT = FORMATS["four_stage"], FORMATS["direct"]
 SECTIONS = {"jsonl": JsonlSource, "llava_cot_100k": LlavaCotSource, "messages": MessagesSource}
@@ -75,9 +78,11 @@ def problems(error):
     return [str(problem) for problem in error.value.problems]
 
 
-def png(size=(8, 8)):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, "red").save(buffer, "PNG")
+def png(size=(8, 8), noise=False):
+    """Bytes of an image file; noise cannot be made smaller and differs by size."""
+    buffer, area = io.BytesIO(), size[0] * size[1]
+    pixels = random.Random(area).randbytes(3 * area) if noise else b"\xff\0\0" * area
+    Image.frombytes("RGB", size, pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -275,22 +280,85 @@ def test_a_bad_chat_row_is_refused(load, row, match):
         load("messages", row)
 
 
-@pytest.mark.parametrize("column", ["images", "image"])
-def test_parquet_from_the_hub(folder, monkeypatch, column):
-    """Images of a parquet file come as the bytes that were stored, whether a row has one or a list."""
+@pytest.fixture
+def parquet(folder, monkeypatch):
+    """The samples of a parquet file whose rows have these cells in one column."""
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
-    stored = {"bytes": png(), "path": None}
-    rows = [{**chat("What is it?", REPLY), column: [stored, stored] if column == "images" else stored}] * 3
-    kind = datasets.List(datasets.Image()) if column == "images" else datasets.Image()
-    table = datasets.Dataset.from_list(rows)
-    table.cast(datasets.Features({**table.features, column: kind})).to_parquet(folder / "rows.parquet")
-    section = MessagesSource(source="messages", path=str(folder / "rows.parquet"), limit=2)
-    samples = SOURCES["messages"](section, FOUR_STAGE)
-    assert [sample.images for sample in samples] == [(png(),) * (2 if column == "images" else 1)] * 2
-    assert samples[0].exchanges == (Exchange("What is it?", stages=FORMATS["four_stage"].read(REPLY), answer="B"),)
+    def samples(column, *cells, declared=True, **keys):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+        table = datasets.Dataset.from_list([{**chat("What is it?", REPLY), column: cell} for cell in cells])
+        if declared:  # as images, which the hub does, else as what they are made of
+            kind = datasets.List(datasets.Image()) if column == "images" else datasets.Image()
+            table = table.cast(datasets.Features({**table.features, column: kind}))
+        table.to_parquet(folder / "rows.parquet")
+        return SOURCES["messages"](MessagesSource(source="messages", path=str(folder / "rows.parquet"), **keys), FOUR_STAGE)
+
+    return samples
+
+
+def stored(*images):
+    """Cells of a column of images whose files lie in the table."""
+    return [{"bytes": image, "path": None} for image in images]
+
+
+def pixels(image):
+    return image.size, image.tobytes()
+
+
+NOISE = [png((size, 8), noise=True) for size in (40, 56, 72)]
+
+
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_parquet_from_the_hub(parquet, column):
+    """An image in a row of a parquet file opens to the pixels that were stored, whether a row has one or a list."""
+    groups = [NOISE[:2], NOISE[2:], NOISE[:1]] if column == "images" else [[image] for image in NOISE]
+    cells = [stored(*group) if column == "images" else stored(*group)[0] for group in groups]
+    samples = parquet(column, *cells, limit=2)
+    assert len(samples) == 2
+    for sample, group in zip(samples, groups, strict=False):
+        assert [pixels(open_image(image)) for image in sample.images] == [pixels(open_image(image)) for image in group]
+        assert [image_size(image) for image in sample.images] == [open_image(image).size for image in group]
+        assert sample.exchanges == (Exchange("What is it?", stages=FORMATS["four_stage"].read(REPLY), answer="B"),)
     assert samples[0].id != samples[1].id
+
+
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_images_of_parquet_are_references(parquet, column):
+    """A sample holds the place of its image and no bytes, also when it travels to a worker."""
+    big = png((300, 300), noise=True)
+    samples = parquet(column, *[stored(big) if column == "images" else stored(big)[0]] * 4)
+    assert all(type(image) is StoredImage for sample in samples for image in sample.images)
+    sent = pickle.dumps(samples)
+    assert len(big) > 200_000 > 10 * len(sent)
+    (first, *_) = pickle.loads(sent)
+    assert pixels(open_image(first.images[0])) == pixels(open_image(big))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_parquet_rows_may_lack_images(parquet, declared):
+    """Rows without an image are kept as text, beside those that have one."""
+    none, empty, some = parquet("images", None, [], stored(NOISE[0]), declared=declared)
+    missing, there = parquet("image", None, stored(NOISE[1])[0], declared=declared)
+    assert (none.images, empty.images, missing.images) == ((), (), ())
+    assert [image_size(image) for image in (*some.images, *there.images)] == [(40, 8), (56, 8)]
+
+
+def test_parquet_rows_may_name_files(parquet, folder):
+    """A cell without bytes names a file below the root, beside one that has its own."""
+    (sample,) = parquet("images", [{"bytes": None, "path": "a.png"}, *stored(NOISE[0])], declared=False)
+    assert sample.images[0] == folder / "a.png"
+    assert pixels(open_image(sample.images[1])) == pixels(open_image(NOISE[0]))
+    with pytest.raises(DataError, match=r"outside\.png · the image lies outside the image root"):
+        parquet("image", {"bytes": None, "path": "../outside.png"}, declared=False)
+
+
+def test_a_damaged_image_of_a_parquet_file_is_refused(parquet):
+    """Bytes that are no image are an error of the image, not of the table."""
+    (sample,) = parquet("image", stored(b"junk")[0])
+    for use in (open_image, image_size):
+        with pytest.raises(DataError, match="image · not an image in a known format"):
+            use(sample.images[0])
 
 
 # all files

@@ -32,8 +32,9 @@ def run(tiny_base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged(run):
-    """The run, merged."""
-    return merge(run)
+    """The run, merged; a format of one pass has one report."""
+    (report,) = merge(run)
+    return report
 
 
 def test_the_report_says_what_was_measured(run, merged):

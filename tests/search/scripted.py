@@ -1,5 +1,6 @@
 """An engine without a model: it writes what a script says and judges by a function of the prompt."""
 
+import copy
 import re
 from collections import namedtuple
 
@@ -15,10 +16,14 @@ class ScriptedEngine:
     def __init__(self, script, judge=lambda prompt: [0.0, 0.0]):
         """
         Args:
-            script: (state, seed) → (text, mean log-probability).
+            script: (state, seed) → (text, mean log-probability); of a split format, such a function for each pass.
             judge: text of a prompt → log-probabilities of the options.
         """
         self.script, self.judge = script, judge
+        self.cot_format = None
+        """The pass whose prompts are asked."""
+        self.asked = []
+        """(pass, {sample id: prompt}) for each call of `start` of a pass."""
         self.calls = []
         """A `Call` for each call of `extend`."""
         self.judged = []
@@ -29,7 +34,15 @@ class ScriptedEngine:
         """Text of every judge prompt, in order."""
         return [sample.last.question for samples, _ in self.judged for sample in samples]
 
+    def for_pass(self, cot_format):
+        engine = copy.copy(self)
+        engine.cot_format, engine.script = cot_format, self.script[cot_format.name]
+        return engine
+
     def start(self, samples):
+        if self.cot_format is not None:
+            prompts = {sample.id: self.cot_format.question(sample.last, sample.choices) for sample in samples}
+            self.asked.append((self.cot_format.name, prompts))
         return [(sample.id, "") for sample in samples]
 
     def extend(self, states, seeds, stop, max_new_tokens, sampling, keep_states=True):

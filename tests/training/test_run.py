@@ -8,11 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_cot.checkpoints import opening
 from lora_cot.checkpoints.opening import find_adapter, open_model, saved_recipe
+from lora_cot.data.collate import batch, encode
 from lora_cot.data.images import open_image
+from lora_cot.data.labels import Encoder
 from lora_cot.data.shapes import make_sample
+from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, DataError, RecipeError, RunError, TrainingError
 from lora_cot.evaluation.ask import ask
+from lora_cot.formats import FORMATS
+from lora_cot.merging.merge import merge
+from lora_cot.search.strategies import answer
 from lora_cot.training import run as training
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
@@ -24,14 +31,16 @@ def losses(folder, key="loss"):
     return [row[key] for row in rows if key in row]
 
 
-def test_a_run_leaves_everything_one_needs(make_recipe, tmp_path):
+def test_a_run_leaves_everything_one_needs(make_recipe, tmp_path, capsys):
     """Recipe with versions, adapter with recipe and processor, log, report; the adapter alone can be opened."""
     folder = train(make_recipe(tmp_path, "training.eval_strategy=steps", "training.eval_steps=2"), tmp_path)
+    assert "<|assistant|>⟦<SUMMARY>" in capsys.readouterr().err, "the preview of a sample"
     assert "transformers" in saved_recipe(folder / "adapter").versions
     report = json.loads((folder / "report.json").read_text())
-    assert report["steps"] == 4 and len(report["evaluations"]) == 2
-    assert {"eval_loss", "eval_loss/CAPTION", "eval_accuracy", "eval_format_validity"} <= report["evaluations"][0].keys()
-    assert {"loss/SUMMARY", "token_accuracy/CONCLUSION", "tokens_per_second", "peak_memory_gb"} <= report["last"].keys()
+    (only,) = report["passes"]
+    assert only["name"] == report["format"] == "four_stage" and only["steps"] == 4 and len(only["evaluations"]) == 2
+    assert {"eval_loss", "eval_loss/CAPTION", "eval_accuracy", "eval_format_validity"} <= only["evaluations"][0].keys()
+    assert {"loss/SUMMARY", "token_accuracy/CONCLUSION", "tokens_per_second", "peak_memory_gb"} <= only["last"].keys()
     page = (folder / "report.html").read_text()
     assert "Training loss by stage" in page and "Before" in page and "http://" not in page.split("<svg")[0]
     assert not (folder / ".lock").exists()
@@ -40,27 +49,49 @@ def test_a_run_leaves_everything_one_needs(make_recipe, tmp_path):
     assert "quantised" not in open_model(str(folder), "none").said
 
 
-def test_twenty_steps_lower_the_loss_of_every_stage(make_recipe, tmp_path):
-    """QLoRA on the tiny random base learns."""
-    folder = train(make_recipe(tmp_path, "training.max_steps=20", "training.per_device_train_batch_size=8"), tmp_path)
+def test_twenty_steps_lower_the_loss_of_every_stage(make_recipe, tmp_path, each_base):
+    """QLoRA on a tiny random base of each kind learns."""
+    options = ("training.max_steps=20", "training.per_device_train_batch_size=8", "data.eval=[]")
+    folder = train(make_recipe(tmp_path, f"model.base={each_base}", *options), tmp_path)
     for key in ("loss", "loss/SUMMARY", "loss/CAPTION", "loss/REASONING", "loss/CONCLUSION"):
         values = losses(folder, key)
         assert values[-1] < values[0] - 0.2, key
 
 
-def test_accumulation_changes_nothing(make_recipe, tmp_path):
-    """Four batches of one are one batch of four: the same losses, whatever the samples' lengths."""
+def mixed_data(folder, rows=8):
+    """A source of rows of different lengths, every other one without its image."""
+    lines = []
+    for number in range(rows):
+        sample = make_sample(number, "train", 0)
+        (folder / f"{number}.png").write_bytes(sample.images[0])
+        row = {"id": str(number), "question": sample.last.question, "stages": sample.last.stages}
+        lines.append(row if number % 2 else row | {"image": f"{number}.png"})
+    (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return {"train": [{"source": "jsonl", "path": str(folder / "mixed.jsonl")}]}
+
+
+@pytest.mark.parametrize("kind", ["llava", "mllama", "qwen2_vl"])
+def test_accumulation_changes_nothing(make_recipe, make_base, tmp_path, kind):
+    """Four batches of one are one batch of four: the same losses and weights, whatever the lengths, with images or not."""
     runs = []
     for name, size, steps in (("one", 4, 1), ("four", 1, 4)):
         options = (
             f"name={name}",
+            f"model.base={make_base(kind)}",
             f"training.per_device_train_batch_size={size}",
             f"training.gradient_accumulation_steps={steps}",
+            "training.optim=sgd",
+            "training.learning_rate=1",
+            "training.max_grad_norm=0",
         )
-        folder = train(make_recipe(tmp_path, *options, "training.optim=sgd"), tmp_path)
-        runs.append((losses(folder), losses(folder, "loss/REASONING")))
+        folder = train(make_recipe(tmp_path, *options, data=mixed_data(tmp_path)), tmp_path)
+        weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+        runs.append((losses(folder), losses(folder, "loss/REASONING"), weights))
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
+    moved = [weight for name, weight in runs[0][2].items() if "lora_B" in name]
+    assert min(weight.abs().max() for weight in moved) > 1e-4, "nothing was learned that could differ"
+    torch.testing.assert_close(runs[1][2], runs[0][2], atol=1e-5, rtol=1e-3)
 
 
 def test_the_loss_is_transformers_own_where_weights_are_one(tiny):
@@ -96,7 +127,7 @@ def test_early_stopping_and_the_best_checkpoint(make_recipe, tmp_path):
     options += ["training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=steps"]
     options += ["training.save_steps=1", "training.load_best_model_at_end=true", "training.metric_for_best_model=loss"]
     folder = train(make_recipe(tmp_path, *options, "training.eval_generations=0"), tmp_path)
-    assert json.loads((folder / "report.json").read_text())["steps"] == 3
+    assert json.loads((folder / "report.json").read_text())["passes"][0]["steps"] == 3
 
 
 def test_a_dead_adapter_stops_the_run(make_recipe, tmp_path):
@@ -129,7 +160,8 @@ def test_a_folder_in_use_or_taken_is_left_alone(make_recipe, tmp_path):
 
 def test_a_sample_that_is_too_long_is_refused_whole(make_recipe, tmp_path):
     """Nothing is cut: the sample, its length and the limit are named."""
-    with pytest.raises(DataError, match=r"train-0-\d+ · \d+ tokens are more than training.max_length=20"):
+    told = r"data\.train · train-0-0 · 131 tokens \(4 of images\) are more than training\.max_length=20 · raise it"
+    with pytest.raises(DataError, match=told):
         train(make_recipe(tmp_path, "training.max_length=20"), tmp_path)
 
 
@@ -157,11 +189,10 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
         train(make_recipe(tmp_path, data={"train": []}), tmp_path)
 
 
-def test_the_preview_marks_what_is_trained(tiny, make_recipe, tmp_path):
+def test_the_preview_marks_what_is_trained(each_tiny):
     """The run shows one sample with its answer between marks."""
-    recipe = make_recipe(tmp_path)
-    cot_format = recipe.format.build()
-    text = training._preview(training._collator(recipe, tiny, cot_format), make_sample(0, "train", 0))
+    encoded = encode(Encoder(each_tiny.processor, FORMATS["four_stage"]), make_sample(0, "train", 0), True)
+    text = training.mark_trained(encoded, each_tiny.processor.tokenizer)
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
 
@@ -223,3 +254,62 @@ def test_an_adapter_of_another_base_is_refused(make_recipe, tmp_path):
     save_file({name: torch.zeros(*(size + 1 for size in t.shape)) for name, t in load_file(weights).items()}, weights)
     with pytest.raises(AdapterError, match="does not fit the base"):
         train(make_recipe(tmp_path, "name=second", f"model.adapter={first}"), tmp_path)
+
+
+def outputs_of(backbone, cot_format):
+    """Loss and logits of two samples that were trained on, as one pass of a format writes them."""
+    backbone.use_adapter()
+    encoder = Encoder(backbone.processor, cot_format)
+    rows = [encode(encoder, make_sample(number, "train", 0), True) for number in range(2)]
+    inputs = batch(rows, backbone.processor, backbone.family.image_inputs)
+    inputs.pop("stage_ids")
+    with torch.inference_mode():
+        outputs = backbone.model(**backbone.place(inputs))
+    return outputs.loss, outputs.logits
+
+
+def answers_of(opened):
+    """What each pass writes for a held-out sample whose earlier stages are gold."""
+    cot_format, sample = opened.recipe.format.build(), make_sample(0, "test", 0)
+    engine = LocalEngine(opened.backbone, cot_format)
+    return [answer(engine.for_pass(one), one, [sample], opened.recipe.search)[0].text for one in cot_format.passes]
+
+
+def test_two_stages_are_two_adapters_on_one_base(make_recipe, each_base, tmp_path, monkeypatch):
+    """Each pass leaves an adapter; both answer on one base, loaded once, and their merged models answer as they do."""
+    options = ("training.max_steps=2", "training.learning_rate=3e-2", "format.name=two_stage")
+    search = {"stages": {"RATIONALE": {"max_new_tokens": 12}, "ANSWER": {"max_new_tokens": 12}}}
+    run = train(make_recipe(tmp_path, f"model.base={each_base}", *options, search=search), tmp_path)
+    passes = json.loads((run / "report.json").read_text())["passes"]
+    assert [(one["name"], one["steps"]) for one in passes] == [("rationale", 2), ("answer", 2)]
+    weights = [load_file(run / "adapter" / name / "adapter_model.safetensors") for name in ("rationale", "answer")]
+    assert weights[0].keys() == weights[1].keys()
+
+    loaded, load = [], opening.load_backbone
+    monkeypatch.setattr(opening, "load_backbone", lambda *given: loaded.append(load(*given)) or loaded[-1])
+    assert "quantised" in open_model(str(run)).said and len(loaded) == 1
+    tuned = open_model(str(run), "none")
+    first, second = (tuned.backbone.for_pass(name) for name in ("rationale", "answer"))
+    assert first.model is second.model is tuned.backbone.model and len(loaded) == 2
+    rationale, conclusion = tuned.recipe.format.build().passes
+    for one, own, other in ((rationale, first, second), (conclusion, second, first)):
+        (loss, logits), (worse, others), (_, again) = (outputs_of(backbone, one) for backbone in (own, other, own))
+        assert loss < worse - 0.05 and (logits - others).abs().max() > 1e-2
+        torch.testing.assert_close(again, logits, atol=0, rtol=0)
+
+    assert [report.folder for report in merge(run)] == [str(run / "merged" / name) for name in ("rationale", "answer")]
+    merged = open_model(str(run / "merged"))
+    for one, backbone in ((rationale, first), (conclusion, second)):
+        logits, expected = (outputs_of(model, one)[1] for model in (merged.backbone.for_pass(one.name), backbone))
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert answers_of(merged) == answers_of(tuned)
+
+
+def test_a_bfloat16_base_keeps_its_precision_through_training(make_recipe, each_base, tmp_path):
+    """After training on a 4-bit base in bfloat16, every part is as it was loaded, and the adapter is float32."""
+    options = (f"model.base={each_base}", "model.dtype=bfloat16", "training.max_steps=1", "data.eval=[]")
+    run = train(make_recipe(tmp_path, *options), tmp_path)
+    (only,) = json.loads((run / "report.json").read_text())["passes"]
+    precision = {part["part"]: part["precision"] for part in only["parts"]}
+    assert precision.pop("language_model") == "bfloat16/nf4" and set(precision.values()) == {"bfloat16"}
+    assert {tensor.dtype for tensor in load_file(run / "adapter" / "adapter_model.safetensors").values()} == {torch.float32}

@@ -26,7 +26,10 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Ml
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> MllamaForConditionalGeneration:
-    """Random. The gates of the cross-attention begin open: the published ones were trained for months."""
+    """Random, but for what training from nothing is slow to find.
+
+    The gates begin open, and the patches' positions, which the text has no other way to tell, as large as what is in them.
+    """
     import torch
 
     heads: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width}
@@ -61,4 +64,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> M
         for name, parameter in model.named_parameters():
             if name.endswith("_gate") or name.endswith(".gate"):
                 parameter.fill_(0.5)
+            if name.endswith("gated_positional_embedding.embedding"):
+                parameter.normal_(std=1.0)
     return model
