@@ -88,7 +88,7 @@ def _patterns(family: Family, section: LoraSection) -> dict[str, Any]:
             for part, own in inner_first
         }
         if any(value != default for value in values.values()):
-            patterns[key] = {**values, **section.library.get(key, {})}
+            patterns[key] = {**section.library.get(key, {}), **values}  # PEFT takes the first that matches
     return patterns
 
 

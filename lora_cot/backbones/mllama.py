@@ -4,9 +4,9 @@ Traps:
 - An image is one token in the text; its tiles, always padded to four, are the keys and values of the cross-attention
   layers. Those do not grow with the text and must never be cropped.
 - transformers lets a token that may look at no image add the mean of all image values to itself (the mask is applied
-  after the MLP, but not to the attention's residual). A row without an image beside one with an image would get that
-  row's image signal, and one with fewer images that of the padding: such rows never share a batch here. Without any
-  image in a batch the cross-attention layers are skipped, as they should be.
+  after the MLP, but not to the attention's residual). A row with no image, or fewer images, beside one with more would
+  get the values of the blank images that it is padded with: such rows never share a batch here. Without any image in a
+  batch the cross-attention layers are skipped, as they should be.
 - The embedding has eight rows more than lm_head: the image token can be read but never written.
 - vLLM no longer serves this family, and takes no adapter for it.
 """
@@ -33,7 +33,6 @@ def image_inputs(processor: Any, rows: list[Encoded], text: dict[str, torch.Tens
     tiles = inputs["aspect_ratio_mask"].bool()
     # The processor's own rule for images that stand together, as ours do: each is seen from its token on.
     seen = (text["input_ids"] == processor.image_token_id).cumsum(-1)[..., None] > torch.arange(tiles.shape[1])
-    seen &= text["attention_mask"].bool()[..., None]
     inputs["cross_attention_mask"] = (seen[..., None] & tiles[:, None]).long()
     return inputs
 

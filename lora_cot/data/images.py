@@ -78,10 +78,25 @@ def image_size(image: Image, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
     def measure(opened: PILImage.Image) -> tuple[int, int]:
         width, height = opened.size
-        turned = opened.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        turned = _exif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)
         return (height, width) if turned else (width, height)
 
     return _open(image, max_pixels, measure)
+
+
+def _exif(opened: PILImage.Image) -> PILImage.Exif:
+    """The image's EXIF. A PNG may keep it after its pixels, which Pillow would decode to get there."""
+    if opened.format != "PNG" or "exif" in opened.info:
+        return opened.getexif()
+    found, file = PILImage.Exif(), opened.fp  # type: ignore[attr-defined]
+    position = file.tell()
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"eXIf":
+        file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
+    if head[4:] == b"eXIf":
+        found.load(b"Exif\0\0" + file.read(int.from_bytes(head[:4], "big")))
+    file.seek(position)
+    return found
 
 
 def _open(image: Image, max_pixels: int, use: Callable[[PILImage.Image], T]) -> T:

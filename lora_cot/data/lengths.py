@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from lora_cot.data.images import MAX_PIXELS, MIN_SIDE, image_size
@@ -47,7 +48,7 @@ class LengthLimit:
             raise error.at(sample.id) from None
         images = sum(self._tokens(sizes))
         scale = 1.0
-        if self.max_length is not None and text + images > self.max_length and self.policy == "shrink_image":
+        if sizes and self.max_length is not None and text + images > self.max_length and self.policy == "shrink_image":
             scale = self._scale(sizes, self.max_length - text)
             images = sum(self._tokens([scaled(size, scale) for size in sizes]))
         return Measured(text, images, scale)
@@ -57,20 +58,22 @@ class LengthLimit:
         limit = self.max_length
         if limit is None or measured.length <= limit:
             return None
-        if measured.images >= limit:
+        if measured.images > limit:
             what = f"its images alone take {measured.images} tokens, more than training.max_length={limit}"
         else:
             what = f"{measured.length} tokens ({measured.images} of images) are more than training.max_length={limit}"
         remedy = "raise it, or set training.long_samples to drop"
-        if self.policy == "error" and measured.images and self._shrinks():
+        if self.policy == "error" and measured.images and self._would_shrink(sample, limit - measured.text):
             remedy += " or shrink_image"
         return Problem(sample.id, what, remedy)
 
     def _tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         return self.image_tokens(self.encoder.processor, sizes) if sizes else []
 
-    def _shrinks(self) -> bool:
-        return self._tokens([(2000, 2000)]) > self._tokens([(200, 200)])
+    def _would_shrink(self, sample: Sample, room: int) -> bool:
+        sizes = [image_size(image, self.max_pixels) for image in sample.images]
+        scale = self._scale(sizes, room)
+        return sum(self._tokens([scaled(size, scale) for size in sizes])) <= room
 
     def _scale(self, sizes: Sequence[tuple[int, int]], room: int) -> float:
         """The largest tried factor at which the images fit into the room; the smallest possible if none does."""
@@ -151,16 +154,7 @@ def _measure_all(
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    def measure(chunk: list[Sample]) -> list[Measured | DataError]:
-        found: list[Measured | DataError] = []
-        for sample in chunk:
-            try:
-                found.append(limit.measure(sample))
-            except DataError as error:
-                found.append(error)
-        return found
-
-    loader: Any = DataLoader(samples, batch_size=64, collate_fn=measure, num_workers=workers)  # type: ignore[arg-type]
+    loader: Any = DataLoader(samples, batch_size=64, collate_fn=partial(_measure, limit), num_workers=workers)  # type: ignore[arg-type]
     measured: list[Measured | None] = []
     problems: list[Problem] = []
     quiet = len(samples) < 2000
@@ -171,3 +165,13 @@ def _measure_all(
                 problems += item.problems if isinstance(item, DataError) else []
             bar.update(len(chunk))
     return measured, problems
+
+
+def _measure(limit: LengthLimit, chunk: list[Sample]) -> list[Measured | DataError]:
+    found: list[Measured | DataError] = []
+    for sample in chunk:
+        try:
+            found.append(limit.measure(sample))
+        except DataError as error:
+            found.append(error)
+    return found

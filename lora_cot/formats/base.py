@@ -79,6 +79,8 @@ class CotFormat:
             yield "exactly one stage must be the answer (is_answer: true)"
         if self.split and not all(stage.cue for stage in self.stages):
             yield "every stage of a split format needs a cue"
+        if self.split and len({name.lower() for name in names}) < len(set(names)):
+            yield "stages of a split format must differ in more than case: passes are named in lower case"
         if len(names) > 1 and not all(stage.tagged for stage in self.stages):
             yield "an untagged stage must be the only one"
         if self.tag_style not in TAG_STYLES:

@@ -29,6 +29,7 @@ OWNED = {
         "resume_from_checkpoint": "use model.adapter to go on from an adapter",
         "chat_template_path": "the processor's own template is used",
         "eos_token": "the tokenizer's own is used",
+        "dataloader_drop_last": "every sample is used: what is left over makes a smaller batch",
         "push_to_hub": "push a finished adapter or merged model",
     },
     "lora": {
@@ -36,6 +37,8 @@ OWNED = {
         "revision": "use model.revision",
         "task_type": "follows from the base",
         "peft_type": "always LORA",
+        "layers_to_transform": "every layer of lora.parts is adapted: leave some out by exclude_modules",
+        "layers_pattern": "every layer of lora.parts is adapted: leave some out by exclude_modules",
         "inference_mode": "always off while training",
         "loftq_config": "rewrites the base's weights",
         "corda_config": "rewrites the base's weights",

@@ -72,6 +72,12 @@ class FormatSection(Section):
     split: bool = False
     """Of own stages: each is generated in a pass of its own, with a prompt and an adapter of its own."""
 
+    @model_validator(mode="after")
+    def _split_is_declared(self) -> FormatSection:
+        if self.split and self.stages is None:
+            raise ValueError("split belongs to stages declared here: a built-in format is split or not")
+        return self
+
     def build(self) -> CotFormat:
         """The format itself."""
         if self.stages is None:

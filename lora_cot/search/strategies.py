@@ -83,7 +83,7 @@ def _pass_by_pass(
             texts[i][stage.name] = found.text.strip()
             _add_costs(done[i], found)
             done[i].stopped = found.stopped if found.text.strip() else f"{stage.name} is empty"
-        alive = [i for i in alive if done[i].stopped == "complete"]
+        alive = [i for i in alive if texts[i][stage.name]]  # a text without an end is handed on as it is
         if not alive:
             break
     for completion, found_texts in zip(done, texts, strict=True):
@@ -131,7 +131,7 @@ def _one_pass(sampling: Sampling | None) -> Strategy:
         budget = sum(_budget(stage, config) for stage in cot_format.stages)
         drawn = engine.extend(
             engine.start(samples),
-            [_seeds(sample, config, "all", 1) for sample in samples],
+            [_seeds(sample, config, "all" if cot_format.given is None else cot_format.name, 1) for sample in samples],
             None,
             budget,
             sampling or Sampling(config.temperature, config.top_p),

@@ -33,6 +33,8 @@ from lora_cot.training.report import PassReport, RunReport, ShownSample, write_r
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
 
+NOTHING = "(nothing)"
+"""What a later pass is asked with where an earlier one wrote nothing: gold text in its place would flatter."""
 SHOWN_SAMPLES = 4
 """Held-out samples whose answers before and after training go into the report."""
 
@@ -142,6 +144,7 @@ def _train_pass(
     eval_set = keep_fitting(held_out, collator.limit, "data.eval", workers)
     if not train_set.samples:
         raise DataError(Problem("data.train", "every sample is too long", "raise training.max_length"))
+    _check_reached(backbone, train_set.samples)
     preflight(collator, train_set.samples)
     preflight(collator, eval_set.samples)
     _show(_counts(train_set, eval_set), _preview(collator, train_set.samples[0]))
@@ -151,6 +154,20 @@ def _train_pass(
     seconds = time.perf_counter() - begin
     history = trainer.state.log_history
     return PassReport(one, report(backbone), history, seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
+
+
+def _check_reached(backbone: Backbone, samples: list[Sample]) -> None:
+    """See that every sample's loss depends on something that is trained.
+
+    Raises:
+        DataError: samples without an image, where only what sees images is trained.
+    """
+    sees_images = {"vision_encoder", "projector"}
+    if {line.part for line in report(backbone) if line.trained} <= sees_images:
+        blind = [sample.id for sample in samples if not sample.images]
+        if blind:
+            what = f"{len(blind)} samples have no image, {blind[0]} among them, and only what sees images is trained"
+            raise DataError(Problem("lora.parts", what, "adapt language_model too, or take them out"))
 
 
 def make_collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
@@ -193,7 +210,7 @@ def _handed_on(recipe: Recipe, backbone: Backbone, one: CotFormat, questions: li
     completions = answer_freely(backbone, one, asked, recipe)
     stage = one.stages[0].name
     return [
-        with_stages(sample, {stage: completion.text.strip() or "(nothing)"})
+        with_stages(sample, {stage: completion.text.strip() or NOTHING})
         for sample, completion in zip(asked, completions, strict=True)
     ]
 

@@ -70,7 +70,8 @@ class CotTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches as `GroupedBatches` makes them, another order each epoch."""
-        options = {"seed": self.args.seed, "accumulation": self.args.gradient_accumulation_steps}
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        options = {"seed": seed, "accumulation": self.args.gradient_accumulation_steps}
         return self._loader(self.train_dataset, self._train_set, self._train_batch_size, **options)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lora_cot.data.images import image_size, inside, open_image
 from lora_cot.errors import DataError
@@ -151,10 +152,28 @@ def test_metadata_may_come_after_the_pixels():
     assert image_size(moved) == open_image(moved).size == (16, 32)
 
 
-DECODES = pytest.mark.xfail(strict=True, reason="Pillow decodes a PNG to find a block of metadata after its pixels")
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+PROFILE = f"\nexif\n{len(exif(6))}\n{exif(6).hex()}\n"
 
 
-@pytest.mark.parametrize("kind", [pytest.param("PNG", marks=DECODES), "JPEG", "GIF", "WEBP", "BMP"])
+@pytest.mark.parametrize(
+    ("kind", "block"), [("iTXt", ("XML:com.adobe.xmp", XMP)), ("zTXt", ("Raw profile type exif", PROFILE))], ids=["xmp", "raw"]
+)
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.xfail(strict=True, reason="of a PNG only the block eXIf is read for its size")
+def test_orientation_has_other_places(kind, block, late):
+    """Where else an image may say how a camera was held, size and pixels agree on it."""
+    added = PngInfo()
+    (added.add_itxt if kind == "iTXt" else added.add_text)(*block, zip=True)
+    data = encoded(quarters(), "PNG", pnginfo=added)
+    if late:
+        start, last = data.index(kind.encode()) - 4, data.index(b"IEND") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        data = data[:start] + data[end:last] + data[start:end] + data[last:]
+    assert image_size(data) == open_image(data).size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
 def test_the_size_needs_no_pixels(kind, monkeypatch):
     """Nothing is decoded to find a size, and the limits hold for it as they do for the whole image."""
     data = encoded(noise(), kind)

@@ -121,7 +121,6 @@ def test_all_that_are_too_long_are_refused_together(limit, length, name):
         assert text == f"data.train · {samples[i].id} · {what} · {REMEDY}{' or shrink_image' * shrinks}"
 
 
-@pytest.mark.xfail(strict=True, reason="asked of made-up sizes, not of the sample's own")
 @pytest.mark.parametrize(("name", "size", "helps"), [("llava_next", (200, 200), True), ("qwen2_vl", (28, 28), False)])
 def test_shrinking_is_advised_where_it_would_help(limit, length, name, size, helps):
     """Whether images can be made smaller is asked of the sample's own."""
@@ -217,14 +216,12 @@ def test_a_limit_below_one_image_is_said_in_a_sentence(limit, name, tokens):
     assert f"q0 · {what} · {REMEDY}" in found
 
 
-@pytest.mark.xfail(strict=True, reason="says 49 are more than 49")
 def test_an_image_as_long_as_the_limit_is_not_longer(limit):
     """The sentence about images alone is kept for images that alone are too long."""
     (found,) = refusals([with_images((200, 200))], limit("qwen2_vl", 49))
     assert "more than training.max_length=49" in found and "images alone take 49 tokens, more" not in found
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="the smallest side of no image")
 def test_text_alone_that_is_too_long_cannot_be_shrunk(limit, length):
     """Without an image there is nothing to make smaller: the sample is refused like any other."""
     sample = with_images()
@@ -264,7 +261,6 @@ def test_workers_find_the_same(limit, policy):
         assert found.samples and (found.dropped if policy == "drop" else found.shrunk)
 
 
-@pytest.mark.xfail(strict=True, reason="a function inside a function cannot be pickled")
 def test_what_measures_travels_to_workers(limit, monkeypatch):
     """It does where workers are started afresh too, as on macOS, and not only where they are copies of this process."""
 

@@ -201,7 +201,6 @@ def test_a_built_in_format_is_split_or_not():
     assert [FormatSection(name=name).build().split for name in ("two_stage", "four_stage", "direct")] == [True, False, False]
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="both would be kept in one folder")
 def test_two_passes_need_two_names():
     """Passes are named in lower case, folders and adapters too: stages that differ in case alone are refused."""
     with pytest.raises(FormatError):

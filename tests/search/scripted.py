@@ -54,7 +54,7 @@ class ScriptedEngine:
 
     def _candidate(self, state, seed, stop, max_new_tokens):
         whole, mean = self.script(state, seed)
-        words = re.findall(r"\s*\S+", whole)
+        words = re.findall(r"\s*\S+|\s+$", whole)
         text = "".join(words[:max_new_tokens])
         if stop is not None and stop in text:
             text = text[: text.index(stop) + len(stop)]

@@ -110,6 +110,13 @@ def test_what_trl_would_cut_is_left_whole(arguments):
     assert not config.remove_unused_columns
 
 
+def test_batches_are_not_split_by_accelerate(arguments):
+    """They are made for each rank already: the key is refused, others of its section are not."""
+    with pytest.raises(RecipeError, match=r"training\.accelerator_config · .* · take split_batches out"):
+        arguments("training.accelerator_config={split_batches: true}")
+    assert arguments("training.accelerator_config={use_seedable_sampler: true}").accelerator_config.split_batches is False
+
+
 def test_mistakes_are_reported_together(arguments):
     """Ours and the library's own, in its words."""
     with pytest.raises(RecipeError) as caught:
