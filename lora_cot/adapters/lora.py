@@ -18,6 +18,9 @@ from lora_cot.backbones.quantization import is_quantized
 from lora_cot.errors import AdapterError, Problem, nearest
 from lora_cot.recipe.schema import LoraSection
 
+NOT_CONVERTED = ("use_dora", "modules_to_save", "trainable_token_indices")
+"""What PEFT loses when it turns an adapter whose beginning rewrote the base into plain LoRA."""
+
 
 @dataclass(frozen=True)
 class PartReport:
@@ -98,12 +101,24 @@ def _check_possible(backbone: Backbone, section: LoraSection) -> None:
     if section.rewrites_base and quantized:
         what = f"{section.init_lora_weights} rewrites the base's weights, and a quantised base cannot be rewritten exactly"
         problems.append(Problem("lora.init_lora_weights", what, "set it to true, or drop the section quantization"))
+    if section.rewrites_base:
+        also = [key for key in NOT_CONVERTED if section.library.get(key)]
+        if section.library.get("use_rslora") and _patterns(backbone.family, section):
+            also.append("use_rslora with ranks or alphas of its own for some layers")
+        problems += [
+            Problem(
+                "lora.init_lora_weights",
+                f"an adapter that began as {section.init_lora_weights} and has {key} cannot be saved as plain LoRA",
+                "set it to true, or take that out",
+            )
+            for key in also
+        ]
     names = [name for name, _ in backbone.base_model.named_modules()]
     for wanted in section.library.get("modules_to_save") or []:
         found = [name for name in names if f".{name}".endswith(f".{wanted}")]
         inside = [name for name in quantized if any(f"{name}.".startswith(f"{owner}.") for owner in found)]
         if not found:
-            leaves = {name.rsplit(".", 1)[-1] for name in names}
+            leaves = {leaf for name in names if (leaf := name.rsplit(".", 1)[-1]) and not leaf.isdigit()}
             problems.append(Problem("lora.modules_to_save", f"no module is called '{wanted}'", nearest(wanted, leaves)))
         elif inside:
             what = f"'{wanted}' is quantised and cannot be trained in full"
@@ -146,7 +161,7 @@ def report(backbone: Backbone) -> list[PartReport]:
         line.adapted += bool(len(getattr(layer, "lora_A", ())))
         for name, parameter in layer.named_parameters(recurse=False):
             line.trained += parameter.numel() if parameter.requires_grad else 0
-            if "lora_" in owner or "lora_" in name or "modules_to_save" in owner:
+            if any(mark in f"{owner}.{name}" for mark in ("lora_", "modules_to_save", "trainable_tokens_")):
                 continue
             quantized = is_quantized(layer) and name == "weight"
             line.precisions.add(_quantized_name(layer) if quantized else str(parameter.dtype).removeprefix("torch."))

@@ -17,10 +17,10 @@ POOL = 50
 class GroupedBatches:
     """Numbers of samples in batches, for a DataLoader's `batch_sampler`.
 
-    One optimizer step takes `accumulation` runs of `ranks` batches, all of one key. The samples of a step depend only on
-    how many it takes, not on how they are shared among batches and ranks. What is left over of a key comes last, in
-    smaller batches; where it cannot be shared evenly among ranks, its first samples occur twice, fewer than there are
-    ranks.
+    A full optimizer step takes `accumulation` runs of `ranks` batches, all of one key. The samples of such a step depend
+    only on how many it takes, not on how they are shared among batches and ranks. What is left over of each key comes
+    last, in smaller batches; where it cannot be shared evenly among ranks, its first samples occur twice, fewer than
+    there are ranks.
     """
 
     batch_size, drop_last = None, False  # Accelerate then shares out whole batches, of any size
@@ -69,7 +69,7 @@ class GroupedBatches:
                     yield together[rank :: self._ranks]
 
     def _steps(self) -> list[list[int]]:
-        """Samples of each step; the one with the most tokens first: if memory runs out, then at once."""
+        """Samples of each step; of the full ones that with the most tokens first: if memory runs out, then at once."""
         rng = None if self._seed is None else random.Random(f"{self._seed}-{self._epoch}")
         groups: dict[Hashable, list[int]] = {}
         for number, key in enumerate(self._keys):

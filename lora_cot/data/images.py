@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
@@ -85,16 +85,20 @@ def image_size(image: Image, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def _exif(opened: PILImage.Image) -> PILImage.Exif:
-    """The image's EXIF. A PNG may keep it after its pixels, which Pillow would decode to get there."""
-    if opened.format != "PNG" or "exif" in opened.info:
-        return opened.getexif()
-    found, file = PILImage.Exif(), opened.fp  # type: ignore[attr-defined]
-    position = file.tell()
+    """The image's EXIF. A PNG may keep it after its pixels, and Pillow would decode every PNG to look there."""
+    if opened.format == "PNG" and not _tells_after_pixels(opened.fp):  # type: ignore[attr-defined]
+        return PILImage.Image.getexif(opened)
+    return opened.getexif()
+
+
+def _tells_after_pixels(file: IO[bytes]) -> bool:
+    """Whether a PNG has a chunk that can hold EXIF after its pixels."""
+    position, pixels, found = file.tell(), False, False
     file.seek(8)
-    while len(head := file.read(8)) == 8 and head[4:] != b"eXIf":
+    while not found and len(head := file.read(8)) == 8:
+        pixels = pixels or head[4:] == b"IDAT"
+        found = pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
         file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
-    if head[4:] == b"eXIf":
-        found.load(b"Exif\0\0" + file.read(int.from_bytes(head[:4], "big")))
     file.seek(position)
     return found
 

@@ -204,7 +204,7 @@ class LoraSection(LibrarySection):
     saved as the plain LoRA (of twice the rank) that gives the same model on the original base."""
     parts: dict[Part, PartLora] = Field({"language_model": PartLora()}, min_length=1)
     """Parts whose linear layers get an adapter, as a list, or as a mapping to a part's own r, lora_alpha, learning_rate."""
-    target_modules: list[str] | None = None
+    target_modules: list[str] | None = Field(None, min_length=1)
     """Leaf names of the layers, such as q_proj; all linear layers of the parts if not given."""
     loraplus_lr_ratio: float | None = Field(None, gt=0, allow_inf_nan=False)
     """LoRA+ (Hayou et al. 2024): the learning rate of B over that of A."""

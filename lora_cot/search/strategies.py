@@ -82,12 +82,15 @@ def _pass_by_pass(
         for i, found in zip(alive, strategy(engine.for_pass(one), one, asked, config, tell), strict=True):
             texts[i][stage.name] = found.text.strip()
             _add_costs(done[i], found)
-            done[i].stopped = found.stopped if found.text.strip() else f"{stage.name} is empty"
+            stopped = found.stopped if found.text.strip() else f"{stage.name} is empty"
+            if done[i].stopped == "complete":  # of several reasons the first is told
+                done[i].stopped = stopped
         alive = [i for i in alive if texts[i][stage.name]]  # a text without an end is handed on as it is
         if not alive:
             break
     for completion, found_texts in zip(done, texts, strict=True):
-        completion.text = _written(cot_format, found_texts, completion.stopped == "complete")
+        ended = completion.trace[-1].candidates
+        completion.text = _written(cot_format, found_texts, any(c.chosen and c.closed for c in ended))
         completion.parsed = cot_format.parse(completion.text)
     return done
 
@@ -170,7 +173,8 @@ def stage_beam(
         )
         contests, fields = [], []
         for i, candidates in zip(alive, drawn, strict=True):
-            running = [k for k, c in enumerate(candidates) if c.closed] or list(range(len(candidates)))
+            closed = [k for k, c in enumerate(candidates) if c.closed]
+            running = [k for k in closed if candidates[k].text.strip()] or closed or list(range(len(candidates)))
             given = _given(cot_format, samples[i], done[i].text)
             texts = [_stage_text(cot_format, stage, done[i].text, candidates[k].text) for k in running]
             contests.append(scorers.Contest(samples[i], stage, given, [candidates[k] for k in running], texts))

@@ -77,8 +77,8 @@ class LivenessCheck(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge after a few steps, once."""
-        enough = state.global_step >= LIVENESS_STEPS and not self._waits
-        if self._liveness is not None and (enough or state.global_step >= state.max_steps):
+        enough = state.global_step >= min(LIVENESS_STEPS, state.max_steps) and not self._waits
+        if self._liveness is not None and enough:
             self._hook.remove()
             self._liveness.check()
             self._liveness = None

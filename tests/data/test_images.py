@@ -160,7 +160,6 @@ PROFILE = f"\nexif\n{len(exif(6))}\n{exif(6).hex()}\n"
     ("kind", "block"), [("iTXt", ("XML:com.adobe.xmp", XMP)), ("zTXt", ("Raw profile type exif", PROFILE))], ids=["xmp", "raw"]
 )
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.xfail(strict=True, reason="of a PNG only the block eXIf is read for its size")
 def test_orientation_has_other_places(kind, block, late):
     """Where else an image may say how a camera was held, size and pixels agree on it."""
     added = PngInfo()
