@@ -110,6 +110,7 @@ def recipe_of(base: str, data: Path) -> Any:
                 "save_strategy": "no",
                 "logging_steps": 10,
                 "dataloader_num_workers": 1,
+                "bf16": False,
             },
         }
     )
@@ -161,7 +162,7 @@ def train_trl(base: str, data: Path) -> dict[str, float]:
     features = Features({"messages": [{"role": Value("string"), "content": [part]}], "images": Sequence(Image())})
     with tempfile.TemporaryDirectory() as folder:
         keys = {key: value for key, value in recipe.training.library.items() if key != "dataloader_num_workers"}
-        config = SFTConfig(output_dir=folder, max_length=None, report_to="none", bf16=False, disable_tqdm=True, **keys)
+        config = SFTConfig(output_dir=folder, max_length=None, report_to="none", disable_tqdm=True, **keys)
         lora = LoraConfig(r=16, lora_alpha=32, target_modules=target_paths(backbone, recipe.lora), task_type="CAUSAL_LM")
         trainer = SFTTrainer(
             model=backbone.model,

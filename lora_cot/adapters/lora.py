@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lora_cot.backbones import Backbone, Family, part_of
@@ -44,22 +45,26 @@ def target_paths(backbone: Backbone, section: LoraSection) -> list[str]:
         AdapterError: a part or a leaf name matches no linear layer.
     """
     linear: dict[str, list[str]] = {part: [] for part in section.parts}
+    unused = re.compile(backbone.family.unused_layers(backbone.base_model))
     for name, module in backbone.base_model.named_modules():
         part = part_of(backbone.family, name)
-        if part in linear and isinstance(module, nn.Linear):
+        if part in linear and isinstance(module, nn.Linear) and not unused.fullmatch(name):
             linear[part].append(name)
     leaves = {name.rsplit(".", 1)[-1] for names in linear.values() for name in names}
-    problems = [Problem("lora.parts", f"{part} has no linear layer") for part, names in linear.items() if not names]
-    wanted = set(section.target_modules or leaves)
-    problems += [
-        Problem(
-            "lora.target_modules", f"no linear layer of {', '.join(section.parts)} is called '{name}'", nearest(name, leaves)
-        )
+    wanted = leaves if section.target_modules is None else set(section.target_modules)
+    found = {part: [name for name in names if name.rsplit(".", 1)[-1] in wanted] for part, names in linear.items()}
+    problems = [
+        Problem("lora.target_modules", f"no linear layer of {', '.join(linear)} is called '{name}'", nearest(name, leaves))
         for name in sorted(wanted - leaves)
+    ]
+    problems += [
+        Problem("lora.parts", f"{part} has no linear layer that is adapted", "name one in target_modules, or drop the part")
+        for part, names in found.items()
+        if not names
     ]
     if problems:
         raise AdapterError(problems)
-    return [name for names in linear.values() for name in names if name.rsplit(".", 1)[-1] in wanted]
+    return [name for names in found.values() for name in names]
 
 
 def attach(backbone: Backbone, section: LoraSection) -> Backbone:
@@ -75,9 +80,13 @@ def attach(backbone: Backbone, section: LoraSection) -> Backbone:
     backbone.model.requires_grad_(False)
     try:
         config = LoraConfig(target_modules=target_paths(backbone, section), task_type="CAUSAL_LM", **keys)
-        return replace(backbone, model=get_peft_model(backbone.model, config))
+        model = get_peft_model(backbone.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise AdapterError(Problem("lora", " ".join(str(error).split()))) from None
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.float16:
+            parameter.data = parameter.data.float()  # gradients of float16 parameters cannot be unscaled
+    return replace(backbone, model=model)
 
 
 def _patterns(family: Family, section: LoraSection) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Family:
     number in the text."""
     still_layers: Callable[[Any], frozenset[int]] = lambda model: frozenset()
     """Layers whose keys and values come from the image and do not grow with the text."""
+    unused_layers: Callable[[Any], str] = lambda model: r"(?!)"
+    """A pattern of module paths whose output the model leaves unused, so that an adapter there would learn nothing."""
     held_inputs: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda inputs: {}
     """Of a prompt's inputs, what every later token is fed with too, (B, 1, …)."""
 

@@ -3,6 +3,7 @@
 Traps:
 - In transformers 5 the tower is `model.vision_tower`, so a bare `vision_tower` matches nothing.
 - The chat template of LLaVA-1.5's published checkpoints writes no end token after an answer.
+- The last layer of LLaVA-1.5's and NeXT's tower is not used: an adapter there would be dead.
 - NeXT and OneVision cut an image into as many tiles as its shape asks for: rows are padded to the most tiles, and the
   model takes out the real ones by `image_sizes`.
 - OneVision shows one image at several resolutions, but each of several images at one: the number of tokens of an image
@@ -48,6 +49,15 @@ def image_tokens(processor: Any, sizes: Sequence[Size]) -> list[int]:
     return processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])["num_image_tokens"]
 
 
+def unused_layers(model: Any) -> str:
+    """Layers of the tower above the one whose output is taken (LLaVA-1.5 and NeXT take the last but one)."""
+    taken = model.config.vision_feature_layer
+    count = model.config.vision_config.num_hidden_layers
+    last = max(layer if layer >= 0 else count + 1 + layer for layer in ([taken] if isinstance(taken, int) else taken))
+    above = "|".join(str(layer) for layer in range(last, count)) or "(?!)"
+    return rf"model\.vision_tower\.(.*\.)?layers\.({above})\..*"
+
+
 LLAVA = Family(
     name="llava",
     model_types=("llava", "llava_next", "llava_onevision"),
@@ -60,4 +70,5 @@ LLAVA = Family(
     image_inputs=image_inputs,
     image_tokens=image_tokens,
     load_processor=load_without_video,
+    unused_layers=unused_layers,
 )

@@ -74,7 +74,7 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
         transformers.utils.logging.disable_progress_bar()
     base = resolve_base(model.base)
     family = family_of(base, model.revision)
-    dtype = _dtype(model.dtype, base, model.revision, family)
+    dtype = _dtype(model.dtype, base, model.revision, family, quantized=quantization is not None)
     options: dict[str, Any] = {"dtype": dtype, "revision": model.revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
@@ -107,8 +107,11 @@ def _base_file(base: str, name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _dtype(name: str, base: str, revision: str | None, family: Family) -> Any:
+def _dtype(name: str, base: str, revision: str | None, family: Family, quantized: bool) -> Any:
     """The precision of what is not quantised: as asked, else the checkpoint's, else what this GPU can do of it.
+
+    A quantised base computes in it whatever autocast says: gradients of a checkpoint saved in float16 would vanish, so
+    it is bfloat16 wherever there is bfloat16.
 
     Raises:
         BackboneError: the family cannot be computed in it.
@@ -122,7 +125,7 @@ def _dtype(name: str, base: str, revision: str | None, family: Family) -> Any:
         half = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
         if name == "bfloat16" and half:
             name, remedy = "float16", "this GPU has no bfloat16: set model.dtype: float32, or use another base"
-        elif name == "float16" and family.no_fp16:
+        elif name == "float16" and (family.no_fp16 or quantized) and not half:
             name = "bfloat16"
     if name == "float16" and family.no_fp16:
         raise BackboneError(Problem("model.dtype", f"a {family.name} model breaks in float16: {family.no_fp16}", remedy))

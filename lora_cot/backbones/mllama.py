@@ -26,6 +26,8 @@ def image_inputs(processor: Any, rows: list[Encoded], text: dict[str, torch.Tens
     """pixel_values (B, images, 4 tiles, 3, H, W), aspect_ratio_ids (B, images), aspect_ratio_mask (B, images, 4) and
     cross_attention_mask (B, T, images, 4): which tiles a token may look at.
     """
+    if len({row.images for row in rows}) > 1:
+        raise ValueError("rows with different numbers of images must not share a batch: group them by Family.batch_key")
     if not rows[0].image_inputs:
         return {}
     names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
 POOL = 50
-"""Batches that are sorted by length together: the more, the less padding and the less chance in who meets whom."""
+"""Steps whose samples are sorted by length together: the more, the less padding and the less chance in who meets whom."""
+TILE = 8
+"""Samples of like length that stay together; a step is made of several, so that it holds short and long ones."""
 
 
 class GroupedBatches:
@@ -83,7 +85,12 @@ class GroupedBatches:
             even = len(numbers) - len(numbers) % size
             for begin in range(0, even, POOL * size):
                 pool = self._by_length(numbers[begin : min(begin + POOL * size, even)])
-                full += [pool[i : i + size] for i in range(0, len(pool), size)]
+                if rng is not None:
+                    tile = max(TILE, self._at_once)
+                    tiles = [pool[i : i + tile] for i in range(0, len(pool), tile)]
+                    rng.shuffle(tiles)
+                    pool = [number for tile_of in tiles for number in tile_of]
+                full += [self._by_length(pool[i : i + size]) for i in range(0, len(pool), size)]
             rest += [self._by_length(numbers[even:])] if even < len(numbers) else []
         if rng is not None and full:
             rng.shuffle(full)

@@ -10,7 +10,7 @@ from PIL.Image import Resampling
 
 from lora_cot.data.images import MAX_PIXELS, open_image
 from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder, check_trained
-from lora_cot.data.lengths import LengthLimit, scaled
+from lora_cot.data.lengths import Kept, LengthLimit, Measured, scaled
 from lora_cot.errors import DataError
 from lora_cot.types import Sample
 
@@ -89,26 +89,31 @@ class Collator:
         Raises:
             DataError: an image that cannot be opened, a sample without an answer or that is too long.
         """
-        return batch([self.encode(row["sample"]) for row in rows], self.encoder.processor, self.image_inputs)
+        encoded = [self.encode(row["sample"], row.get("scale")) for row in rows]
+        return batch(encoded, self.encoder.processor, self.image_inputs)
 
-    def encode(self, sample: Sample) -> Encoded:
+    def encode(self, sample: Sample, scale: float | None = None) -> Encoded:
         """One sample as it will be trained on.
+
+        Args:
+            sample: with gold answers.
+            scale: factor that its images are resized by; measured if not given.
 
         Raises:
             DataError: see `__call__`.
         """
-        limit, scale = self.limit, 1.0
-        if limit.max_length is not None:
-            measured = limit.measure(sample)
-            if problem := limit.too_long(sample, measured):
-                raise DataError(problem)
-            scale = measured.scale
+        limit = self.limit
+        if scale is None:
+            scale = limit.measure(sample).scale if limit.max_length is not None else 1.0
         encoded = encode(self.encoder, sample, True, limit.max_pixels, scale)
+        slots = encoded.input_ids.count(self.encoder.image_token_id)
+        if problem := limit.too_long(sample, Measured(len(encoded.input_ids) - slots, slots, scale)):
+            raise DataError(problem)
         check_trained(encoded, sample)
         return encoded
 
 
-def as_dataset(samples: Sequence[Sample]) -> Any:
+def as_dataset(kept: Kept) -> Any:
     """Samples as the `datasets.Dataset` that TRL insists on: numbers in the table, samples looked up when a row is read.
 
     TRL takes a data set for one of images if its rows have the key `images`.
@@ -116,7 +121,8 @@ def as_dataset(samples: Sequence[Sample]) -> Any:
     from datasets import Dataset
 
     def look_up(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-        found = [samples[number] for number in rows["number"]]
-        return {"sample": found, "images": [sample.images for sample in found]}
+        samples = [kept.samples[number] for number in rows["number"]]
+        scales = [kept.scales[number] for number in rows["number"]]
+        return {"sample": samples, "scale": scales, "images": [sample.images for sample in samples]}
 
-    return Dataset.from_dict({"number": range(len(samples))}).with_transform(look_up)
+    return Dataset.from_dict({"number": range(len(kept.samples))}).with_transform(look_up)

@@ -47,4 +47,4 @@ def load(source: JsonlSource, cot_format: CotFormat) -> list[Sample]:
         name = where if record.id is None else str(record.id)
         return Sample(name, (exchange,), image_files(names, root), tuple(record.choices))
 
-    return convert(read_json_rows(source.path), make, source.limit)
+    return convert(read_json_rows(source.path), make, source)

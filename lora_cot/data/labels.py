@@ -74,7 +74,8 @@ class Encoder:
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         control = {*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens, self.image_token}
         self._control = re.compile("|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)))
-        self._special_ids = set(self.tokenizer.all_special_ids)
+        special = sorted(set(self.tokenizer.all_special_tokens) - {self.image_token}, key=len, reverse=True)
+        self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")")
 
     def prompt(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
         """The generation prompt of the last exchange, the earlier ones answered by their gold text."""
@@ -114,17 +115,17 @@ class Encoder:
             self.format.question(exchange, sample.choices if turn == last else ())
             for turn, exchange in enumerate(sample.exchanges)
         ]
-        answers = ["".join(text for _, text in gold) for gold in golds]
-        out = Encoded([], [], [], image_inputs, images)
-        done = ""
-        for turn in range(len(texts)):
-            rendered = self._render(turn + 1, turn, images)
-            self._append(out, self._new(rendered, done), texts, answers, waiting, None)
-            done = rendered
+        out, end = Encoded([], [], [], image_inputs, images), ""
+        for turn, question in enumerate(texts):
+            prompt = self._render(turn + 1, turn, images)
+            new = self._after(prompt, 2 * turn - 1).removeprefix(end) if turn else prompt
+            self._append_prompt(out, new, question, waiting)
             if turn < answered:
-                rendered = self._render(turn + 1, turn + 1, images)
-                self._append(out, self._new(rendered, done), texts, answers, waiting, golds[turn])
-                done = rendered
+                whole = self._render(turn + 1, turn + 1, images)
+                after = self._after(whole, 2 * turn + 1)
+                end = match.group() if (match := self._end.match(after)) else ""
+                lead = whole[len(prompt) : -len(after) or None].removesuffix(_SPAN.format(2 * turn + 1))
+                self._append_answer(out, lead if whole.startswith(prompt) else "", golds[turn], end)
         if waiting:
             raise BackboneError(
                 Problem("chat template", f"{len(waiting)} of {images} images found no slot", "check the template")
@@ -144,47 +145,41 @@ class Encoder:
         prompt = questions > answers
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **dated)
 
-    def _new(self, rendered: str, done: str) -> str:
-        if not rendered.startswith(done):
-            remedy = "use a template whose generation prompt is the beginning of an answered turn"
-            raise BackboneError(Problem("chat template", "a longer conversation does not begin with the shorter one", remedy))
-        return rendered[len(done) :]
+    def _after(self, rendered: str, number: int) -> str:
+        """What the template writes after a placeholder."""
+        _, found, after = rendered.partition(_SPAN.format(number))
+        if not found:
+            what = "it leaves out what was said before"
+            raise BackboneError(Problem("chat template", what, "use a template that keeps the whole conversation"))
+        return after
 
-    def _append(
-        self, out: Encoded, rendered: str, texts: list[str], answers: list[str], slots: list[list[int]], gold: list | None
-    ) -> None:
-        """Add one half of an exchange: a prompt where gold is None, else an answer with its stages' text."""
-        pieces = []
-        for piece in _SPANS.split(rendered):
-            if _SPANS.fullmatch(piece):
-                number = int(piece[len("LORACOTSPAN") : -1])
-                pieces.append(((answers if number % 2 else texts)[number // 2], False))
-            elif piece:
-                pieces.append((piece, True))
-        tokens = self._tokenize(pieces)
+    def _append_prompt(self, out: Encoded, rendered: str, question: str, slots: list[list[int]]) -> None:
+        """Add a prompt: the template's text around a question; nothing of it is trained."""
+        pieces = [(question, False) if _SPANS.fullmatch(piece) else (piece, True) for piece in _SPANS.split(rendered) if piece]
+        tokens = [token for token, _ in self._tokenize(pieces)]
         if not out.input_ids:
-            tokens = [(token, -1) for token in self._beginning(rendered)] + tokens
-        if gold is None:
-            for token, _ in tokens:
-                ids = slots.pop(0) if token == self.image_token_id and slots else [token]
-                self._extend(out, ids, IGNORE_INDEX)
-            return
-        self._append_answer(out, tokens, pieces, gold)
+            tokens = self._beginning(rendered) + tokens
+        for token in tokens:
+            self._extend(out, slots.pop(0) if token == self.image_token_id and slots else [token], IGNORE_INDEX)
 
-    def _append_answer(self, out: Encoded, tokens: list[tuple[int, int]], pieces: list[tuple[str, bool]], gold: list) -> None:
-        start = len(pieces[0][0]) if pieces[0][1] else 0
-        edges, edge = [], start
+    def _append_answer(self, out: Encoded, lead: str, gold: list, end: str) -> None:
+        """Add an answer and its end token, both trained, as the model is to write them after the prompt.
+
+        Args:
+            out: what there is so far.
+            lead: what the template writes before an answer beyond its own generation prompt: a space.
+            gold: the stages with their text.
+            end: what it writes after an answer, up to its end token. LLaVA-1.5's template writes none: without one the
+                model would never learn to stop.
+        """
+        pieces = [(lead, True), ("".join(text for _, text in gold), False), (end, True)]
+        edges, edge = [], len(lead)
         for _, text in gold:
             edge += len(text)
             edges.append(edge)
-        ended = False
-        for token, position in tokens:
-            after = position >= edges[-1]  # of what the template writes there, only the end token is trained
-            trained = not ended and (not after or token in self._special_ids)
-            stage = min(sum(position >= edge for edge in edges), len(edges) - 1)
-            self._extend(out, [token], token if trained else IGNORE_INDEX, stage if trained else NO_STAGE)
-            ended = ended or (after and trained)
-        if not ended:  # LLaVA-1.5's template writes no end token; without one the model would never learn to stop
+        for token, position in self._tokenize([piece for piece in pieces if piece[0]]):
+            self._extend(out, [token], token, min(sum(position >= edge for edge in edges), len(edges) - 1))
+        if not end:
             self._extend(out, [self.tokenizer.eos_token_id], self.tokenizer.eos_token_id, len(edges) - 1)
 
     @staticmethod

@@ -62,7 +62,7 @@ class LengthLimit:
             what = f"its images alone take {measured.images} tokens, more than training.max_length={limit}"
         else:
             what = f"{measured.length} tokens ({measured.images} of images) are more than training.max_length={limit}"
-        remedy = "raise it, or set training.long_samples to drop"
+        remedy = "raise it, or set training.long_samples to drop" if self.policy == "error" else "raise it"
         if self.policy == "error" and measured.images and self._would_shrink(sample, limit - measured.text):
             remedy += " or shrink_image"
         return Problem(sample.id, what, remedy)
@@ -106,10 +106,15 @@ class Kept:
 
     samples: list[Sample]
     lengths: list[int]
+    scales: list[float]
+    """Factors that their images are resized by."""
     dropped: list[str]
     """Ids of the samples that were too long."""
-    shrunk: int
-    """Samples whose images are made smaller."""
+
+    @property
+    def shrunk(self) -> int:
+        """Samples whose images are made smaller."""
+        return sum(scale < 1 for scale in self.scales)
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -118,7 +123,7 @@ def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def keep_fitting(samples: Sequence[Sample], limit: LengthLimit, what: str, workers: int = 0) -> Kept:
-    """Measure all samples, and drop those that are too long if that is the policy.
+    """Measure all samples, and drop those that are too long, or that no smaller image would fit, if that is the policy.
 
     Args:
         samples: with gold answers.
@@ -137,15 +142,19 @@ def keep_fitting(samples: Sequence[Sample], limit: LengthLimit, what: str, worke
         problem = limit.too_long(samples[number], found)
         if problem is None:
             kept.append(number)
-        elif limit.policy == "drop":
-            dropped.append(samples[number].id)
-        else:
+        elif limit.policy == "error":
             problems.append(problem)
+        else:
+            dropped.append(samples[number].id)
+    with_images = [found.images for found in measured if found is not None and found.images]
+    if with_images and kept and not any(samples[number].images for number in kept):
+        lost = f"every sample with an image is longer than training.max_length={limit.max_length}"
+        problems.append(Problem("", f"{lost}: images take at least {min(with_images)} tokens", "raise it"))
     if problems:
         raise DataError(shortened(problems)).at(what)
-    lengths = [measured[number].length for number in kept]  # type: ignore[union-attr]
-    shrunk = sum(measured[number].scale < 1 for number in kept)  # type: ignore[union-attr]
-    return Kept([samples[number] for number in kept], lengths, dropped, shrunk)
+    chosen = [(samples[number], found) for number in kept if (found := measured[number]) is not None]
+    lengths, scales = [found.length for _, found in chosen], [found.scale for _, found in chosen]
+    return Kept([sample for sample, _ in chosen], lengths, scales, dropped)
 
 
 def _measure_all(

@@ -59,7 +59,7 @@ def load(source: LlavaCotSource, cot_format: CotFormat) -> list[Sample]:
             where if record.id is None else str(record.id), exchanges, image_files(list(filter(None, names or [])), root)
         )
 
-    return convert(read_json_rows(source.path), make, source.limit)
+    return convert(read_json_rows(source.path), make, source)
 
 
 def _exchange(number: int, human: Turn, gpt: Turn) -> Exchange:

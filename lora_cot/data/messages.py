@@ -85,7 +85,7 @@ def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
         images = tuple(_image(cell, root) for cell in cells)
         return Sample(where if record.id is None else str(record.id), tuple(exchanges), images)
 
-    return convert(_rows(source), make, source.limit)
+    return convert(_rows(source), make, source)
 
 
 def _rows(source: MessagesSource) -> Iterator[tuple[str, Row | Problem]]:

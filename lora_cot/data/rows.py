@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_cot.data.images import inside
 from lora_cot.errors import DataError, Problem, nearest
+from lora_cot.recipe.schema import SourceSection
 from lora_cot.types import Image, Sample
 
 MOST_PROBLEMS = 20
@@ -69,16 +71,18 @@ def _parse(data: bytes, where: str) -> Any:
         return Problem(where, "not JSON that can be read")
 
 
-def convert(rows: Iterator[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], limit: int | None) -> list[Sample]:
-    """Samples of the first `limit` rows.
+def convert(
+    rows: Iterator[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], source: SourceSection
+) -> list[Sample]:
+    """Samples of a source's rows, of the first `limit` ones if it has one.
 
     Raises:
-        DataError: the rows that cannot be used, together, or an id that occurs twice.
+        DataError: the rows that cannot be used, together, an id that occurs twice among them; unless they are dropped.
     """
     samples: list[Sample] = []
     problems: list[Problem] = []
     seen: set[str] = set()
-    for where, row in itertools.islice(rows, limit):
+    for where, row in itertools.islice(rows, source.limit):
         if isinstance(row, Problem):
             problems.append(row)
             continue
@@ -90,8 +94,10 @@ def convert(rows: Iterator[tuple[str, Row | Problem]], make: Callable[[str, Row]
             samples.append(sample)
         except DataError as error:
             problems += error.at(where).problems
-    if problems:
+    if problems and source.bad_rows == "error":
         raise DataError(shortened(problems))
+    if problems:
+        print(f"{len(problems)} problems in rows that are left out:", *shortened(problems), sep="\n  ", file=sys.stderr)
     return samples
 
 

@@ -92,6 +92,8 @@ class SourceSection(Section):
     """Passes over this source in one epoch: 1 takes every row once, 0.5 half of them, 2 every row twice."""
     limit: int | None = Field(None, gt=0)
     """Take only the first so many rows."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What happens to rows that cannot be used: drop leaves them out, counted and named."""
 
 
 class ShapesSource(SourceSection):
@@ -212,6 +214,8 @@ class LoraSection(LibrarySection):
     @field_validator("parts", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("an adapter must go somewhere: name vision_encoder, projector or language_model")
         return {part: {} for part in value} if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
 
     @field_validator("init_lora_weights")
@@ -236,7 +240,8 @@ class TrainingSection(LibrarySection):
     stage_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     """Weight of each stage's loss; 1 where not given."""
     long_samples: Literal["error", "drop", "shrink_image"] = "error"
-    """What happens to a sample of more than max_length tokens, image slots expanded; nothing is ever cut."""
+    """What happens to a sample of more than max_length tokens, image slots expanded; nothing is ever cut. shrink_image
+    drops what does not fit even with small images."""
     early_stopping_patience: int | None = Field(None, gt=0)
     """Stop after so many evaluations without a better metric_for_best_model."""
     eval_generations: int = Field(64, ge=0)

@@ -39,6 +39,7 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         "dataloader_num_workers": min(4, (os.cpu_count() or 1) // 2) if cuda else 0,
         "disable_tqdm": not sys.stderr.isatty(),
         "seed": 0,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         **recipe.training.library,
         "output_dir": str(folder),
         "remove_unused_columns": False,
@@ -56,10 +57,7 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         best = keys["metric_for_best_model"] = "loss"  # a pass without the answer has no accuracy
     if best is not None and keys.get("greater_is_better") is None:
         keys["greater_is_better"] = not best.endswith("loss")
-    problems = _contradictions(recipe, keys)
-    if keys["fp16"] and family.no_fp16:
-        what = f"a {family.name} model cannot be trained in float16: {family.no_fp16}"
-        problems.append(Problem("training.fp16", what, "set training.bf16: true, or neither"))
+    problems = [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
     try:
         config = SFTConfig(**keys)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -89,4 +87,22 @@ def _contradictions(recipe: Recipe, keys: dict[str, Any]) -> list[Problem]:
             for key, what in wanted.items()
             if not keys.get(key)
         ]
+    return problems
+
+
+def _impossible(recipe: Recipe, keys: dict[str, Any], family: Family) -> list[Problem]:
+    """What this base or this machine cannot do."""
+    import torch
+    from accelerate import PartialState
+
+    problems = []
+    if recipe.model.dtype == "float16" and not keys["fp16"]:
+        what = "float16 without training.fp16: its gradients would vanish unscaled"
+        problems.append(Problem("model.dtype", what, "set training.fp16: true, or model.dtype to auto or bfloat16"))
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1 and PartialState().num_processes == 1:
+        what = f"{torch.cuda.device_count()} GPUs are visible to one process"
+        problems.append(Problem("training", what, "use `accelerate launch train.py RECIPE`, or set CUDA_VISIBLE_DEVICES=0"))
+    if keys["fp16"] and family.no_fp16:
+        what = f"a {family.name} model cannot be trained in float16: {family.no_fp16}"
+        problems.append(Problem("training.fp16", what, "set training.bf16: true, or neither"))
     return problems

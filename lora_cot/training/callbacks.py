@@ -54,6 +54,27 @@ class RunLog(TrainerCallback):
 SHOWN = ("loss", "accuracy", "format_validity", "tokens_per_second", "peak_memory_gb")
 
 
+class NoInputGradients(TrainerCallback):
+    """Keeps gradients out of frozen encoders where checkpointing is not reentrant.
+
+    transformers lets the inputs of every tower require a gradient when it turns checkpointing on. Only the reentrant
+    kind needs that; a frozen vision encoder would be recomputed and sent gradients through for nothing.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """After the trainer has turned checkpointing on."""
+        if args.gradient_checkpointing and not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            drop_input_gradients(model)
+
+
+def drop_input_gradients(model: Any) -> None:
+    """Undo `enable_input_require_grads`, however often it was called: its own way back forgets all calls but the last."""
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == "make_inputs_require_grads":
+                del module._forward_hooks[key]
+
+
 class LivenessCheck(TrainerCallback):
     """Stops a run whose adapters do not all learn.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lora_cot.backbones import Backbone, part_of
@@ -30,6 +32,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, backbone: Backbone, sec
 
 def _rate(backbone: Backbone, name: str, section: LoraSection) -> tuple[float | None, float]:
     """A parameter's own learning rate, if its part has one, and the factor that it takes on it."""
-    part = next((own for key, own in section.parts.items() if key == part_of(backbone.family, name)), None)
+    parts: dict[Any, Any] = dict(section.parts)
+    part = parts.get(part_of(backbone.family, name))
     is_b = ".lora_B." in name or ".lora_embedding_B." in name
     return part.learning_rate if part else None, section.loraplus_lr_ratio or 1.0 if is_b else 1.0

@@ -27,7 +27,7 @@ from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.search.strategies import with_stages
 from lora_cot.training.arguments import sft_config
-from lora_cot.training.callbacks import LivenessCheck, RunLog
+from lora_cot.training.callbacks import LivenessCheck, NoInputGradients, RunLog
 from lora_cot.training.quality import answer_freely
 from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
@@ -60,6 +60,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         family = family_of(resolve_base(recipe.model.base), recipe.model.revision)
         for one in recipe.format.build().passes:
             sft_config(recipe, folder, family, one)  # what is wrong there is said before anything is loaded
+        Encoder(family.load_processor(resolve_base(recipe.model.base), recipe.model.revision), recipe.format.build())
         samples, held_out = _load_data(recipe)
         backbone = load_backbone(recipe.model, recipe.quantization)
         cot_format = recipe.format.build().spelled(backbone.family.tag_style)
@@ -136,8 +137,10 @@ def _train_pass(
     """
     checkpoints = folder / "checkpoints" / (one.name if one.given is not None else "")
     arguments = sft_config(recipe, checkpoints, backbone.family, one)
-    if initial := _initial(recipe, folder):
+    state = PartialState()
+    if (initial := _initial(recipe, folder)) and state.is_main_process:
         backbone.model.save_pretrained(initial)
+    state.wait_for_everyone()
     collator = make_collator(recipe, backbone, one)
     workers = arguments.dataloader_num_workers
     train_set = keep_fitting(samples, collator.limit, "data.train", workers)
@@ -194,6 +197,7 @@ def make_trainer(
 ) -> CotTrainer:
     """The trainer of one adapter, with what watches it."""
     callbacks: list[Any] = [RunLog(log, cot_format.name if cot_format.given is not None else None)]
+    callbacks.append(NoInputGradients())
     callbacks.append(LivenessCheck(backbone, any(sample.images for sample in data[0].samples)))
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
@@ -54,8 +55,8 @@ class CotTrainer(SFTTrainer):
         super().__init__(
             model=backbone.model,
             processing_class=backbone.processor,
-            train_dataset=as_dataset(train_set.samples),
-            eval_dataset=as_dataset(eval_set.samples) if eval_set.samples else None,
+            train_dataset=as_dataset(train_set),
+            eval_dataset=as_dataset(eval_set) if eval_set.samples else None,
             **options,
         )
         for name, parameter in backbone.model.named_parameters():
@@ -63,10 +64,11 @@ class CotTrainer(SFTTrainer):
                 parameter.data = parameter.data.to(precision[name])
         self._backbone, self._format, self._questions, self._recipe = backbone, cot_format, questions, recipe
         self._train_set, self._eval_set = train_set, eval_set
+        self.model_accepts_loss_kwargs = True  # of all families: the loss is ours, over the tokens of a whole step
         self._names = [stage.name for stage in cot_format.stages]
         self._weights = torch.tensor([recipe.training.stage_weights.get(name, 1.0) for name in self._names])
         self._sums: dict[str, torch.Tensor] = {}
-        self._tokens, self._since = 0, time.perf_counter()
+        self._tokens, self._since = torch.zeros(()), time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches as `GroupedBatches` makes them, another order each epoch."""
@@ -76,7 +78,7 @@ class CotTrainer(SFTTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """The held-out samples, grouped the same way."""
-        if eval_dataset is not None:
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
             return super().get_eval_dataloader(eval_dataset)
         return self._loader(self.eval_dataset, self._eval_set, self.args.eval_batch_size)
 
@@ -121,7 +123,7 @@ class CotTrainer(SFTTrainer):
         sums = stage_sums(outputs.log_probs, outputs.is_top1, stage_ids, len(self._names))
         self._sums[mode] = self._sums.get(mode, 0) + sums
         if mode == "train":
-            self._tokens += int(inputs["attention_mask"].sum())
+            self._tokens = self._tokens + inputs["attention_mask"].sum()
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -142,7 +144,8 @@ class CotTrainer(SFTTrainer):
             output.metrics["eval_format_validity"] = quality.format_validity
             if quality.accuracy is not None:
                 output.metrics["eval_accuracy"] = quality.accuracy
-        return output
+        # All ranks must choose the same best checkpoint and stop together, however their numbers round.
+        return output._replace(metrics=broadcast_object_list([output.metrics])[0])
 
     def log(self, logs: Any, start_time: float | None = None) -> None:
         """Adds losses by stage, real tokens a second and peak memory."""
@@ -155,11 +158,12 @@ class CotTrainer(SFTTrainer):
                         logs[f"{prefix}token_accuracy/{name}"] = right / count
         if "loss" in logs:
             now = time.perf_counter()
-            logs["tokens_per_second"] = self._tokens / (now - self._since)
+            tokens = self.accelerator.reduce(self._tokens.float().to(self.accelerator.device), reduction="sum")
+            logs["tokens_per_second"] = float(tokens) / (now - self._since)
             logs["peak_memory_gb"] = peak_memory_gb()
-            self._tokens, self._since = 0, now
+            self._tokens, self._since = torch.zeros(()), now
         elif any(key.startswith("eval_") for key in logs):
-            self._tokens, self._since = 0, time.perf_counter()
+            self._tokens, self._since = torch.zeros(()), time.perf_counter()
         super().log(logs, start_time)
 
 

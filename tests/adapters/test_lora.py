@@ -1,10 +1,13 @@
 """Adapters go where the recipe says and nowhere else, and are watched while they learn."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
 from lora_cot.adapters.liveness import Liveness
-from lora_cot.adapters.lora import attach, load_adapter, report
+from lora_cot.adapters.lora import attach, load_adapter, report, target_paths
 from lora_cot.backbones import FAMILIES, part_of
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.backbones.quantization import quantized_parts
@@ -188,3 +191,20 @@ def test_a_base_that_is_no_vision_model_is_refused(tmp_path):
         load_backbone(ModelSection(base="nobody/nothing"))
     with pytest.raises(BackboneError, match=r"no miniature base 'mini/lava' · did you mean 'llava'\?"):
         load_backbone(ModelSection(base="mini/lava"))
+
+
+def test_layers_whose_output_is_unused_get_no_adapter(make_base, tmp_path):
+    """LLaVA-1.5 takes the last but one layer of its tower: an adapter on the last would be dead."""
+    folder = tmp_path / "base"
+    shutil.copytree(make_base("llava"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vision_feature_layer": -2}))
+    backbone = load_backbone(ModelSection(base=str(folder)))
+    paths = target_paths(backbone, LoraSection(parts=["vision_encoder"]))
+    assert {path.split("layers.")[1][0] for path in paths if "layers." in path} == {"0"}
+
+
+def test_every_part_is_adapted_somewhere(load_tiny):
+    """A part that the named layers leave without an adapter is an error, not a part less."""
+    with pytest.raises(AdapterError, match=r"lora.parts · projector has no linear layer that is adapted"):
+        target_paths(load_tiny("llava"), LoraSection(parts=["language_model", "projector"], target_modules=["q_proj"]))

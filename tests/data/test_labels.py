@@ -1,5 +1,6 @@
 """What is trained on: the answers and nothing else, whatever the texts hold."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -270,3 +271,36 @@ def test_options_are_told_apart_after_what_they_share(sentencepiece_like):
     """Where every word begins with the same piece, two options differ in a later token."""
     encoder = Encoder(sentencepiece_like, FORMATS["direct"])
     assert encoder.answer_ids("1") != encoder.answer_ids("2")
+
+
+TEMPLATES = {
+    "no end token": "{% for m in messages %}{% if m.role == 'user' %}USER: {% for p in m.content %}{% if p.type == 'image' %}"
+    "<image>\n{% else %}{{ p.text }}{% endif %}{% endfor %} {% else %}ASSISTANT: {{ m.content[0].text }} {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+    "another header": "{% for m in messages %}<|{{ m.role }}|> {% for p in m.content %}{% if p.type == 'image' %}<image>\n"
+    "{% else %}{{ p.text }}{% endif %}{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("turns", [1, 3])
+def test_the_end_token_follows_the_last_word(tiny, template, turns):
+    """As the model is to write it: nothing untrained stands between an answer and its end, whatever the template adds.
+
+    LLaVA-1.5's template puts a space and no end token after an answer; others begin an answered turn in another way than
+    their generation prompt.
+    """
+    processor = copy.copy(tiny.processor)
+    processor.chat_template = TEMPLATES[template]
+    encoder = Encoder(processor, FORMATS["four_stage"])
+    sample = make_sample(0, "train", 0)
+    sample = replace(sample, exchanges=sample.exchanges * turns)
+    images = [open_image(image) for image in sample.images]
+    encoded, prompt = encoder.training(sample, images), encoder.prompt(sample, images)
+    end = processor.tokenizer.eos_token_id
+    runs = ["".join("t" if label >= 0 else "-" for label in encoded.labels)]
+    assert runs[0].count("-t") == turns, "each answer is one run of trained tokens"
+    ends = [i for i, (token, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)) if token == end == label]
+    assert len(ends) == turns and all(encoded.labels[i - 1] >= 0 for i in ends)
+    assert encoded.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+    assert encoded.labels[len(prompt.input_ids) - 1] < 0 <= encoded.labels[len(prompt.input_ids)]

@@ -131,10 +131,9 @@ def test_shrinking_is_advised_where_it_would_help(limit, length, name, size, hel
     assert found.endswith(REMEDY + " or shrink_image" * helps)
 
 
-@pytest.mark.parametrize("policy", ["error", "shrink_image"])
-def test_more_than_20_are_counted(limit, policy):
+def test_more_than_20_are_counted(limit):
     """A limit that suits no sample is told in 21 lines."""
-    found = refusals([with_images((60, 60), number=number) for number in range(25)], limit("qwen2_vl", 30, policy))
+    found = refusals([with_images((60, 60), number=number) for number in range(25)], limit("qwen2_vl", 30))
     assert len(found) == 21 and found[-1] == "data.train · and 5 more problems"
 
 
@@ -198,14 +197,24 @@ def test_short_samples_are_left_alone(limit, length, policy):
 
 
 @pytest.mark.parametrize(("name", "least"), [("llava", 4), ("llava_next", 10), ("qwen2_vl", 1)])
-def test_what_no_image_size_can_mend_is_refused(limit, length, name, least):
-    """Where the smallest image still leaves too little room for the text, the sample is named, and shrinking not advised."""
+def test_what_no_image_size_can_mend_is_dropped(limit, length, name, least):
+    """Where the smallest image still leaves too little room for the text, the sample is left out and named."""
     long, short = with_images((200, 200)), with_images((200, 200), number=1)
     short = replace(short, exchanges=(Exchange("?", stages=dict.fromkeys(long.last.stages, "x")),))
     _, text = length(name, long)
-    (found,) = refusals([long, short], limit(name, text + least - 1, "shrink_image"))
-    assert found.startswith(f"data.train · q0 · {text + least} tokens ({least} of images) are more than training.max_length=")
-    assert found.endswith(f" · {REMEDY}")
+    kept = keep_fitting([long, short], limit(name, text + least - 1, "shrink_image"), "data.train")
+    assert (kept.dropped, kept.samples) == ([long.id], [short])
+    tight = limit(name, text + least - 1)
+    assert tight.too_long(long, tight.measure(long)).remedy == REMEDY, "shrinking is not advised"
+
+
+def test_dropping_every_image_is_refused(limit, length):
+    """A limit below one image's tokens would leave the text-only rows alone: the sentence says what images take."""
+    text = replace(with_images(number=1), images=())
+    _, most = length("llava", text)
+    for policy in ("drop", "shrink_image"):
+        with pytest.raises(DataError, match=rf"max_length={most}: images take at least 4 tokens"):
+            keep_fitting([with_images((200, 200)), text], limit("llava", most, policy), "data.train")
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("llava", 4), ("qwen2_vl", 49), ("llava_next", 24)])
@@ -223,12 +232,11 @@ def test_an_image_as_long_as_the_limit_is_not_longer(limit):
 
 
 def test_text_alone_that_is_too_long_cannot_be_shrunk(limit, length):
-    """Without an image there is nothing to make smaller: the sample is refused like any other."""
+    """Without an image there is nothing to make smaller: the sample is left out."""
     sample = with_images()
     tokens, _ = length("qwen2_vl", sample)
-    with pytest.raises(DataError, match=rf"q0 · {tokens} tokens \(0 of images\) are more than") as caught:
-        keep_fitting([sample], limit("qwen2_vl", tokens - 1, "shrink_image"), "data.train")
-    assert str(caught.value).endswith(REMEDY)
+    kept = keep_fitting([sample], limit("qwen2_vl", tokens - 1, "shrink_image"), "data.train")
+    assert (kept.samples, kept.dropped) == ([], [sample.id])
 
 
 def test_an_image_that_cannot_be_read_is_reported_with_the_others(limit):

@@ -9,11 +9,12 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from lora_cot.data import jsonl
 from lora_cot.data.images import image_size, open_image
-from lora_cot.data.sources import SOURCES, load_mixture
+from lora_cot.data.sources import SOURCES, load_data, load_mixture
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import JsonlSource, LlavaCotSource, MessagesSource, ShapesSource
+from lora_cot.recipe.schema import DataSection, JsonlSource, LlavaCotSource, MessagesSource, ShapesSource
 from lora_cot.types import Exchange, StoredImage
 
 FOUR_STAGE, DIRECT = FORMATS["four_stage"], FORMATS["direct"]
@@ -491,3 +492,25 @@ def test_any_format_takes_what_it_needs(load):
     (sample,) = load("llava_cot_100k", record("What?", REPLY), cot_format=DIRECT)
     assert DIRECT.gold(sample.last) == {"ANSWER": "B"}
     assert FOUR_STAGE.gold(sample.last) == STAGES
+
+
+def test_bad_rows_can_be_left_out(tmp_path, capsys):
+    """With `bad_rows: drop` the good rows are taken, and the others counted and named; without, nothing is."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 1, "question": "?", "answer": "a"}\n{"id": 2}\n{"id": 3, "question": "?", "answer": "b"}\n')
+    source = JsonlSource(source="jsonl", path=path, bad_rows="drop")
+    assert [sample.id for sample in jsonl.load(source, FORMATS["direct"])] == ["1", "3"]
+    assert "1 problems in rows that are left out" in (said := capsys.readouterr().err) and "rows.jsonl line 2" in said
+    with pytest.raises(DataError, match=r"rows\.jsonl line 2"):
+        jsonl.load(source.model_copy(update={"bad_rows": "error"}), FORMATS["direct"])
+
+
+def test_held_out_rows_are_kept_back():
+    """They come out of train by chance, whole: no copy of a row that occurs twice stays behind."""
+    section = DataSection(train=[{"source": "shapes", "limit": 20, "weight": 2}], held_out=5)
+    train, held_out = load_data(section, FORMATS["four_stage"])
+    assert (len(train), len(held_out)) == (30, 5)
+    assert not {sample.id for sample in train} & {sample.id for sample in held_out}
+    assert load_data(section, FORMATS["four_stage"])[1] == held_out
+    with pytest.raises(DataError, match=r"data.held_out · 20 of 20 rows are kept back"):
+        load_data(section.model_copy(update={"held_out": 20}), FORMATS["four_stage"])

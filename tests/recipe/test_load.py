@@ -348,7 +348,7 @@ def test_parts_are_a_list_or_a_mapping(write):
         ("{projector: {r: x}}", "lora.parts.projector.r", "valid integer"),
         ("{projector: 3}", "lora.parts.projector", "should be a valid dictionary"),
         ("projector", "lora.parts", "should be a valid dictionary"),
-        ("[]", "lora.parts", "at least 1 item"),
+        ("[]", "lora.parts", "an adapter must go somewhere"),
     ],
 )
 def test_a_wrong_part_is_named(write, parts, key, match):

@@ -15,7 +15,7 @@ from lora_cot.data.images import open_image
 from lora_cot.data.labels import Encoder
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
-from lora_cot.errors import AdapterError, DataError, RecipeError, RunError, TrainingError
+from lora_cot.errors import AdapterError, DataError, RecipeError, RunError
 from lora_cot.evaluation.ask import ask
 from lora_cot.formats import FORMATS
 from lora_cot.merging.merge import merge
@@ -70,7 +70,7 @@ def mixed_data(folder, rows=8):
     return {"train": [{"source": "jsonl", "path": str(folder / "mixed.jsonl")}]}
 
 
-@pytest.mark.parametrize("kind", ["llava", "mllama", "qwen2_vl"])
+@pytest.mark.parametrize("kind", ["llava", "mllama", "qwen2_vl", "qwen2_5_vl"])
 def test_accumulation_changes_nothing(make_recipe, make_base, tmp_path, kind):
     """Four batches of one are one batch of four: the same losses and weights, whatever the lengths, with images or not."""
     runs = []
@@ -130,14 +130,14 @@ def test_early_stopping_and_the_best_checkpoint(make_recipe, tmp_path):
     assert json.loads((folder / "report.json").read_text())["passes"][0]["steps"] == 3
 
 
-def test_a_dead_adapter_stops_the_run(make_recipe, tmp_path):
-    """Text-only data gives the vision encoder's adapters no gradient: the run ends within the first steps."""
+def test_rows_that_reach_nothing_that_is_trained_are_refused_first(make_recipe, tmp_path):
+    """Text-only rows give the vision encoder's adapters no gradient: that is said before anything is trained."""
     rows = tmp_path / "text.jsonl"
     stages = dict.fromkeys(("SUMMARY", "CAPTION", "REASONING", "CONCLUSION"), "x")
     rows.write_text("".join(json.dumps({"id": str(i), "question": "q", "stages": stages}) + "\n" for i in range(8)))
     data = {"train": [{"source": "jsonl", "path": str(rows)}]}
     recipe = make_recipe(tmp_path, "lora.parts=[vision_encoder]", "training.max_steps=50", data=data)
-    with pytest.raises(TrainingError, match="does not depend on anything that is trained"):
+    with pytest.raises(DataError, match="8 samples have no image, 0 among them, and only what sees images is trained"):
         train(recipe, tmp_path)
 
 

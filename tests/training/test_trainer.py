@@ -1,8 +1,14 @@
 """The trainer's loaders give the batches that a recipe asks for."""
 
-import pytest
+import json
+from dataclasses import replace
 
+import pytest
+import torch
+
+from lora_cot.data import sources
 from lora_cot.data.batches import GroupedBatches
+from lora_cot.data.shapes import make_sample
 from lora_cot.training.run import train
 from lora_cot.training.trainer import CotTrainer
 
@@ -64,3 +70,42 @@ def test_held_out_samples_come_by_length(trainer):
     assert [len(batch) for batch in batches] == [3] * 4
     lengths = [int(row.sum()) for made in loader for row in made["attention_mask"]]
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 4
+
+
+@pytest.mark.parametrize("kind", ["mllama", "qwen2_vl"])
+def test_an_evaluation_never_mixes_rows_with_and_without_images(make_recipe, make_base, tmp_path, monkeypatch, kind):
+    """Where the trainer itself evaluates, its batches are grouped too, and the loss is a mean over all tokens."""
+    rows = [make_sample(number, "validation", 0) for number in range(4)]
+    rows[1], rows[2] = replace(rows[1], images=()), replace(rows[2], images=())
+    monkeypatch.setitem(sources.SOURCES, "shapes", lambda source, _: rows)
+    seen, compute = [], CotTrainer.compute_loss
+
+    def look(self, model, inputs, *args, **keys):
+        images = int("pixel_values" in inputs) if kind != "mllama" else inputs.get("pixel_values", torch.zeros(0, 0)).shape[1]
+        seen.append((model.training, len(inputs["input_ids"]), images))
+        return compute(self, model, inputs, *args, **keys)
+
+    monkeypatch.setattr(CotTrainer, "compute_loss", look)
+    overrides = [f"model.base={make_base(kind)}", "training.max_steps=1", "training.eval_strategy=steps"]
+    folder = train(make_recipe(tmp_path, *overrides, "training.eval_steps=1", "training.eval_generations=0"), tmp_path)
+    assert sorted(batch[1:] for batch in seen if not batch[0]) == [(2, 0), (2, 1)]
+    (entry,) = json.loads((folder / "report.json").read_text())["passes"][0]["evaluations"]
+    stages = [entry[f"eval_loss/{name}"] for name in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")]
+    assert min(stages) < entry["eval_loss"] < max(stages)
+
+
+def test_a_frozen_vision_encoder_gets_no_backward(make_recipe, tmp_path, monkeypatch):
+    """With checkpointing the features of images that nothing trained made need no gradient."""
+    needs = []
+
+    def watch(self, *args, **keys):
+        self._backbone.part("projector").register_forward_hook(lambda module, given, out: needs.append(out.requires_grad))
+        return train_as_it_is(self, *args, **keys)
+
+    train_as_it_is = CotTrainer.train
+    monkeypatch.setattr(CotTrainer, "train", watch)
+    for parts, expected in (("[language_model]", False), ("[language_model, vision_encoder]", True)):
+        needs.clear()
+        overrides = ["training.gradient_checkpointing=true", f"lora.parts={parts}", "training.max_steps=1"]
+        train(make_recipe(tmp_path, *overrides, "training.eval_generations=0"), tmp_path / parts)
+        assert needs and needs[0] is expected
