@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SAMPLES, BATCH = 160, 8
+SAMPLES, BATCH = 240, 8
 WORDS = ["the", "shape", "at", "the", "top", "left", "is", "a", "red", "circle", "and", "so", "that", "makes", "two"]
 
 
@@ -109,7 +109,6 @@ def recipe_of(base: str, data: Path) -> Any:
                 "learning_rate": 1e-3,
                 "save_strategy": "no",
                 "logging_steps": 10,
-                "dataloader_num_workers": 1,
                 "bf16": False,
             },
         }
@@ -161,7 +160,7 @@ def train_trl(base: str, data: Path) -> dict[str, float]:
     part = {"type": Value("string"), "text": Value("string")}
     features = Features({"messages": [{"role": Value("string"), "content": [part]}], "images": Sequence(Image())})
     with tempfile.TemporaryDirectory() as folder:
-        keys = {key: value for key, value in recipe.training.library.items() if key != "dataloader_num_workers"}
+        keys = recipe.training.library
         config = SFTConfig(output_dir=folder, max_length=None, report_to="none", disable_tqdm=True, **keys)
         lora = LoraConfig(r=16, lora_alpha=32, target_modules=target_paths(backbone, recipe.lora), task_type="CAUSAL_LM")
         trainer = SFTTrainer(

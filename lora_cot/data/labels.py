@@ -8,6 +8,7 @@ or image slot inside such text is tokenised as the plain characters it is.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -75,6 +76,7 @@ class Encoder:
         control = {*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens, self.image_token}
         self._control = re.compile("|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)))
         special = sorted(set(self.tokenizer.all_special_tokens) - {self.image_token}, key=len, reverse=True)
+        self._rendered: dict[tuple[int, int, int], str] = {}
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")")
 
     def prompt(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
@@ -134,6 +136,8 @@ class Encoder:
 
     def _render(self, questions: int, answers: int, images: int) -> str:
         """The chat template around placeholders: spans 2i are questions, spans 2i+1 answers."""
+        if (key := (questions, answers, images)) in self._rendered:  # placeholders make all samples alike
+            return self._rendered[key]
         messages: list[dict[str, Any]] = []
         for turn in range(questions):
             content = [{"type": "image"}] * (images if turn == 0 else 0)
@@ -143,7 +147,8 @@ class Encoder:
                 messages.append({"role": "assistant", "content": [text]})
         dated = {"date_string": DATE} if "date_string" in str(self.processor.chat_template) else {}
         prompt = questions > answers
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **dated)
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **dated)
+        return self._rendered.setdefault(key, text)
 
     def _after(self, rendered: str, number: int) -> str:
         """What the template writes after a placeholder."""
@@ -159,8 +164,12 @@ class Encoder:
         tokens = [token for token, _ in self._tokenize(pieces)]
         if not out.input_ids:
             tokens = self._beginning(rendered) + tokens
+        ids: list[int] = []
         for token in tokens:
-            self._extend(out, slots.pop(0) if token == self.image_token_id and slots else [token], IGNORE_INDEX)
+            ids.extend(slots.pop(0) if token == self.image_token_id and slots else [token])
+        out.input_ids.extend(ids)
+        out.labels.extend([IGNORE_INDEX] * len(ids))
+        out.stage_ids.extend([NO_STAGE] * len(ids))
 
     def _append_answer(self, out: Encoded, lead: str, gold: list, end: str) -> None:
         """Add an answer and its end token, both trained, as the model is to write them after the prompt.
@@ -177,16 +186,14 @@ class Encoder:
         for _, text in gold:
             edge += len(text)
             edges.append(edge)
-        for token, position in self._tokenize([piece for piece in pieces if piece[0]]):
-            self._extend(out, [token], token, min(sum(position >= edge for edge in edges), len(edges) - 1))
+        tokens = self._tokenize([piece for piece in pieces if piece[0]])
+        ids, last = [token for token, _ in tokens], len(edges) - 1
+        stages = [min(bisect_right(edges, position), last) for _, position in tokens]
         if not end:
-            self._extend(out, [self.tokenizer.eos_token_id], self.tokenizer.eos_token_id, len(edges) - 1)
-
-    @staticmethod
-    def _extend(out: Encoded, ids: list[int], label: int, stage: int = NO_STAGE) -> None:
+            ids, stages = [*ids, self.tokenizer.eos_token_id], [*stages, last]
         out.input_ids.extend(ids)
-        out.labels.extend([label] * len(ids))
-        out.stage_ids.extend([stage] * len(ids))
+        out.labels.extend(ids)
+        out.stage_ids.extend(stages)
 
     def _beginning(self, rendered: str) -> list[int]:
         bos = self.tokenizer.bos_token
