@@ -12,8 +12,9 @@ from collections.abc import Hashable, Iterator, Sequence
 
 POOL = 50
 """Steps whose samples are sorted by length together: the more, the less padding and the less chance in who meets whom."""
-TILE = 8
-"""Samples of like length that stay together; a step is made of several, so that it holds short and long ones."""
+TILE = 4
+"""Samples of like length that stay together. A step is made of several tiles, so that it holds short and long ones: where
+length tells the kind of question, steps of one length train worse (four stages on the miniature 86.7 instead of 92.5 %)."""
 
 
 class GroupedBatches:
@@ -86,8 +87,7 @@ class GroupedBatches:
             for begin in range(0, even, POOL * size):
                 pool = self._by_length(numbers[begin : min(begin + POOL * size, even)])
                 if rng is not None:
-                    tile = max(TILE, self._at_once)
-                    tiles = [pool[i : i + tile] for i in range(0, len(pool), tile)]
+                    tiles = [pool[i : i + TILE] for i in range(0, len(pool), TILE)]
                     rng.shuffle(tiles)
                     pool = [number for tile_of in tiles for number in tile_of]
                 full += [self._by_length(pool[i : i + size]) for i in range(0, len(pool), size)]
