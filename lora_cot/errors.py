@@ -35,7 +35,8 @@ class LoraCotError(Exception):
 
     def __init__(self, problems: str | Problem | Iterable[Problem]):
         if isinstance(problems, str):
-            problems = [Problem("", problems)]
+            # A DataLoader raises its worker's error anew, with the whole traceback as its text.
+            problems = [Problem("", problems.rpartition(f"{type(self).__name__}: ")[2])]
         elif isinstance(problems, Problem):
             problems = [problems]
         self.problems: tuple[Problem, ...] = tuple(problems)

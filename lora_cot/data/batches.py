@@ -1,7 +1,9 @@
 """Which samples share a batch: alike in images, of like length, and the same kind on all ranks at every step.
 
 A rank that waits for the others' vision encoder hangs if it has no image itself (ZeRO-3), and a family may compute rows
-with and without images in one batch wrongly (Mllama). Padding is wasted work: a batch is as slow as its longest row.
+with and without images in one batch wrongly (Mllama). Padding is wasted work: a batch is as slow as its longest row, so
+the samples of a step are shared out by length. Which samples make a step is left to chance: where length tells the kind
+of question, steps of one length train worse (on the miniature four stages end at 87 instead of 92 %).
 """
 
 from __future__ import annotations
@@ -11,10 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
 POOL = 50
-"""Steps whose samples are sorted by length together: the more, the less padding and the less chance in who meets whom."""
-TILE = 4
-"""Samples of like length that stay together. A step is made of several tiles, so that it holds short and long ones: where
-length tells the kind of question, steps of one length train worse (four stages on the miniature 86.7 instead of 92.5 %)."""
+"""Steps whose samples are sorted by length together, where steps are made by length."""
 
 
 class GroupedBatches:
@@ -36,6 +35,7 @@ class GroupedBatches:
         ranks: int = 1,
         accumulation: int = 1,
         seed: int | None = None,
+        by_length: bool = False,
     ):
         """
         Args:
@@ -45,10 +45,11 @@ class GroupedBatches:
             ranks: batches that are computed at once.
             accumulation: of these, that make one step.
             seed: of the order, another one each epoch; None keeps the order of length.
+            by_length: steps of samples of like length, in any order; least padding even where a step is one batch.
         """
         self._keys, self._lengths = list(keys), list(lengths)
         self._at_once, self._ranks, self._accumulation = batch_size * ranks, ranks, accumulation
-        self._seed, self._epoch = seed, 0
+        self._seed, self._by_length, self._epoch = seed, by_length, 0
 
     @property
     def sampler(self) -> GroupedBatches:
@@ -84,19 +85,16 @@ class GroupedBatches:
             if rng is not None:
                 rng.shuffle(numbers)
             even = len(numbers) - len(numbers) % size
-            for begin in range(0, even, POOL * size):
-                pool = self._by_length(numbers[begin : min(begin + POOL * size, even)])
-                if rng is not None:
-                    tiles = [pool[i : i + TILE] for i in range(0, len(pool), TILE)]
-                    rng.shuffle(tiles)
-                    pool = [number for tile_of in tiles for number in tile_of]
-                full += [self._by_length(pool[i : i + size]) for i in range(0, len(pool), size)]
-            rest += [self._by_length(numbers[even:])] if even < len(numbers) else []
+            pool = even if rng is None else POOL * size if self._by_length else size
+            for begin in range(0, even, max(pool, 1)):
+                alike = self._sorted(numbers[begin : min(begin + pool, even)])
+                full += [alike[i : i + size] for i in range(0, len(alike), size)]
+            rest += [self._sorted(numbers[even:])] if even < len(numbers) else []
         if rng is not None and full:
             rng.shuffle(full)
             largest = max(range(len(full)), key=lambda i: len(full[i]) * self._lengths[full[i][0]])
             full.insert(0, full.pop(largest))
         return full + rest
 
-    def _by_length(self, numbers: list[int]) -> list[int]:
+    def _sorted(self, numbers: list[int]) -> list[int]:
         return sorted(numbers, key=self._lengths.__getitem__, reverse=True)

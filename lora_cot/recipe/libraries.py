@@ -24,7 +24,6 @@ OWNED = {
         "dataset_text_field": "data is prepared by data.train and data.eval",
         "shuffle_dataset": "the trainer shuffles at every epoch",
         "eval_packing": "not possible with images",
-        "train_sampling_strategy": "always: batches are alike in images and of like length",
         "length_column_name": "lengths are measured, image slots expanded",
         "resume_from_checkpoint": "use model.adapter to go on from an adapter",
         "chat_template_path": "the processor's own template is used",

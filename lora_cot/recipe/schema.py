@@ -202,8 +202,8 @@ class LoraSection(LibrarySection):
     """The update is scaled by lora_alpha / r."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     init_lora_weights: bool | str = True
-    """As in PEFT. pissa and olora rewrite the base's weights: they need a base that is not quantised, and the adapter is
-    saved as the plain LoRA (of twice the rank) that gives the same model on the original base."""
+    """As in PEFT. pissa and olora rewrite the base's weights: they need one that is not quantised, and are saved as the
+    plain LoRA (of twice the rank) that gives the same model on the original base."""
     parts: dict[Part, PartLora] = Field({"language_model": PartLora()}, min_length=1)
     """Parts whose linear layers get an adapter, as a list, or as a mapping to a part's own r, lora_alpha, learning_rate."""
     target_modules: list[str] | None = Field(None, min_length=1)
@@ -237,11 +237,13 @@ class LoraSection(LibrarySection):
 class TrainingSection(LibrarySection):
     """Keys of SFTConfig, and ours."""
 
+    train_sampling_strategy: Literal["random", "group_by_length"] = "random"
+    """Which samples make a step. A step is shared out to its batches by length either way; group_by_length makes steps
+    of like length too: less padding where a step is one batch, and at times a worse model."""
     stage_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     """Weight of each stage's loss; 1 where not given."""
     long_samples: Literal["error", "drop", "shrink_image"] = "error"
-    """What happens to a sample of more than max_length tokens, image slots expanded; nothing is ever cut. shrink_image
-    drops what does not fit even with small images."""
+    """What happens to a sample of more than max_length tokens, image slots expanded: nothing is ever cut."""
     early_stopping_patience: int | None = Field(None, gt=0)
     """Stop after so many evaluations without a better metric_for_best_model."""
     eval_generations: int = Field(64, ge=0)

@@ -77,9 +77,10 @@ def _contradictions(recipe: Recipe, keys: dict[str, Any]) -> list[Problem]:
                 "training.eval_strategy", "there is nothing to evaluate on", "name sources in data.eval, or set data.held_out"
             )
         )
-    if (keys.get("accelerator_config") or {}).get("split_batches"):
-        what = "batches are made for each rank, not split"
-        problems.append(Problem("training.accelerator_config", what, "take split_batches out"))
+    for key in ("split_batches", "dispatch_batches"):
+        if (keys.get("accelerator_config") or {}).get(key):
+            what = f"{key}: each rank makes its own batches, all of one kind at once"
+            problems.append(Problem("training.accelerator_config", what, "take it out"))
     if recipe.training.early_stopping_patience is not None:
         wanted = {"metric_for_best_model": "a metric, such as accuracy", "load_best_model_at_end": "true"}
         problems += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +17,7 @@ from lora_cot.backbones.loading import family_of, load_backbone, resolve_base
 from lora_cot.checkpoints.folders import LOG_FILE, open_run, pass_folders, run_folder, save_adapter, write_recipe
 from lora_cot.checkpoints.opening import find_adapter
 from lora_cot.data.collate import Collator
-from lora_cot.data.labels import Encoded, Encoder
+from lora_cot.data.labels import Encoder
 from lora_cot.data.lengths import Kept, LengthLimit, keep_fitting
 from lora_cot.data.lint import check_gold, preflight
 from lora_cot.data.sources import load_data
@@ -28,6 +27,7 @@ from lora_cot.recipe import Recipe
 from lora_cot.search.strategies import with_stages
 from lora_cot.training.arguments import sft_config
 from lora_cot.training.callbacks import LivenessCheck, NoInputGradients, RunLog
+from lora_cot.training.console import parts_table, preview, sample_counts, show
 from lora_cot.training.quality import answer_freely
 from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
@@ -71,7 +71,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         done, questions = [], held_out
         for one, place in zip(cot_format.passes, pass_folders(folder / "adapter", recipe).values(), strict=True):
             backbone = _adapted(recipe, backbone, place.name)
-            _show(f"Training {one.name}" if cot_format.split else "", report_lines(backbone))
+            show(f"Training {one.name}" if cot_format.split else "", parts_table(backbone))
             done.append(_train_pass(recipe, backbone, one, samples, held_out, questions, folder))
             if state.is_main_process:
                 save_adapter(backbone, recipe, place, _initial(recipe, folder))
@@ -150,7 +150,7 @@ def _train_pass(
     _check_reached(backbone, train_set.samples)
     preflight(collator, train_set.samples)
     preflight(collator, eval_set.samples)
-    _show(_counts(train_set, eval_set), _preview(collator, train_set.samples[0]))
+    show(sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
     trainer = make_trainer(recipe, arguments, backbone, one, collator, (train_set, eval_set), questions, folder / LOG_FILE)
     begin = time.perf_counter()
     trainer.train()
@@ -217,47 +217,3 @@ def _handed_on(recipe: Recipe, backbone: Backbone, one: CotFormat, questions: li
         with_stages(sample, {stage: completion.text.strip() or NOTHING})
         for sample, completion in zip(asked, completions, strict=True)
     ]
-
-
-def _counts(samples: Kept, held_out: Kept) -> str:
-    without = sum(not sample.images for sample in samples.samples)
-    lines = [
-        f"{len(samples.samples)} samples to train on, {without} of them without an image, of {min(samples.lengths)} to "
-        f"{max(samples.lengths)} tokens; {len(held_out.samples)} held out"
-    ]
-    dropped = samples.dropped + held_out.dropped
-    if dropped:
-        lines.append(f"{len(dropped)} dropped, too long: {', '.join(dropped[:10])}{' …' if len(dropped) > 10 else ''}")
-    if samples.shrunk:
-        lines.append(f"the images of {samples.shrunk} samples are made smaller, so that they fit")
-    return "\n".join(lines)
-
-
-def _preview(collator: Collator, sample: Sample) -> str:
-    """A sample as text, its trained part between marks."""
-    return mark_trained(collator.encode(sample), collator.encoder.tokenizer)
-
-
-def mark_trained(encoded: Encoded, tokenizer: Any) -> str:
-    """The text of a sample, trained parts between ⟦ and ⟧."""
-    text, start = "", 0
-    ids, labels = encoded.input_ids, encoded.labels
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or (labels[end] < 0) != (labels[start] < 0):
-            piece = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-            text += piece if labels[start] < 0 else f"⟦{piece}⟧"
-            start = end
-    return text
-
-
-def report_lines(backbone: Backbone) -> str:
-    """The table of parts as text."""
-    rows = [("part", "adapted layers", "trained", "parameters", "precision")]
-    rows += [(p.part, str(p.adapted), f"{p.trained:,}", f"{p.parameters:,}", p.precision) for p in report(backbone)]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def _show(*texts: str) -> None:
-    if PartialState().is_main_process:
-        print(*filter(None, texts), sep="\n\n", end="\n\n", file=sys.stderr, flush=True)

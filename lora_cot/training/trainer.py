@@ -73,8 +73,9 @@ class CotTrainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches as `GroupedBatches` makes them, another order each epoch."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        options = {"seed": seed, "accumulation": self.args.gradient_accumulation_steps}
-        return self._loader(self.train_dataset, self._train_set, self._train_batch_size, **options)
+        by_length = self._recipe.training.train_sampling_strategy == "group_by_length"
+        order = {"seed": seed, "accumulation": self.args.gradient_accumulation_steps, "by_length": by_length}
+        return self._loader(self.train_dataset, self._train_set, self._train_batch_size, **order)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """The held-out samples, grouped the same way."""
@@ -82,7 +83,7 @@ class CotTrainer(SFTTrainer):
             return super().get_eval_dataloader(eval_dataset)
         return self._loader(self.eval_dataset, self._eval_set, self.args.eval_batch_size)
 
-    def _loader(self, dataset: Any, kept: Kept, batch_size: int, **order: int) -> DataLoader:
+    def _loader(self, dataset: Any, kept: Kept, batch_size: int, **order: Any) -> DataLoader:
         keys = [self._backbone.family.batch_key(len(sample.images)) for sample in kept.samples]
         batches = GroupedBatches(keys, kept.lengths, batch_size, self.accelerator.num_processes, **order)
         workers = self.args.dataloader_num_workers

@@ -14,6 +14,7 @@ from lora_cot.data.batches import GroupedBatches
 
 SIZES = st.integers(1, 4)
 SEEDS = st.none() | st.integers(0, 9)
+ORDERS = st.booleans()
 SAMPLES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 999)), max_size=70)
 FACTORS = [(1, 4, 1), (4, 1, 1), (1, 1, 4), (2, 2, 1), (1, 2, 2), (2, 1, 2)]
 """(batch size, ranks, accumulation) of a step of four samples."""
@@ -48,21 +49,21 @@ def full_steps(batches, keys):
     return [frozenset(step) for step in in_groups(chain.from_iterable(batches), 4)[:count]]
 
 
-@given(SAMPLES, SIZES, SIZES, SIZES, SEEDS)
-def test_every_sample_occurs_once(samples, size, ranks, accumulation, seed):
+@given(SAMPLES, SIZES, SIZES, SIZES, SEEDS, ORDERS)
+def test_every_sample_occurs_once(samples, size, ranks, accumulation, seed, by_length):
     """In an epoch, but for fewer repeats than ranks among what is left over of a key."""
     keys, lengths = unzipped(samples)
-    found = Counter(chain.from_iterable(GroupedBatches(keys, lengths, size, ranks, accumulation, seed)))
+    found = Counter(chain.from_iterable(GroupedBatches(keys, lengths, size, ranks, accumulation, seed, by_length)))
     assert found.keys() == set(range(len(keys)))
     repeats = Counter(keys[number] for number in (found - Counter(range(len(keys)))).elements())
     assert all(repeats[key] == -count % ranks for key, count in Counter(keys).items())
 
 
-@given(SAMPLES, SIZES, SIZES, SIZES, SEEDS)
-def test_ranks_compute_the_same_kind_at_once(samples, size, ranks, accumulation, seed):
+@given(SAMPLES, SIZES, SIZES, SIZES, SEEDS, ORDERS)
+def test_ranks_compute_the_same_kind_at_once(samples, size, ranks, accumulation, seed, by_length):
     """As many batches as there are ranks follow one another with one key and one size, and their number is known."""
     keys, lengths = unzipped(samples)
-    grouped = GroupedBatches(keys, lengths, size, ranks, accumulation, seed)
+    grouped = GroupedBatches(keys, lengths, size, ranks, accumulation, seed, by_length)
     batches = list(grouped)
     assert len(batches) == len(grouped)
     for together in in_groups(batches, ranks):
@@ -71,11 +72,11 @@ def test_ranks_compute_the_same_kind_at_once(samples, size, ranks, accumulation,
         assert {len(batch) for batch in together} <= {len(together[0])} <= set(range(1, size + 1))
 
 
-@given(SAMPLES, SIZES, SIZES, SIZES)
-def test_a_full_step_has_one_key(samples, size, ranks, accumulation):
+@given(SAMPLES, SIZES, SIZES, SIZES, ORDERS)
+def test_a_full_step_has_one_key(samples, size, ranks, accumulation, by_length):
     """Steps of as many samples as fit come first; in none of them are kinds mixed."""
     keys, lengths = unzipped(samples)
-    batches = list(GroupedBatches(keys, lengths, size, ranks, accumulation, 0))
+    batches = list(GroupedBatches(keys, lengths, size, ranks, accumulation, 0, by_length))
     full = sum(count // (size * ranks * accumulation) for count in Counter(keys).values())
     for step in in_groups(batches, ranks * accumulation)[:full]:
         numbers = list(chain.from_iterable(step))
@@ -83,11 +84,11 @@ def test_a_full_step_has_one_key(samples, size, ranks, accumulation):
         assert len({keys[number] for number in numbers}) == 1
 
 
-@given(SAMPLES, SEEDS)
-def test_sharing_a_step_among_ranks_changes_no_step(samples, seed):
+@given(SAMPLES, SEEDS, ORDERS)
+def test_sharing_a_step_among_ranks_changes_no_step(samples, seed, by_length):
     """Four samples a step are the same four, in the same order of steps, however batches, ranks and accumulation share."""
     keys, lengths = unzipped(samples)
-    made = [list(GroupedBatches(keys, lengths, *factors, seed)) for factors in FACTORS]
+    made = [list(GroupedBatches(keys, lengths, *factors, seed, by_length)) for factors in FACTORS]
     steps = [full_steps(batches, keys) for batches in made]
     assert steps == [steps[0]] * len(FACTORS)
     rest = [set(chain.from_iterable(batches)) - set().union(*steps[0]) for batches in made]
@@ -111,38 +112,59 @@ def test_orders_are_those_of_seed_and_epoch():
     assert order(None, 0) == order(None, 1)
 
 
-def test_samples_meet_others_in_another_epoch():
+@pytest.mark.parametrize("by_length", [False, True])
+def test_samples_meet_others_in_another_epoch(by_length):
     """An epoch shuffles samples, not only batches: most steps of the next one are of others."""
     keys, lengths = unzipped(mixed_lengths(4000))
-    batches = GroupedBatches(keys, lengths, 8, seed=0)
+    batches = GroupedBatches(keys, lengths, 8, seed=0, by_length=by_length)
     first = {frozenset(batch) for batch in batches}
     batches.set_epoch(1)
     assert len(first & {frozenset(batch) for batch in batches}) < 5
 
 
-def test_a_step_is_no_sign_of_the_next_ones_length():
+@pytest.mark.parametrize("by_length", [False, True])
+def test_a_step_is_no_sign_of_the_next_ones_length(by_length):
     """Batches are sorted inside but come in any order: the first half of an epoch is no longer than the second."""
     keys, lengths = unzipped(mixed_lengths(4000))
-    batches = list(GroupedBatches(keys, lengths, 8, seed=0))[1:]
+    batches = list(GroupedBatches(keys, lengths, 8, seed=0, by_length=by_length))[1:]
     halves = [sum(lengths[i] for batch in half for i in batch) for half in (batches[:250], batches[250:])]
     assert 0.9 < halves[0] / halves[1] < 1.1
 
 
-@pytest.mark.parametrize("factors", [(8, 1, 1), (2, 4, 1), (8, 2, 4)])
-def test_little_of_a_batch_is_padding(factors):
-    """On lengths that differ twentyfold at most 3 % is padding, where batches drawn at random waste over half."""
+@pytest.mark.parametrize(
+    ("factors", "by_length", "most"),
+    [
+        ((8, 1, 1), True, 0.03),
+        ((2, 4, 1), True, 0.03),
+        ((8, 2, 4), True, 0.03),
+        ((4, 1, 8), False, 0.25),
+        ((1, 4, 4), False, 0),
+    ],
+)
+def test_little_of_a_batch_is_padding(factors, by_length, most):
+    """On lengths that differ twentyfold, where batches drawn at random waste over half: 3 % if steps are made by length;
+    of random steps no more than their batches cannot help, and nothing in batches of one."""
     keys, lengths = unzipped(mixed_lengths(4000))
     numbers = list(range(4000))
     random.Random(0).shuffle(numbers)
     assert waste(in_groups(numbers, 8), lengths) > 0.5
-    assert waste(list(GroupedBatches(keys, lengths, *factors, seed=0)), lengths) < 0.35
+    assert waste(list(GroupedBatches(keys, lengths, *factors, seed=0, by_length=by_length)), lengths) <= most
 
 
-@given(SAMPLES, SIZES, SIZES, SIZES, st.integers(0, 9))
-def test_the_largest_step_comes_first(samples, size, ranks, accumulation, seed):
+def test_steps_are_drawn_at_random():
+    """Unless asked otherwise a step holds short and long samples, as many batches as it may be shared out to."""
+    keys, lengths = unzipped(mixed_lengths(4000))
+    batches = list(GroupedBatches(keys, lengths, 1, 1, 8, seed=0))
+    means = [sum(lengths[i] for batch in step for i in batch) / 8 for step in in_groups(batches, 8)]
+    overall = sum(lengths) / 4000
+    assert sum(abs(mean - overall) for mean in means) / len(means) < overall / 3
+
+
+@given(SAMPLES, SIZES, SIZES, SIZES, st.integers(0, 9), ORDERS)
+def test_the_largest_step_comes_first(samples, size, ranks, accumulation, seed, by_length):
     """Of all full steps the first one holds the longest sample, in its first batch: memory that runs out does so at once."""
     keys, lengths = unzipped(samples)
-    batches = list(GroupedBatches(keys, lengths, size, ranks, accumulation, seed))
+    batches = list(GroupedBatches(keys, lengths, size, ranks, accumulation, seed, by_length))
     full = sum(count // (size * ranks * accumulation) for count in Counter(keys).values())
     longest = [max(lengths[number] for number in batch) for batch in batches[: full * ranks * accumulation]]
     assert longest[:1] == sorted(longest)[-1:]

@@ -110,10 +110,11 @@ def test_what_trl_would_cut_is_left_whole(arguments):
     assert not config.remove_unused_columns
 
 
-def test_batches_are_not_split_by_accelerate(arguments):
+@pytest.mark.parametrize("key", ["split_batches", "dispatch_batches"])
+def test_batches_are_not_split_by_accelerate(arguments, key):
     """They are made for each rank already: the key is refused, others of its section are not."""
-    with pytest.raises(RecipeError, match=r"training\.accelerator_config · .* · take split_batches out"):
-        arguments("training.accelerator_config={split_batches: true}")
+    with pytest.raises(RecipeError, match=rf"training\.accelerator_config · {key}: .* · take it out"):
+        arguments(f"training.accelerator_config={{{key}: true}}")
     assert arguments("training.accelerator_config={use_seedable_sampler: true}").accelerator_config.split_batches is False
 
 

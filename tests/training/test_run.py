@@ -20,7 +20,7 @@ from lora_cot.evaluation.ask import ask
 from lora_cot.formats import FORMATS
 from lora_cot.merging.merge import merge
 from lora_cot.search.strategies import answer
-from lora_cot.training import run as training
+from lora_cot.training import console
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
 
@@ -192,7 +192,7 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
 def test_the_preview_marks_what_is_trained(each_tiny):
     """The run shows one sample with its answer between marks."""
     encoded = encode(Encoder(each_tiny.processor, FORMATS["four_stage"]), make_sample(0, "train", 0), True)
-    text = training.mark_trained(encoded, each_tiny.processor.tokenizer)
+    text = console.mark_trained(encoded, each_tiny.processor.tokenizer)
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
 

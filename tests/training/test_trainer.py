@@ -61,6 +61,18 @@ def test_a_step_is_the_same_however_it_is_accumulated(trainer):
     assert [set(batch) for batch in order(whole)] == [set(numbers[start : start + 4]) for start in range(0, 16, 4)]
 
 
+def test_steps_may_be_made_by_length(trainer):
+    """If the recipe asks for it; the lengths of a step are then closer together than those of one drawn at random."""
+
+    def spread(trainer):
+        lengths = trainer._train_set.lengths
+        return sum(max(found) - min(found) for batch in order(trainer) if (found := [lengths[n] for n in batch]))
+
+    options = ("training.per_device_train_batch_size=4", "data.train=[{source: shapes, limit: 64}]")
+    drawn, grouped = trainer(*options), trainer(*options, "training.train_sampling_strategy=group_by_length")
+    assert spread(grouped) < spread(drawn) / 3
+
+
 def test_held_out_samples_come_by_length(trainer):
     """In the same order at every evaluation, in batches of their own size, the longest first."""
     held_out = "data.eval=[{source: shapes, split: validation, limit: 12}]"

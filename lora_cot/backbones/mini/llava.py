@@ -23,11 +23,19 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from lora_cot.backbones.mini.text import text_sizes
 from lora_cot.backbones.processors import STILL
 
 IMAGE_SIZE, PATCH_SIZE = 56, 28
 PINPOINTS = [[IMAGE_SIZE, 2 * IMAGE_SIZE], [2 * IMAGE_SIZE, IMAGE_SIZE], [2 * IMAGE_SIZE, 2 * IMAGE_SIZE]]
 """Shapes that NeXT and OneVision cut an image into: two or four tiles, beside the whole image."""
+
+CLIP: dict[str, Any] = {
+    "patch_size": PATCH_SIZE,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+}
+"""What a processor must know of the tower to count an image's tokens."""
 
 IMAGE, SPECIAL_TOKENS = "<image>", ("<image>",)
 
@@ -36,21 +44,14 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Ll
     """Images of any shape become 56×56, four patches."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessor(do_center_crop=False, size=size, crop_size=size)
-    return LlavaProcessor(
-        image_processor,
-        tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=chat_template,
-    )
+    return LlavaProcessor(image_processor, tokenizer, chat_template=chat_template, **CLIP)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> LlavaForConditionalGeneration:
-    """LLaVA-1.5, random. Widths are multiples of 64, as 4-bit layers on a CPU want them."""
+    """LLaVA-1.5, random."""
     config = LlavaConfig(
         vision_config=_clip(width),
-        text_config=LlamaConfig(**_text(tokenizer, width, layers)),
+        text_config=LlamaConfig(**text_sizes(tokenizer, width, layers)),
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         **_joint(tokenizer),
     )
@@ -63,21 +64,14 @@ def make_next_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) 
     image_processor = LlavaNextImageProcessorPil(
         size=size, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_grid_pinpoints=PINPOINTS
     )
-    return LlavaNextProcessor(
-        image_processor,
-        tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=chat_template,
-    )
+    return LlavaNextProcessor(image_processor, tokenizer, chat_template=chat_template, **CLIP)
 
 
 def make_next_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> LlavaNextForConditionalGeneration:
     """LLaVA-NeXT, random."""
     config = LlavaNextConfig(
         vision_config=_clip(width),
-        text_config=LlamaConfig(**_text(tokenizer, width, layers)),
+        text_config=LlamaConfig(**text_sizes(tokenizer, width, layers)),
         image_grid_pinpoints=PINPOINTS,
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         **_joint(tokenizer),
@@ -114,7 +108,7 @@ def make_onevision_model(
     )
     config = LlavaOnevisionConfig(
         vision_config=vision,
-        text_config=Qwen2Config(**_text(tokenizer, width, layers)),
+        text_config=Qwen2Config(**text_sizes(tokenizer, width, layers)),
         image_grid_pinpoints=PINPOINTS,
         video_token_index=tokenizer.pad_token_id,
         vision_feature_select_strategy="full",
@@ -140,18 +134,3 @@ def _clip(width: int) -> CLIPVisionConfig:
         hidden_size=width,
         num_attention_heads=width // 64,
     )
-
-
-def _text(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "num_attention_heads": width // 64,
-        "num_key_value_heads": width // 64,
-        "intermediate_size": 2 * width,
-        "max_position_embeddings": 2048,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import (
     MllamaConfig,
     MllamaForConditionalGeneration,
@@ -12,6 +10,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
+from lora_cot.backbones.mini.text import text_sizes
 
 TILE_SIZE, PATCH_SIZE = 56, 28
 
@@ -32,7 +32,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> M
     """
     import torch
 
-    heads: dict[str, Any] = {"hidden_size": width, "intermediate_size": 2 * width}
+    text = text_sizes(tokenizer, width, layers + 2)
     config = MllamaConfig(
         vision_config=MllamaVisionConfig(
             image_size=TILE_SIZE,
@@ -42,20 +42,13 @@ def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> M
             attention_heads=width // 64,
             intermediate_layers_indices=[0],
             vision_output_dim=2 * width,
-            **heads,
+            hidden_size=width,
+            intermediate_size=2 * width,
         ),
         text_config=MllamaTextConfig(
-            vocab_size=len(tokenizer) - 1,
-            num_hidden_layers=layers + 2,
-            num_attention_heads=width // 64,
-            num_key_value_heads=width // 64,
             cross_attention_layers=[1, layers],
-            max_position_embeddings=2048,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **heads,
+            **{**text, "vocab_size": len(tokenizer) - 1},
         ),
         image_token_index=len(tokenizer) - 1,
     )

@@ -13,6 +13,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from lora_cot.backbones.mini.text import text_sizes
 from lora_cot.backbones.processors import STILL
 
 MAX_PIXELS = 28 * 28 * 64
@@ -64,16 +65,5 @@ def _joint(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "num_attention_heads": width // 64,
-        "num_key_value_heads": width // 64,
-        "intermediate_size": 2 * width,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [16, 8, 8]},
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [16, 8, 8]}
+    return {**text_sizes(tokenizer, width, layers), "rope_parameters": rope}

@@ -1,0 +1,61 @@
+"""What a training tells on standard error before it starts: the parts, the samples, and one of them as it is trained on."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from accelerate import PartialState
+
+from lora_cot.adapters.lora import report
+from lora_cot.backbones import Backbone
+from lora_cot.data.collate import Collator
+from lora_cot.data.labels import Encoded
+from lora_cot.data.lengths import Kept
+from lora_cot.types import Sample
+
+
+def show(*texts: str) -> None:
+    """Print paragraphs, once for all ranks."""
+    if PartialState().is_main_process:
+        print(*filter(None, texts), sep="\n\n", end="\n\n", file=sys.stderr, flush=True)
+
+
+def sample_counts(samples: Kept, held_out: Kept) -> str:
+    """How many samples are trained on and held out, and what became of long ones."""
+    without = sum(not sample.images for sample in samples.samples)
+    lines = [
+        f"{len(samples.samples)} samples to train on, {without} of them without an image, of {min(samples.lengths)} to "
+        f"{max(samples.lengths)} tokens; {len(held_out.samples)} held out"
+    ]
+    dropped = samples.dropped + held_out.dropped
+    if dropped:
+        lines.append(f"{len(dropped)} dropped, too long: {', '.join(dropped[:10])}{' …' if len(dropped) > 10 else ''}")
+    if samples.shrunk:
+        lines.append(f"the images of {samples.shrunk} samples are made smaller, so that they fit")
+    return "\n".join(lines)
+
+
+def preview(collator: Collator, sample: Sample) -> str:
+    """A sample as text, its trained part between marks."""
+    return mark_trained(collator.encode(sample), collator.encoder.tokenizer)
+
+
+def mark_trained(encoded: Encoded, tokenizer: Any) -> str:
+    """The text of a sample, trained parts between ⟦ and ⟧."""
+    text, start = "", 0
+    ids, labels = encoded.input_ids, encoded.labels
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or (labels[end] < 0) != (labels[start] < 0):
+            piece = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
+            text += piece if labels[start] < 0 else f"⟦{piece}⟧"
+            start = end
+    return text
+
+
+def parts_table(backbone: Backbone) -> str:
+    """The table of parts as text."""
+    rows = [("part", "adapted layers", "trained", "parameters", "precision")]
+    rows += [(p.part, str(p.adapted), f"{p.trained:,}", f"{p.parameters:,}", p.precision) for p in report(backbone)]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
