@@ -37,6 +37,7 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         "save_total_limit": 2,
         "dataloader_pin_memory": cuda,
         "dataloader_num_workers": min(4, (os.cpu_count() or 1) // 2) if cuda else 0,
+        "use_cpu": not torch.accelerator.is_available(),
         "disable_tqdm": not sys.stderr.isatty(),
         "seed": 0,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},

@@ -54,7 +54,8 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         DataError, BackboneError, AdapterError: the input is wrong; nothing was trained.
         TrainingError: an adapter gets no gradient.
     """
-    folder, state = run_folder(recipe, root), PartialState()
+    folder = run_folder(recipe, root)
+    state = PartialState(cpu=not torch.accelerator.is_available())  # ranks on CPUs are only counted if it is told so
     with open_run(folder) if state.is_main_process else nullcontext():
         torch.manual_seed(int(recipe.training.library.get("seed", 0)))
         family = family_of(resolve_base(recipe.model.base), recipe.model.revision)

@@ -22,7 +22,7 @@ def launch(folder, recipe, ranks, *overrides):
     path.write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     name = f"ranks-{ranks}"
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, str(ROOT / "train.py"), str(path), f"name={name}", *overrides],
         cwd=folder,
