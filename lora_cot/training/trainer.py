@@ -50,6 +50,7 @@ class CotTrainer(SFTTrainer):
             questions: answered at each evaluation.
             options: SFTTrainer's own.
         """
+        _score_labels_alone()
         precision = {name: p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
         train_set, eval_set = data
         super().__init__(
@@ -166,6 +167,17 @@ class CotTrainer(SFTTrainer):
         elif any(key.startswith("eval_") for key in logs):
             self._tokens, self._since = torch.zeros(()), time.perf_counter()
         super().log(logs, start_time)
+
+
+def _score_labels_alone() -> None:
+    """TRL's head scores labelled positions alone where there is Triton, else all: other compilers balk at changing shapes.
+
+    A CPU does not. Prompts and image slots, often most of a row, then cost nothing there either.
+    """
+    from trl.kernels.chunked_logprob import _use_triton
+    from trl.trainer import utils
+
+    utils._use_triton = lambda device: device.type == "cpu" or _use_triton(device)
 
 
 def peak_memory_gb() -> float:

@@ -121,3 +121,21 @@ def test_a_frozen_vision_encoder_gets_no_backward(make_recipe, tmp_path, monkeyp
         overrides = ["training.gradient_checkpointing=true", f"lora.parts={parts}", "training.max_steps=1"]
         train(make_recipe(tmp_path, *overrides, "training.eval_generations=0"), tmp_path / parts)
         assert needs and needs[0] is expected
+
+
+def test_the_head_scores_labels_alone(trainer, monkeypatch):
+    """On a CPU too: prompts and image slots are not multiplied with the vocabulary."""
+    from trl.trainer import utils
+
+    made = trainer("training.per_device_train_batch_size=4")
+    inputs = made._prepare_inputs(next(iter(made.get_train_dataloader())))
+    apply, rows = utils._ChunkedLogProbFunction.apply, []
+
+    def watched(hidden, *rest):
+        rows.append(len(hidden))
+        return apply(hidden, *rest)
+
+    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", watched)
+    trained = int((inputs["labels"][:, 1:] >= 0).sum())
+    made.compute_loss(made.model, inputs)
+    assert rows == [trained] and trained < inputs["labels"].numel() / 1.2
