@@ -36,7 +36,7 @@ class LoraCotError(Exception):
     def __init__(self, problems: str | Problem | Iterable[Problem]):
         if isinstance(problems, str):
             # A DataLoader raises its worker's error anew, with the whole traceback as its text.
-            problems = [Problem("", problems.rpartition(f"{type(self).__name__}: ")[2])]
+            problems = [Problem("", problems.rpartition(f"{type(self).__name__}: ")[2].strip())]
         elif isinstance(problems, Problem):
             problems = [problems]
         self.problems: tuple[Problem, ...] = tuple(problems)

@@ -208,3 +208,11 @@ def test_every_part_is_adapted_somewhere(load_tiny):
     """A part that the named layers leave without an adapter is an error, not a part less."""
     with pytest.raises(AdapterError, match=r"lora.parts · projector has no linear layer that is adapted"):
         target_paths(load_tiny("llava"), LoraSection(parts=["language_model", "projector"], target_modules=["q_proj"]))
+
+
+def test_adapters_of_a_float16_base_are_float32(tiny_base):
+    """A gradient of a float16 parameter cannot be unscaled, and its smallest steps would be lost."""
+    backbone = attach(load_backbone(ModelSection(base=str(tiny_base), dtype="float16")), LoraSection())
+    trained = [parameter for parameter in backbone.model.parameters() if parameter.requires_grad]
+    assert trained and {parameter.dtype for parameter in trained} == {torch.float32}
+    assert backbone.part("language_model").embed_tokens.weight.dtype == torch.float16

@@ -12,7 +12,7 @@ from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.errors import BackboneError, RecipeError
 from lora_cot.evaluation.ask import ask
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.schema import ModelSection, QuantizationSection
 from lora_cot.training.run import train
 
 
@@ -44,6 +44,15 @@ def test_float16_checkpoints_are_loaded_in_bfloat16_where_float16_breaks(copy_ba
     """Where the recipe leaves the precision to the checkpoint, it is one that the family can be computed in."""
     found = {name: load_backbone(ModelSection(base=str(copy_base(name, dtype="float16")))) for name in ("qwen2_vl", "llava")}
     assert {name: base.model.dtype for name, base in found.items()} == {"qwen2_vl": torch.bfloat16, "llava": torch.float16}
+
+
+def test_a_quantised_float16_checkpoint_computes_in_bfloat16(copy_base):
+    """What is quantised computes in its own precision whatever autocast says, and gradients would vanish in float16."""
+    quantised = QuantizationSection(load_in_4bit=True)
+    found = load_backbone(ModelSection(base=str(copy_base("llava", dtype="float16"))), quantised)
+    assert found.part("lm_head").weight.dtype == torch.bfloat16
+    asked = load_backbone(ModelSection(base=found.base, dtype="float16"), quantised)
+    assert asked.part("lm_head").weight.dtype == torch.float16
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

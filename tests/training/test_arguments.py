@@ -103,6 +103,17 @@ def test_the_best_checkpoint_is_judged_by_what_a_pass_has(arguments, metric, cot
     assert (config.metric_for_best_model, config.greater_is_better) == expected
 
 
+def test_several_gpus_in_one_process_are_refused(make_recipe, tmp_path, monkeypatch):
+    """The trainer would spread one batch over them with `DataParallel`, which none of the families bears."""
+    recipe = make_recipe(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("trl.SFTConfig", lambda **keys: None)
+    with pytest.raises(RecipeError, match=r"2 GPUs are visible to one process · use `accelerate launch train\.py RECIPE`"):
+        sft_config(recipe, tmp_path / "out", FAMILIES["llava"], FORMATS["four_stage"])
+
+
 def test_what_trl_would_cut_is_left_whole(arguments):
     """A limit on length is the collator's: TRL gets none, and no preparation of its own."""
     config = arguments("training.max_length=100")

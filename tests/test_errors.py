@@ -1,0 +1,27 @@
+"""Errors keep their problems on every way they can take."""
+
+import pickle
+
+import pytest
+from torch.utils.data import DataLoader
+
+from lora_cot.errors import DataError, Problem
+
+PROBLEMS = [Problem("row 7", "no image", "give it one"), Problem("row 9", "no text")]
+
+
+def fail(rows):
+    """A collator that meets bad rows."""
+    raise DataError(PROBLEMS)
+
+
+def test_a_workers_error_arrives_in_our_words():
+    """A DataLoader raises it anew from the text of its traceback; people see the problems alone."""
+    with pytest.raises(DataError) as caught:
+        list(DataLoader(range(4), collate_fn=fail, num_workers=1))
+    assert str(caught.value) == str(DataError(PROBLEMS)) == "row 7 · no image · give it one\nrow 9 · no text"
+
+
+def test_an_error_survives_pickling():
+    """With its problems, one by one."""
+    assert pickle.loads(pickle.dumps(DataError(PROBLEMS))).problems == tuple(PROBLEMS)
