@@ -1,13 +1,13 @@
-"""Peak memory and speed of training the published shapes with random weights, on a GPU; and which recipes fit a card.
+"""Peak memory beside what `lora-cot plan` says; on a GPU also speed, and which recipes train under a card's cap.
 
-    python benchmarks/memory.py [--json] [--output docs/memory.json]     # every shape, then every recipe under its cap
-    python benchmarks/memory.py --recipe recipes/llava_1_5_7b/four_stage_12gb.yaml --cap-gb 12
+    python benchmarks/memory.py --check docs/memory.md                   # every miniature here, every GPU row with a GPU
+    python benchmarks/memory.py --recipe recipes/llava_1_5_7b/four_stage_12gb.yaml --cap-gb 12 [--json]
     python benchmarks/memory.py --layers 2 --recipe …                     # a rehearsal on the CPU
 
-No weights are needed: a model of the published configuration is filled with random numbers, its language model is
-quantised as the recipe says, and a recipe's own adapters, optimizer and checkpointing train it for a few steps on one
-image and as many tokens as the recipe allows. The cap is a hard one on what torch allocates: what needs more runs out of
-memory. It leaves out the driver's own context and what a paged optimizer moves to the host, about half a GB.
+Miniatures are trained for a few steps, with an evaluation, in a process of their own, whose memory is measured. On a GPU
+no weights are needed: a model of the published configuration is filled with random numbers, quantised as the recipe says,
+and trained for a few steps on the largest batch that the plan assumes. A cap is a hard one on what torch allocates: what
+needs more runs out of memory. It leaves out the driver's own context, about half a GB.
 """
 
 from __future__ import annotations
@@ -15,176 +15,126 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lora_cot.adapters.lora import attach
-from lora_cot.backbones import FAMILIES, Backbone, part_of
+from lora_cot.backbones import Backbone
+from lora_cot.backbones.loading import family_of
+from lora_cot.backbones.quantization import bits_and_bytes
+from lora_cot.data.collate import batch
+from lora_cot.planning.outline import configuration
+from lora_cot.planning.workload import rows, workloads
 from lora_cot.recipe.load import load_recipe
 from lora_cot.training.callbacks import drop_input_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
+FOLDERS = ("llama3_2_vision_11b", "llava_1_5_7b", "llava_onevision_7b", "qwen2_vl_7b")
 GOALS_GB = {"llama3_2_vision_11b": 12, "llava_1_5_7b": 8, "qwen2_vl_7b": 8}
 """Peak memory that is aimed at, batch 1, 1,024 tokens, one image."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A published configuration, and what a processor makes of one image for it."""
-
-    config: Callable[[], Any]
-    image: Callable[[Any], dict[str, torch.Tensor]]
-    """The configuration to the model's inputs for one image, but for the text."""
-    image_tokens: int
-    """Slots of that image in the text."""
-
-
-def mllama() -> Any:
-    """Llama-3.2-11B-Vision-Instruct."""
-    from transformers import MllamaConfig
-
-    return MllamaConfig(vision_config={"image_size": 560}, text_config={})
-
-
-def mllama_image(config: Any) -> dict[str, torch.Tensor]:
-    """Four tiles."""
-    size = config.vision_config.image_size
-    return {
-        "pixel_values": torch.randn(1, 1, 4, 3, size, size),
-        "aspect_ratio_ids": torch.tensor([[6]]),
-        "aspect_ratio_mask": torch.ones(1, 1, 4, dtype=torch.long),
-    }
-
-
-def llava() -> Any:
-    """LLaVA-1.5-7B."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
-    )
-    return LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=32064), image_token_index=32000)
-
-
-def llava_image(config: Any) -> dict[str, torch.Tensor]:
-    """One picture of 336 pixels."""
-    size = config.vision_config.image_size
-    return {"pixel_values": torch.randn(1, 3, size, size)}
-
-
-def onevision() -> Any:
-    """LLaVA-OneVision-7B."""
-    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
-
-    vision = SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=26,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    return LlavaOnevisionConfig(vision_config=vision, text_config=Qwen2Config(vocab_size=152000, **QWEN2_7B))
-
-
-def onevision_image(config: Any) -> dict[str, torch.Tensor]:
-    """One picture of 768×384: as a whole, and in two tiles."""
-    return {"pixel_values": torch.randn(1, 3, 3, 384, 384), "image_sizes": torch.tensor([[384, 768]])}
-
-
-def qwen2_vl() -> Any:
-    """Qwen2-VL-7B."""
-    from transformers import Qwen2VLConfig
-
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    return Qwen2VLConfig(vision_config={}, text_config={"vocab_size": 152064, "rope_parameters": rope, **QWEN2_7B})
-
-
-def qwen2_vl_image(config: Any) -> dict[str, torch.Tensor]:
-    """One picture of 756×756: 729 tokens."""
-    width = 3 * config.vision_config.temporal_patch_size * config.vision_config.patch_size**2
-    return {"pixel_values": torch.randn(54 * 54, width), "image_grid_thw": torch.tensor([[1, 54, 54]])}
-
-
-QWEN2_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-}
-SHAPES = {
-    "llama3_2_vision_11b": Shape(mllama, mllama_image, 1),
-    "llava_1_5_7b": Shape(llava, llava_image, 576),
-    "llava_onevision_7b": Shape(onevision, onevision_image, 729 + 27 * 55),
-    "qwen2_vl_7b": Shape(qwen2_vl, qwen2_vl_image, 729),
-}
-"""By the folder of its recipes."""
+SHORT = ("training.max_steps=8", "training.eval_steps=4", "training.save_strategy=no", "training.load_best_model_at_end=false")
 
 
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", type=Path, help="write the table of planned and measured memory there")
     parser.add_argument("--recipe", type=Path, help="only this recipe")
     parser.add_argument("--cap-gb", type=float, help="hard cap on the GPU's memory")
     parser.add_argument("--length", type=int, help="tokens of the sample; the recipe's max_length if not given")
     parser.add_argument("--layers", type=int, help="only so many layers in each tower: a rehearsal, on the CPU too")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--output", type=Path, help="write the rows there, one after another")
     options = parser.parse_args()
-    if options.layers is None and not torch.cuda.is_available():
-        sys.exit("no GPU: every row is 'not run'; --layers 2 rehearses on the CPU")
-    rows = []
+    gpu = torch.cuda.is_available()
+    if options.check is None and options.layers is None and not gpu:
+        sys.exit("no GPU: every row is 'not run'; --layers 2 rehearses on the CPU, --check measures the miniatures")
+    found = [miniature(path) for path in sorted((ROOT / "recipes/mini").glob("*.yaml"))] if options.check else []
     for recipe, cap, length in jobs(options):
-        rows.append(measured(recipe, cap, length, options.layers))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        if options.output:
-            options.output.write_text(json.dumps(rows, indent=2) + "\n")
-    if options.json:
-        print(json.dumps({"rows": rows}))
-        return
-    for row in rows:
-        figures = row.get("error") or f"{row['peak_gb'] or float('nan'):.2f} GB, {row['tokens_per_s']:.0f} tokens/s"
-        print(f"{row['recipe']:<48} {row['tokens']:>6} tokens  cap {row['cap_gb'] or '-':>4}  {figures}")
+        found.append(measured(recipe, cap, length, options.layers) if gpu or options.layers else not_run(recipe, cap, length))
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    if options.check:
+        options.check.write_text(page(found), encoding="utf-8")
+    print(json.dumps({"device": device_name(), "rows": found}) if options.json else "\n".join(table(found)))
 
 
 def jobs(options: argparse.Namespace) -> list[tuple[Path, float | None, int | None]]:
     """(recipe, cap, length): each shape at 1,024 tokens without a cap, then each recipe as it is under its card's."""
     if options.recipe:
         return [(options.recipe, options.cap_gb, options.length)]
-    recipes = [path for folder in SHAPES for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
+    recipes = [path for folder in FOLDERS for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
     shapes = [path for path in recipes if path.stem == "four_stage_12gb" and path.parent.name in GOALS_GB]
     return [(path, None, 1024) for path in shapes] + [
         (path, float(path.stem.split("_")[-1].removesuffix("gb")), None) for path in recipes
     ]
 
 
+def overrides(cap_gb: float | None, length: int | None) -> list[str]:
+    """Of a recipe: as it is under a cap, one sample a batch without."""
+    return [f"training.max_length={length}"] * bool(length) + ["training.per_device_train_batch_size=1"] * (cap_gb is None)
+
+
+def planned(path: Path, changes: list[str], gpu: bool, phase: str | None = None) -> tuple[float, float]:
+    """What the plan says, in GB: at least and at most; of the run, or of one phase."""
+    cap = ["--vram-gb", "1000"] if gpu else []
+    command = [sys.executable, "-m", "lora_cot.cli", "plan", str(path), *changes, *cap, "--json"]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
+    chosen = next(one for one in found["phases"] if one["name"] == phase) if phase else found
+    return chosen["low_gb"], chosen["high_gb"]
+
+
+def miniature(path: Path) -> dict[str, Any]:
+    """A few steps of a miniature in a process of its own, and the memory of that process."""
+    low, high = planned(path, [], gpu=False)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lora_cot.cli", "train", str(path), "name=check", *SHORT]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        peak = json.loads((Path(folder) / "runs/check/report.json").read_text())["peak_memory_gb"]
+    row = {"recipe": f"mini/{path.stem}", "device": device_name(), "low_gb": low, "high_gb": high, "peak_gb": peak}
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def not_run(path: Path, cap_gb: float | None, length: int | None) -> dict[str, Any]:
+    """A GPU row without a GPU: only what is planned."""
+    low, high = planned(path, overrides(cap_gb, length), gpu=True, phase="training")
+    return {"recipe": name_of(path), "cap_gb": cap_gb, "length": length, "low_gb": low, "high_gb": high}
+
+
+def name_of(path: Path) -> str:
+    """A recipe's folder and file."""
+    return f"{path.parent.name}/{path.stem}"
+
+
 def measured(path: Path, cap_gb: float | None, length: int | None, layers: int | None) -> dict[str, Any]:
     """One row: peak memory and speed of a recipe, or that it ran out of memory."""
-    recipe = load_recipe(path)
-    keys = recipe.training.library
-    length = length or keys["max_length"]
-    batch = 1 if cap_gb is None else keys["per_device_train_batch_size"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    row = {"recipe": f"{path.parent.name}/{path.stem}", "tokens": batch * length, "cap_gb": cap_gb, "device": device_name()}
+    recipe = load_recipe(path, overrides(cap_gb, length))
+    gpu = torch.cuda.is_available()
+    row: dict[str, Any] = {"recipe": name_of(path), "device": device_name(), "cap_gb": cap_gb, "length": length}
+    if layers is None:
+        row["low_gb"], row["high_gb"] = planned(path, overrides(cap_gb, length), gpu=True, phase="training")
     try:
-        backbone, inputs = build(path.parent.name, recipe, batch, length, device, layers)
-        if device == "cuda":
+        backbone = build(recipe, "cuda" if gpu else "cpu", layers)
+        work = workloads(recipe, backbone)[0]
+        size = recipe.training.library["per_device_train_batch_size"]
+        inputs = batch(rows(backbone, work, size, answered=True), backbone.processor, backbone.family.image_inputs)
+        inputs.pop("stage_ids")
+        if gpu:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, (cap_gb or 1e4) * 1e9 / total))
             torch.cuda.reset_peak_memory_stats()
-        weights = torch.cuda.memory_allocated() / 1e9 if device == "cuda" else None
-        seconds = train(attach(backbone, recipe.lora), inputs, recipe)
-        peak = torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else None
-        return {**row, "weights_gb": weights, "peak_gb": peak, "tokens_per_s": batch * length / seconds}
+        seconds = train(backbone, backbone.place(inputs), recipe)
+        peak = torch.cuda.max_memory_reserved() / 1e9 if gpu else None
+        return {**row, "peak_gb": peak, "tokens_per_s": int(inputs["attention_mask"].sum()) / seconds}
     except torch.OutOfMemoryError:
         return {**row, "error": "out of memory"}
     except (RuntimeError, ValueError) as error:
@@ -192,36 +142,44 @@ def measured(path: Path, cap_gb: float | None, length: int | None, layers: int |
     finally:
         backbone = inputs = None
         gc.collect()
-        if device == "cuda":
+        if gpu:
             torch.cuda.set_per_process_memory_fraction(1.0)
             torch.cuda.empty_cache()
 
 
-def build(
-    folder: str, recipe: Any, batch: int, length: int, device: str, layers: int | None
-) -> tuple[Backbone, dict[str, torch.Tensor]]:
-    """A random model of the shape, quantised layer by layer, and a batch for it."""
-    from transformers import AutoModelForImageTextToText
+def build(recipe: Any, device: str, layers: int | None) -> Backbone:
+    """A random model of the recipe's configuration, quantised layer by layer, with its adapters."""
+    import transformers
+    from transformers.integrations import replace_with_bnb_linear
 
-    shape = SHAPES[folder]
-    config = shape.config() if layers is None else cut(shape.config(), layers)
+    base = configuration(recipe)
+    family = family_of(base)
+    config = transformers.AutoConfig.from_pretrained(base)
+    config = config if layers is None else cut(config, layers)
     config._attn_implementation = recipe.model.attn_implementation or "sdpa"
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    (family,) = (family for family in FAMILIES.values() if config.model_type in family.model_types)
-    quantize(model, family, recipe)
-    image_token = config.image_token_id if hasattr(config, "image_token_id") else config.image_token_index
-    ids = torch.randint(1000, 30000, (batch, length))
-    ids[:, 8 : 8 + shape.image_tokens] = image_token
-    labels = ids.masked_fill(torch.arange(length) < length // 2, -100).masked_fill(ids == image_token, -100)
-    images = {name: value.repeat(batch, *[1] * (value.dim() - 1)) for name, value in shape.image(config).items()}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, **images}
-    if folder == "qwen2_vl_7b":
-        inputs["mm_token_type_ids"] = (ids == image_token).int()
-    if folder == "llama3_2_vision_11b":
-        inputs["cross_attention_mask"] = (torch.arange(length) >= 8).long()[None, :, None, None].expand(batch, -1, 1, 4)
-    backbone = Backbone(family, model, None, folder)
-    return backbone, backbone.place(inputs)
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    if recipe.quantization is not None:
+        quantization: Any = bits_and_bytes(recipe.quantization, family, torch.bfloat16)
+        replace_with_bnb_linear(model, quantization.llm_int8_skip_modules, quantization)
+        fill(model, device)
+    return attach(Backbone(family, model, family.load_processor(base, None), base), recipe.lora)
+
+
+def fill(model: torch.nn.Module, device: str) -> None:
+    """Random weights for the layers that were made for quantised ones, one after another."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            weight = torch.randn(layer.weight.shape, dtype=torch.bfloat16) * 0.02
+            options = {key: getattr(layer.weight, key) for key in ("quant_type", "compress_statistics", "quant_storage")}
+            layer.weight = Params4bit(weight, requires_grad=False, module=layer, **options).to(device)
+            if layer.bias is not None:
+                layer.bias = torch.nn.Parameter(torch.zeros(layer.bias.shape, dtype=torch.bfloat16, device=device), False)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def cut(config: Any, layers: int) -> Any:
@@ -235,37 +193,6 @@ def cut(config: Any, layers: int) -> Any:
         vision.num_global_layers, vision.intermediate_layers_indices = 1, [0] * 5
     setattr(vision, "depth" if hasattr(vision, "depth") else "num_hidden_layers", layers)
     return config
-
-
-def quantize(model: torch.nn.Module, family: Any, recipe: Any) -> None:
-    """Replace the layers that the recipe quantises, one at a time, as a loaded checkpoint would have them."""
-    from bitsandbytes.nn import Linear4bit
-
-    section = recipe.quantization
-    for name, module in list(model.named_modules()):
-        part = part_of(family, name)
-        if type(module) is not torch.nn.Linear or part is None or part in section.skip_parts:
-            continue
-        parent, _, leaf = name.rpartition(".")
-        layer = Linear4bit(
-            module.in_features,
-            module.out_features,
-            module.bias is not None,
-            compute_dtype=torch.bfloat16,
-            compress_statistics=bool(section.library.get("bnb_4bit_use_double_quant")),
-            quant_type=section.bnb_4bit_quant_type,
-            device="meta",
-        )
-        weight, bias = module.weight.data, module.bias
-        layer.weight = type(layer.weight)(
-            weight.cpu(), False, quant_type=section.bnb_4bit_quant_type, compress_statistics=layer.weight.compress_statistics
-        )
-        layer.bias = bias
-        setattr(model.get_submodule(parent), leaf, layer.to(weight.device))
-        module.weight = None
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def train(backbone: Backbone, inputs: dict[str, torch.Tensor], recipe: Any) -> float:
@@ -304,7 +231,34 @@ def now() -> float:
 
 def device_name() -> str:
     """What this runs on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {platform.machine()}"
+
+
+def table(found: list[dict[str, Any]]) -> list[str]:
+    """The rows as a table of Markdown."""
+    text = ["| recipe | planned GB | measured GB | off by | tokens/s |", "|---|---|---|---|---|"]
+    for row in found:
+        name = row["recipe"] + (f", {row['length']} tokens, batch 1" if row.get("length") else "")
+        name += f", cap {row['cap_gb']:g} GB" if row.get("cap_gb") else ""
+        plan = f"{row['low_gb']:.2f} to {row['high_gb']:.2f}" if "low_gb" in row else "–"
+        peak = row.get("peak_gb")
+        off = f"{abs(peak / ((row['low_gb'] + row['high_gb']) / 2) - 1):.0%}" if peak and "low_gb" in row else "–"
+        speed = f"{row['tokens_per_s']:,.0f}" if "tokens_per_s" in row else "–"
+        text.append(f"| {name} | {plan} | {row.get('error') or (f'{peak:.2f}' if peak else 'not run')} | {off} | {speed} |")
+    return text
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """docs/memory.md."""
+    head = f"""# Memory: planned and measured
+
+Made by `python benchmarks/memory.py --check docs/memory.md` on {device_name()}. *Planned* is what `lora-cot plan` says, at
+least and at most, in GB of 10⁹ bytes; *off by* is the measured peak against the middle of the two. Miniatures run on the CPU:
+the memory of the whole process over a few steps with an evaluation. Rows of real models are what a training step takes on a
+GPU without the driver's own context, at the recipe's `max_length`, with an image of 1024×768; "not run" where there was none.
+
+"""
+    return head + "\n".join(table(found)) + "\n"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ One line, read left to right:
 
 `recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
 base; `adapters` attach LoRA by part; `training` runs TRL's trainer with losses by stage; `checkpoints` are folders;
-`merging` writes one model and proves it; `engines` run a model for a `search`; `evaluation` says what it is worth.
+`merging` writes one model and proves it; `engines` run a model for a `search`; `evaluation` says what it is worth, and
+`planning`, before anything is loaded, what it will take.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from lora_cot.evaluation.ask import ask
     from lora_cot.evaluation.run import evaluate
     from lora_cot.merging.merge import merge
+    from lora_cot.planning.plan import plan
     from lora_cot.recipe.load import load_recipe
     from lora_cot.training.run import train
 
 __version__ = "0.1.0.dev0"
-__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "train"]
+__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "train"]
 
 _HOMES = {
     "LoraCotError": "errors",
@@ -33,6 +35,7 @@ _HOMES = {
     "load_recipe": "recipe.load",
     "merge": "merging.merge",
     "open_model": "checkpoints.opening",
+    "plan": "planning.plan",
     "train": "training.run",
 }
 

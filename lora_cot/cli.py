@@ -58,6 +58,27 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to change.")] = None,
+    vram_gb: Annotated[
+        float | None, typer.Option(min=0.1, help="Memory of the GPU it is to fit; without, this machine's.")
+    ] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(min=0.001, help="Rate; an earlier run's if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell before training whether a recipe fits, what would make it fit, and how long it takes. Nothing is loaded."""
+    from lora_cot.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from lora_cot.planning.plan import lines
+    from lora_cot.planning.plan import plan as run
+
+    found = run(loaded, vram_gb, tokens_per_second)
+    print(json.dumps(found.to_json(), ensure_ascii=False) if as_json else "\n".join(lines(found)))
+
+
+@app.command()
 def merge(
     run: Annotated[Path, typer.Argument(help="A run, or an adapter folder.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the merged model; RUN/merged if not given.")] = None,

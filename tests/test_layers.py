@@ -17,7 +17,7 @@ ORDER = [
     "engines",
     "search",
     "training merging",
-    "evaluation",
+    "evaluation planning",
     "cli",
 ]
 """A module may import from its own row's package and from rows above it."""

@@ -74,7 +74,7 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
         transformers.utils.logging.disable_progress_bar()
     base = resolve_base(model.base)
     family = family_of(base, model.revision)
-    dtype = _dtype(model.dtype, base, model.revision, family, quantized=quantization is not None)
+    dtype = choose_dtype(model.dtype, base, model.revision, family, quantized=quantization is not None)
     options: dict[str, Any] = {"dtype": dtype, "revision": model.revision}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
@@ -107,7 +107,7 @@ def _base_file(base: str, name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _dtype(name: str, base: str, revision: str | None, family: Family, quantized: bool) -> Any:
+def choose_dtype(name: str, base: str, revision: str | None, family: Family, quantized: bool) -> Any:
     """The precision of what is not quantised: as asked, else the checkpoint's, else what this GPU can do of it.
 
     A quantised base computes in it whatever autocast says: gradients of a checkpoint saved in float16 would vanish, so

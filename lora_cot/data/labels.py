@@ -81,7 +81,7 @@ class Encoder:
 
     def prompt(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
         """The generation prompt of the last exchange, the earlier ones answered by their gold text."""
-        return self._encode(sample, *self._image_slots(images), answered=len(sample.exchanges) - 1)
+        return self._encode(sample, *image_slots(self.processor, images), answered=len(sample.exchanges) - 1)
 
     def training(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
         """Prompt and gold answers of all exchanges; only the answers and their end tokens are trained.
@@ -89,7 +89,7 @@ class Encoder:
         Raises:
             DataError: an exchange has no gold text for some stage.
         """
-        return self._encode(sample, *self._image_slots(images), answered=len(sample.exchanges))
+        return self._encode(sample, *image_slots(self.processor, images), answered=len(sample.exchanges))
 
     def length(self, sample: Sample, image_tokens: Sequence[int]) -> int:
         """Number of tokens of `training`, without opening an image.
@@ -221,18 +221,20 @@ class Encoder:
             tokens.extend(list(zip(run["input_ids"], offsets, strict=True))[bool(before) :])
         return tokens
 
-    def _image_slots(self, images: Sequence[PILImage.Image]) -> tuple[list[list[int]], dict[str, Any]]:
-        """Token ids that stand for each image, and what the model gets for all of them."""
-        if not images:
-            return [], {}
-        # One call for all of a sample's images: how one is shown may depend on how many there are.
-        text = "\n".join([self.image_token] * len(images))
-        made = dict(self.processor(images=[list(images)], text=text, add_special_tokens=False, return_tensors="pt"))
-        ids = made.pop("input_ids")[0].tolist()
-        made.pop("attention_mask", None)
-        runs = [list(run) for is_image, run in groupby(ids, lambda token: token == self.image_token_id) if is_image]
-        assert len(runs) == len(images), "the processor joined the slots of two images"
-        return runs, made
+
+def image_slots(processor: Any, images: Sequence[PILImage.Image]) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids that stand for each image, and what the model gets for all of them."""
+    if not images:
+        return [], {}
+    # One call for all of a sample's images: how one is shown may depend on how many there are.
+    text = "\n".join([processor.image_token] * len(images))
+    made = dict(processor(images=[list(images)], text=text, add_special_tokens=False, return_tensors="pt"))
+    ids = made.pop("input_ids")[0].tolist()
+    made.pop("attention_mask", None)
+    image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    runs = [list(run) for is_image, run in groupby(ids, lambda token: token == image_token_id) if is_image]
+    assert len(runs) == len(images), "the processor joined the slots of two images"
+    return runs, made
 
 
 def check_trained(encoded: Encoded, sample: Sample) -> None:

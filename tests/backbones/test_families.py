@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from lora_cot.backbones import FAMILIES
 from lora_cot.data.batches import GroupedBatches
 from lora_cot.data.collate import Collator, batch
-from lora_cot.data.labels import Encoder
+from lora_cot.data.labels import Encoder, image_slots
 from lora_cot.data.lengths import LengthLimit
 from lora_cot.data.shapes import make_sample
 from lora_cot.formats import FORMATS
@@ -77,7 +77,7 @@ def test_image_tokens_are_the_slots_of_each_image(each_tiny):
     pairs = zip(SIZES, [*SIZES[3:], *SIZES[:3]], strict=True)
     for sizes in [*[(size,) for size in SIZES], *pairs]:
         images = [picture(size) for size in sizes]
-        slots, _ = encoder._image_slots(images)
+        slots, _ = image_slots(encoder.processor, images)
         counts = each_tiny.family.image_tokens(each_tiny.processor, sizes)
         assert counts == [len(slot) for slot in slots], sizes
         sample = Sample("x", (Exchange("Which?", answer="this"),), (b"",) * len(sizes))

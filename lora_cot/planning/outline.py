@@ -1,0 +1,105 @@
+"""A recipe's model without weights: its own classes on the meta device, quantised and with adapters as training has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cot.adapters.lora import attach
+from lora_cot.backbones import Backbone, Family
+from lora_cot.backbones.loading import family_of, resolve_base
+from lora_cot.backbones.quantization import bits_and_bytes, is_quantized
+from lora_cot.recipe import Recipe
+from lora_cot.recipe.schema import QuantizationSection
+
+PUBLISHED = Path(__file__).parent / "published"
+"""Configurations of published bases, a folder each, named as on the hub; their tokenizers know the special tokens alone."""
+
+
+def published(base: str) -> Path | None:
+    """The configuration of a hub id that comes with this package."""
+    folder = PUBLISHED / base.rsplit("/", 1)[-1].lower()
+    return folder if folder.is_dir() else None
+
+
+def configuration(recipe: Recipe) -> str:
+    """Where a recipe's base has its configuration: its own folder, one that comes with this package, or the hub.
+
+    Raises:
+        BackboneError: a miniature that cannot be built.
+    """
+    base = recipe.model.base
+    return base if Path(base).is_dir() else str(published(base) or resolve_base(base))
+
+
+def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype) -> Backbone:
+    """The model that a recipe trains, on the meta device.
+
+    Args:
+        recipe: its sections model, quantization and lora.
+        base: where its configuration is.
+        dtype: precision of what is not quantised.
+        compute: precision in which adapters are computed: under autocast another one than their own.
+
+    Raises:
+        BackboneError, AdapterError: as in training.
+    """
+    import transformers
+
+    family = family_of(base, recipe.model.revision)
+    config = transformers.AutoConfig.from_pretrained(base, revision=recipe.model.revision)
+    config._attn_implementation = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
+    with torch.device("meta"):
+        model = getattr(transformers, family.auto_class).from_config(config, dtype=dtype).eval()
+    if recipe.quantization is not None:
+        quantize(model, family, recipe.quantization, dtype)
+    processor = family.load_processor(base, recipe.model.revision)
+    plain = recipe.lora.model_copy(update={"init_lora_weights": True})  # what it begins with takes no memory
+    with torch.device("meta"):
+        backbone = attach(Backbone(family, model, processor, base, recipe.model.revision), plain)
+    for parameter in backbone.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(compute)
+    return backbone
+
+
+def quantize(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> None:
+    """Replace layers as transformers does when it loads them, and pack their weights."""
+    from bitsandbytes.functional import quantize_4bit
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    from transformers.integrations import replace_with_bnb_linear
+
+    config: Any = bits_and_bytes(section, family, dtype)
+    replace_with_bnb_linear(model, config.llm_int8_skip_modules, config)
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            weight = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
+            kind, statistics = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
+            packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=statistics)
+            layer.weight = Params4bit(
+                packed, requires_grad=False, quant_state=state, quant_type=kind, bnb_quantized=True, module=layer
+            )
+        elif is_quantized(layer):  # its forward in 8 bits is that of a layer in half precision, as far as memory goes
+            weight = torch.empty(tuple(layer.weight.shape), dtype=dtype, device="meta")  # type: ignore[arg-type]
+            layer.forward, layer.weight = nn.Linear.forward.__get__(layer), nn.Parameter(weight, requires_grad=False)
+
+
+def weight_bytes(layer: nn.Module, name: str, parameter: torch.Tensor) -> int:
+    """Bytes of a layer's parameter, with what its quantisation keeps beside it."""
+    if not is_quantized(layer) or name != "weight":
+        return parameter.numel() * parameter.element_size()
+    rows, columns = int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return rows * columns + 4 * rows
+    beside = [state.absmax, *([state.state2.absmax] if state.nested else [])]
+    return parameter.numel() * parameter.element_size() + sum(t.numel() * t.element_size() for t in beside)
+
+
+def largest_block(model: nn.Module) -> int:
+    """Bytes of the largest of the layers that are alike."""
+    blocks = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1].isdigit()]
+    return max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
