@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from lora_cot.backbones import Backbone
-from lora_cot.data.images import image_size
+from lora_cot.data.images import MIN_SIDE, image_size
 from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder, image_slots
-from lora_cot.data.lengths import LengthLimit
+from lora_cot.data.lengths import SHRINK, LengthLimit, scaled
 from lora_cot.data.sources import load_data
 from lora_cot.errors import LoraCotError
 from lora_cot.formats import CotFormat
@@ -22,6 +22,8 @@ PHOTOGRAPH = (1024, 768)
 """Size of an image where the data cannot be read."""
 LENGTH = 2048
 """Tokens of a sample where neither the data nor max_length says more."""
+TEXT = 0.75
+"""Share of such a sample that its image may take."""
 MEASURED = 500
 """Samples, evenly spread, whose lengths are measured."""
 
@@ -56,11 +58,13 @@ def workloads(recipe: Recipe, backbone: Backbone) -> list[Workload]:
         why = "the base's tokenizer is not at hand"
     except (LoraCotError, OSError) as error:
         why = f"the data cannot be read: {str(error).splitlines()[0]}"
-    images = sum(backbone.family.image_tokens(backbone.processor, [PHOTOGRAPH]))
-    length = max(limit or LENGTH, images + 64)
+    length, size = int(limit or LENGTH), PHOTOGRAPH
+    while (images := sum(backbone.family.image_tokens(backbone.processor, [size]))) > TEXT * length and min(size) > MIN_SIDE:
+        size = scaled(size, SHRINK)  # a larger one would be dropped, or shown smaller
+    length = max(length, images + MIN_SIDE)
     answer = (length - images) // 2
-    said = f"{'max_length' if limit else 'assumed'} and an image of {PHOTOGRAPH[0]}×{PHOTOGRAPH[1]} ({why})"
-    return [Workload(length, answer, length, answer, (PHOTOGRAPH,), len(samples) or None, said)]
+    said = f"{'max_length' if limit else 'assumed'} and an image of {size[0]}×{size[1]} ({why})"
+    return [Workload(length, answer, length, answer, (size,), len(samples) or None, said)]
 
 
 def _measured(recipe: Recipe, backbone: Backbone, one: CotFormat, samples: Sequence[Sample]) -> Workload:
