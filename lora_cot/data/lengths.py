@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from lora_cot.data.images import MAX_PIXELS, MIN_SIDE, image_size
-from lora_cot.data.labels import Encoder
+from lora_cot.data.labels import IGNORE_INDEX, Encoder
 from lora_cot.data.rows import shortened
 from lora_cot.errors import DataError, Problem
 from lora_cot.types import Sample
@@ -43,15 +43,15 @@ class LengthLimit:
         """
         try:
             sizes = [image_size(image, self.max_pixels) for image in sample.images]
-            text = self.encoder.length(sample, [0] * len(sizes))
+            encoded = self.encoder.text(sample)
         except DataError as error:
             raise error.at(sample.id) from None
-        images = sum(self._tokens(sizes))
+        text, images = len(encoded.input_ids), sum(self._tokens(sizes))
         scale = 1.0
         if sizes and self.max_length is not None and text + images > self.max_length and self.policy == "shrink_image":
             scale = self._scale(sizes, self.max_length - text)
             images = sum(self._tokens([scaled(size, scale) for size in sizes]))
-        return Measured(text, images, scale)
+        return Measured(text, images, scale, text - encoded.labels.count(IGNORE_INDEX))
 
     def too_long(self, sample: Sample, measured: Measured) -> Problem | None:
         """What is wrong with a sample that is too long."""
@@ -65,7 +65,7 @@ class LengthLimit:
         remedy = "raise it, or set training.long_samples to drop" if self.policy == "error" else "raise it"
         if self.policy == "error" and measured.images and self._would_shrink(sample, limit - measured.text):
             remedy += " or shrink_image"
-        return Problem(sample.id, what, remedy)
+        return Problem(sample.id, what, remedy, "too_long")
 
     def _tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         return self.image_tokens(self.encoder.processor, sizes) if sizes else []
@@ -93,6 +93,8 @@ class Measured:
     images: int
     scale: float
     """Factor that its images are resized by."""
+    trained: int
+    """Those of the text that carry loss."""
 
     @property
     def length(self) -> int:
