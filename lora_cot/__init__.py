@@ -2,11 +2,12 @@
 
 One line, read left to right:
 
-    recipe → data → backbone → adapter → training → checkpoint → merge → engine → search → evaluation
+    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation
 
 `recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
-base; `adapters` attach LoRA by part; `training` runs TRL's trainer with losses by stage; `checkpoints` are folders;
-`merging` writes one model and proves it; `engines` run a model for a `search`; `evaluation` says what it is worth.
+base; `validation` says what is wrong with the rows; `adapters` attach LoRA by part; `training` runs TRL's trainer with
+losses by stage; `checkpoints` are folders; `merging` writes one model and proves it; `engines` run a model for a
+`search`; `evaluation` says what it is worth.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from lora_cot.merging.merge import merge
     from lora_cot.recipe.load import load_recipe
     from lora_cot.training.run import train
+    from lora_cot.validation.run import validate
 
 __version__ = "0.1.0.dev0"
-__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "train"]
+__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "train", "validate"]
 
 _HOMES = {
     "LoraCotError": "errors",
@@ -34,6 +36,7 @@ _HOMES = {
     "merge": "merging.merge",
     "open_model": "checkpoints.opening",
     "train": "training.run",
+    "validate": "validation.run",
 }
 
 

@@ -102,12 +102,19 @@ def test_validate_refuses_what_it_cannot_read(predictions, arguments, match):
     assert match in line
 
 
-def test_validate_accepts_a_recipe(tmp_path):
-    """A recipe without mistakes is valid, also for programs."""
+def test_validate_accepts_a_recipe(tmp_path, monkeypatch):
+    """A recipe whose rows can be trained on is valid, also for programs; one without rows is not, and says why."""
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "recipe.yaml"
-    path.write_text("name: good\nmodel: {base: mini/llava}\n")
+    path.write_text("name: good\nmodel: {base: mini/llava}\ndata: {train: [{source: shapes, limit: 8}]}\n")
     done = command("validate", path, "--json")
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"recipe": "good", "valid": True})
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["recipe"], report["valid"], report["splits"]["train"]["used"]) == (0, "good", True, 8)
+    path.write_text("name: empty\nmodel: {base: mini/llava}\n")
+    done = command("validate", path, "--json")
+    assert (done.returncode, json.loads(done.stdout)["valid"]) == (1, False)
+    assert "data.train · there is nothing to train on" in command("validate", path).stdout
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("verb", ["validate", "train"])

@@ -1,20 +1,42 @@
-"""Checks of files before anything is trained or scored on them."""
+"""Files without a recipe: what kind of rows one holds, and how many texts of predictions are in a format."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_cot.data.collate import Collator
-from lora_cot.data.rows import read_json_rows, shortened
+from lora_cot.data.rows import read_json_rows
 from lora_cot.errors import DataError, Problem, nearest
 from lora_cot.formats import CotFormat
-from lora_cot.types import Sample
 
-PREFLIGHT = 200
-"""Samples that are opened and tokenised before anything is trained."""
+PREDICTION = "prediction"
+"""Key of the text in files of predictions, if no other is named."""
+LOOKED_AT = 20
+"""Rows that are looked at for one that tells what kind of file it is."""
+
+
+def source_of(path: Path) -> str | None:
+    """Which source reads a file of data, by the keys of its first row; None if it holds predictions or anything else.
+
+    Raises:
+        DataError: no such file, or a JSON file that holds no list.
+    """
+    if path.suffix == ".parquet":
+        return "messages"
+    for _, read in itertools.islice(read_json_rows(path), LOOKED_AT):
+        try:
+            keys = read().keys()
+        except DataError:
+            continue
+        if PREDICTION in keys:
+            return None
+        for key, source in (("conversations", "llava_cot_100k"), ("messages", "messages")):
+            if key in keys:
+                return source
+        return "jsonl" if "question" in keys and keys & {"stages", "answer"} else None
+    return None
 
 
 def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, Any]:
@@ -33,9 +55,11 @@ def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, A
     """
     outcomes: Counter[str] = Counter()
     faults: Counter[str] = Counter()
-    for where, row in read_json_rows(path):
-        if isinstance(row, Problem):
-            raise DataError(row)
+    for where, read in read_json_rows(path):
+        try:
+            row = read()
+        except DataError as error:
+            raise error.at(where) from None
         if not isinstance(row.get(field), str):
             raise DataError(Problem(f"{where} · {field}", "no text under this key", nearest(field, map(str, row))))
         parsed = cot_format.parse(row[field])
@@ -44,36 +68,3 @@ def count_outcomes(path: Path, cot_format: CotFormat, field: str) -> dict[str, A
             faults[parsed.fault] += 1
     counts = {name: outcomes[name] for name in ("complete", "partial", "none")}
     return {"rows": sum(counts.values()), **counts, "faults": dict(faults.most_common())}
-
-
-def check_gold(samples: Sequence[Sample], key: str, cot_format: CotFormat) -> None:
-    """See that every exchange has gold text for every stage.
-
-    Raises:
-        DataError: all samples that lack some, under the recipe's key.
-    """
-    problems: list[Problem] = []
-    for sample in samples:
-        try:
-            for exchange in sample.exchanges:
-                cot_format.gold(exchange)
-        except DataError as error:
-            problems += error.at(f"{key} · {sample.id}").problems
-    if problems:
-        raise DataError(shortened(problems))
-
-
-def preflight(collator: Collator, samples: Sequence[Sample]) -> None:
-    """Encode samples as training will, evenly spread over the data; all of them if they are few.
-
-    Raises:
-        DataError: all that cannot be trained on among them.
-    """
-    problems: list[Problem] = []
-    for sample in samples[:: max(1, len(samples) // PREFLIGHT)]:
-        try:
-            collator.encode(sample)
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(shortened(problems))
