@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from lora_cot.data.images import MAX_PIXELS, MIN_SIDE, image_size
-from lora_cot.data.labels import IGNORE_INDEX, Encoder
+from lora_cot.data.labels import Encoder
 from lora_cot.data.rows import shortened
 from lora_cot.errors import DataError, Problem
 from lora_cot.types import Sample
@@ -43,15 +43,15 @@ class LengthLimit:
         """
         try:
             sizes = [image_size(image, self.max_pixels) for image in sample.images]
-            encoded = self.encoder.text(sample)
+            text, trained = self.encoder.count(sample)
         except DataError as error:
             raise error.at(sample.id) from None
-        text, images = len(encoded.input_ids), sum(self._tokens(sizes))
+        images = sum(self._tokens(sizes))
         scale = 1.0
         if sizes and self.max_length is not None and text + images > self.max_length and self.policy == "shrink_image":
             scale = self._scale(sizes, self.max_length - text)
             images = sum(self._tokens([scaled(size, scale) for size in sizes]))
-        return Measured(text, images, scale, text - encoded.labels.count(IGNORE_INDEX))
+        return Measured(text, images, scale, trained)
 
     def too_long(self, sample: Sample, measured: Measured) -> Problem | None:
         """What is wrong with a sample that is too long."""

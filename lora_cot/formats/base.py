@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lora_cot.errors import DataError, FormatError, Problem
 from lora_cot.formats.parser import Parsed, StageParser
@@ -189,11 +190,15 @@ class CotFormat:
             raise DataError(Problem("", what, self._expected(), kind="tags"))
         return {stage.name: stage.text for stage in parsed.stages}
 
+    @cached_property
+    def _tags(self) -> tuple[str, ...]:
+        return tuple(tag for stage in self.stages for tag in (self.opening(stage), self.closing(stage)) if tag)
+
     def _expected(self) -> str:
         return "expected " + " ".join(f"{self.opening(s)}…{self.closing(s)}" for s in self.stages)
 
     def _untagged(self, name: str, text: str) -> str:
-        found = [tag for stage in self.stages for tag in (self.opening(stage), self.closing(stage)) if tag and tag in text]
+        found = [tag for tag in self._tags if tag in text]
         if found:
             what = f"the text of {name} holds the tag {found[0]}"
             raise DataError(Problem("", what, "remove it, or rename the stage", kind="tags"))

@@ -90,11 +90,9 @@ class RowStore:
 
     def duplicates(self) -> Iterator[Twin]:
         """Rows that say and show what an earlier row of their split does."""
-        repeated = (
-            "SELECT split, content, MIN(number) AS number FROM rows WHERE content NOT NULL GROUP BY 1, 2 HAVING COUNT(*) > 1"
-        )
         yield from self._twins(
-            f"FROM ({repeated}) d JOIN rows f ON f.number = d.number "
+            "FROM (SELECT split, content, MIN(number) AS number FROM rows WHERE content NOT NULL "
+            "GROUP BY split, content HAVING COUNT(*) > 1) d JOIN rows f ON f.number = d.number "
             "JOIN rows a ON a.content = d.content AND a.split = d.split AND a.number > d.number ORDER BY a.number"
         )
 

@@ -106,7 +106,7 @@ def check_rows(parts: Sequence[Part], checker: Checker, workers: int | None = No
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(4, cores)
     total = sum(1 for _ in all_rows(parts, checker))
-    loader: Any = DataLoader(_Chunks(parts, checker), batch_size=None, num_workers=workers)
+    loader: Any = DataLoader(_Chunks(parts, checker), batch_size=None, collate_fn=list, num_workers=workers)
     often = 0.5 if sys.stderr.isatty() else 10
     with tqdm(total=total, desc="checking", unit="row", file=sys.stderr, mininterval=often, delay=2) as bar:
         for chunk in loader:
