@@ -64,15 +64,10 @@ def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[lis
         try:
             found = collect(rows_of(source, cot_format), source)
         except DataError as error:
-            raise error.at(place_of(number, source)) from None
+            raise error.at(f"data source {number} ({source.source})") from None
         samples += found
         counts.append(len(found))
     return samples, mixture(counts, sources, seed)
-
-
-def place_of(number: int, source: Any) -> str:
-    """How a mistake names a source of a list."""
-    return f"data source {number} ({source.source})"
 
 
 def mixture(counts: Sequence[int], sources: Sequence[Any], seed: int = 0) -> list[int]:

@@ -17,7 +17,6 @@ EXAMPLES = 5
 """Rows of each check that are kept for the table; all of them go into the file of bad rows."""
 BAR = 40
 """Characters of a histogram's longest bar."""
-LEAKS = ("leak_question", "leak_image")
 
 
 class Findings:
@@ -101,9 +100,10 @@ class Report:
             if numbers["tokens"]:
                 found += ["", f"tokens of {split} rows, image slots expanded", *_bars(numbers["tokens"]["histogram"])]
         found += ["", *self._check_table()]
-        leaked = sum(self.findings.counts[check, "note"] for check in LEAKS)
-        if leaked:
-            found += ["", f"LEAK: {leaked} findings of rows that are held out and trained on: scores on them mean little"]
+        questions, images = (self.findings.counts[f"leak_{what}", "note"] for what in ("question", "image"))
+        if questions or images:
+            shown = f"{questions:,} held-out rows ask what is trained on, {images:,} show an image that is"
+            found += ["", f"LEAK: {shown}: scores on them mean little"]
         if self.problems:
             found += ["", *(f"fails: {clean(str(problem))}" for problem in self.problems)]
         if self.bad_rows is not None:
@@ -143,8 +143,8 @@ class Report:
         lines = []
         for row in shown:
             name = f" ({row['id']})" if row["id"] else ""
-            place = f"{row['split']} {row['source']} · {row['row']}{name} · ".replace("·  · ", "· ")
-            lines.append(f"    {printable(place + row['reason'])}")
+            place = " · ".join(filter(None, (f"{row['split']} {row['source']}", row["row"])))
+            lines.append("    " + printable(f"{place}{name} · {row['reason']}"))
         return [*lines, *([f"    and {total - len(shown):,} more"] if total > len(shown) else [])]
 
 

@@ -71,7 +71,7 @@ def validate(
     problems = list(plan.problems)
     for chunk in check_rows(parts, plan.checker, workers):
         for row in chunk:
-            _take(row, parts, store, found, problems)
+            _take(row, parts[row.part], store, found)
     problems += _hold_out(plan.data, store)
     for check, twin in _twins(store):
         part = parts[twin.part]
@@ -157,19 +157,17 @@ def _check_free(bad_rows: Path, parts: Sequence[Part]) -> None:
         raise RunError(Problem(str(bad_rows), "findings would be written over the data", "name another file"))
 
 
-def _take(row: CheckedRow, parts: Sequence[Part], store: RowStore, found: Findings, problems: list[Problem]) -> None:
+def _take(row: CheckedRow, part: Part, store: RowStore, found: Findings) -> None:
     """Keep a row's facts and findings; the row of an id that was there before is no sample."""
-    part, facts, place = parts[row.part], row.facts, row.where
-    if not place:  # the source itself
-        problems += [Problem(part.name, finding.reason, kind=finding.check) for finding in facts.findings]
-        return
+    facts, place = row.facts, row.where
     all_found, is_sample = facts.findings, facts.readable
     if is_sample and not store.is_new(row):
         is_sample = False
         problem = twice(place, Sample(facts.id, ()))
         all_found = tuple(findings([problem], place, drop=part.section.bad_rows == "drop"))
     severities = {finding.severity for finding in all_found}
-    store.add(row, "failed" if "fails" in severities else "dropped" if "dropped" in severities else "used", is_sample)
+    if place:  # else it is the source itself
+        store.add(row, "failed" if "fails" in severities else "dropped" if "dropped" in severities else "used", is_sample)
     for finding in all_found:
         found.add(part.split, part.number, place, facts.id, finding)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lora_cot.data.rows import SampleReader
-from lora_cot.data.sources import place_of, rows_of
+from lora_cot.data.sources import rows_of
 from lora_cot.errors import DataError
 from lora_cot.types import Sample
 from lora_cot.validation.checks import Checker, RowFacts, findings
@@ -35,11 +35,6 @@ class Part:
     number: int
     """Its place in that section."""
     section: Any
-
-    @property
-    def name(self) -> str:
-        """How mistakes name it."""
-        return f"data.{self.split} · {place_of(self.number, self.section)}"
 
 
 class CheckedRow(NamedTuple):
