@@ -74,9 +74,14 @@ def _object(row: Any) -> Row:
 
 def _parse(data: bytes) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"))
+        if b"\\ud" in data or b"\\uD" in data:  # half of a pair of surrogates, which no tokenizer takes
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError:
         what = "not UTF-8"
+    except UnicodeEncodeError:
+        what = "an escape that stands for no character"
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} at column {error.colno}"
     except (ValueError, RecursionError):

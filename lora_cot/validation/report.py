@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_cot.errors import Problem
+from lora_cot.errors import Problem, RunError
 from lora_cot.validation.checks import CHECKS, Finding
 from lora_cot.validation.store import clean
 
@@ -23,7 +23,14 @@ class Findings:
     """Counts the findings, keeps the first of each check, and writes all to a file as they come."""
 
     def __init__(self, path: Path | None = None):
-        self.path, self._file = path, None if path is None else path.open("w", encoding="utf-8")
+        """
+        Raises:
+            RunError: the file cannot be written.
+        """
+        try:
+            self.path, self._file = path, None if path is None else path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise RunError(Problem(str(path), f"cannot be written: {error.strerror}", "name another file")) from None
         self.counts: Counter[tuple[str, str]] = Counter()
         self.examples: dict[str, list[dict[str, Any]]] = {}
 

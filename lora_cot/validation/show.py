@@ -15,7 +15,7 @@ from lora_cot.data.images import open_image
 from lora_cot.data.labels import Encoded, Encoder
 from lora_cot.data.lengths import LengthLimit, scaled
 from lora_cot.data.sources import rows_of
-from lora_cot.errors import DataError, Problem
+from lora_cot.errors import DataError, Problem, RunError
 from lora_cot.pages import image_uri, render
 from lora_cot.recipe import Recipe
 from lora_cot.types import Sample
@@ -178,8 +178,15 @@ def lines(samples: Sequence[ShownSample]) -> list[str]:
 
 
 def write_page(samples: Sequence[ShownSample], recipe: Recipe, path: Path) -> None:
-    """Samples as a page with thumbnails; it opens offline."""
+    """Samples as a page with thumbnails; it opens offline.
+
+    Raises:
+        RunError: the page cannot be written.
+    """
     pictures = [[image_uri(image.image) for image in sample.images] for sample in samples]
     title = f"Samples of {recipe.name}"
     page = render("samples.html", title=title, base=recipe.model.base, samples=list(zip(samples, pictures, strict=True)))
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunError(Problem(str(path), f"cannot be written: {error.strerror}", "name another file with --html")) from None
