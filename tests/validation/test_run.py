@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from lora_cot.data.lengths import keep_fitting
 from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, LoraCotError, RunError
 from lora_cot.training.run import make_collator, train
+from lora_cot.validation.run import plan_of_recipe
+from lora_cot.validation.stream import _Chunks
 from tests.conftest import ROOT
 from tests.validation.conftest import STAGES, found, plain
 
@@ -200,6 +203,13 @@ def test_workers_find_the_same(source, recipe_of, folder):
         del shown["seconds"], shown["bad_rows"]
         reports.append((shown, (folder / f"bad{workers}").read_text()))
     assert reports[0] == reports[1] and reports[0][1].count("\n") > 12
+
+
+def test_what_checks_travels_to_workers(source, recipe_of):
+    """It does where workers are started afresh too, and not only where they are copies of this process."""
+    plan = plan_of_recipe(recipe_of(source(*with_row(BAD["tags"]))))
+    chunks = _Chunks(plan.parts, plan.checker)
+    assert list(pickle.loads(pickle.dumps(chunks))) == list(chunks) != []
 
 
 # leaks and duplicates
