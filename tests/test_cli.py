@@ -111,9 +111,8 @@ def test_validate_accepts_a_recipe(tmp_path, monkeypatch):
     report = json.loads(done.stdout)
     assert (done.returncode, report["recipe"], report["valid"], report["splits"]["train"]["used"]) == (0, "good", True, 8)
     path.write_text("name: empty\nmodel: {base: mini/llava}\n")
-    done = command("validate", path, "--json")
-    assert (done.returncode, json.loads(done.stdout)["valid"]) == (1, False)
-    assert "data.train · there is nothing to train on" in command("validate", path).stdout
+    done = command("validate", path)
+    assert done.returncode == 1 and "data.train · there is nothing to train on" in done.stdout
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -134,9 +133,6 @@ def test_validate_reports_bad_rows(tmp_path, monkeypatch):
     assert json.loads(line) == expected | {"reason": "the row has no answer · give it 'stages' or 'answer'"}
     done = command("validate", "rows.jsonl", "--format", "direct", "--bad", "other.jsonl")
     assert done.returncode == 1 and Path("other.jsonl").is_file() and "rows.jsonl line 2 (b) · the row has no" in done.stdout
-    source["bad_rows"] = "drop"
-    Path("recipe.yaml").write_text(json.dumps(recipe))
-    assert command("validate", "recipe.yaml", "--bad", "other.jsonl").returncode == 0
 
 
 def test_a_field_makes_any_file_one_of_predictions(tmp_path):

@@ -150,8 +150,8 @@ def _train_pass(
         raise DataError(Problem("data.train", "every sample is too long", "raise training.max_length"))
     _check_reached(backbone, train_set.samples)
     notes = check_start(collator, train_set.samples, eval_set.samples)
-    show("" if one.given else "\n".join(notes))  # the same in each pass of a split format
-    show(sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
+    said = "" if one.given else "\n".join(notes)  # the same in each pass of a split format
+    show(said, sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
     trainer = make_trainer(recipe, arguments, backbone, one, collator, (train_set, eval_set), questions, folder / LOG_FILE)
     begin = time.perf_counter()
     trainer.train()

@@ -86,6 +86,22 @@ def test_what_is_found_after_reading_fails_whatever_the_recipe_drops(source, rec
         train(recipe, tmp_path)
 
 
+def test_images_of_rows_that_are_left_out_may_be_damaged(source, recipe_of, tmp_path):
+    """Training never opens them; a header that it cannot read for the length stops it all the same."""
+    rows = [plain(number, image="0.png") for number in range(4)]
+    long = plain(9, question="why " * 400, image="cut.png")
+    overrides = ["training.max_length=400", "training.long_samples=drop"]
+    recipe = recipe_of(source(*rows, long), overrides=overrides)
+    report = validate(recipe, workers=0)
+    assert report.valid
+    assert [(c, severity) for c, severity, *_ in found(report)] == [("image_unreadable", "dropped"), ("too_long", "dropped")]
+    train(recipe, tmp_path)
+    recipe = recipe_of(source(*rows, long | {"image": "terabyte.png"}), overrides=overrides)
+    assert [(c, severity) for c, severity, *_ in found(validate(recipe, workers=0))] == [("image_size", "fails")]
+    with pytest.raises(DataError, match="q9"):
+        train(recipe, tmp_path / "again")
+
+
 @pytest.mark.parametrize("check", NOTED)
 def test_notes_do_not_stop_training(source, recipe_of, tmp_path, check, capsys):
     """What is only odd is noted, by validate and at the start of a training, which goes on."""
@@ -282,8 +298,9 @@ def test_dropping_every_image_is_a_problem(source, recipe_of, tmp_path):
 def test_rows_without_an_image_fail_where_only_what_sees_images_is_trained(source, recipe_of, tmp_path):
     """They would give the adapters no gradient."""
     rows = [plain(0, image="0.png"), plain(1)]
-    recipe = recipe_of(source(*rows), overrides=["lora.parts=[vision_encoder]"])
-    assert found(validate(recipe, workers=0)) == [("no_image", "fails", "rows.jsonl line 2", "q1")]
+    held = source(plain(5), name="held.jsonl")
+    recipe = recipe_of(source(*rows), held=[held], overrides=["lora.parts=[vision_encoder]"])
+    assert found(validate(recipe, workers=0)) == [("no_image", "fails", "rows.jsonl line 2", "q1")], "held out it may be"
     with pytest.raises(DataError, match="q1"):
         train(recipe, tmp_path)
 
@@ -295,6 +312,11 @@ def test_both_passes_of_a_split_format_are_measured(source, recipe_of, tmp_path)
     recipe = recipe_of(source(*rows), overrides=options, search={})
     report = validate(recipe, workers=0)
     assert [(check, severity, name) for check, severity, _, name in found(report)] == [("too_long", "dropped", "q1")]
+    plan = plan_of_recipe(recipe)
+    samples, _ = load_data(recipe.data, recipe.format.build())
+    lengths = [[limit.measure(sample).length for limit in plan.checker.limits] for sample in samples]
+    assert all(first != second for first, second in lengths)
+    assert report.splits["train"]["tokens"]["total"] == sum(map(max, lengths))
     folder = train(recipe, tmp_path)
     passes = json.loads((folder / "report.json").read_text())["passes"]
     assert {name for one in passes for name in one["dropped"]} == {"q1"}
