@@ -219,12 +219,22 @@ class Encoder:
         for begin, end in zip(cuts, [*cuts[1:], len(joined)], strict=True):
             # SentencePiece puts a space before the first word of a text: a later run is no beginning.
             before = self.tokenizer.eos_token if begin else ""
-            run = self.tokenizer(before + joined[begin:end], add_special_tokens=False, return_offsets_mapping=placed)
+            text = before + joined[begin:end]
+            if not placed:
+                ids += self._ids(text)[bool(before) :]
+                continue
+            run = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids += run["input_ids"][bool(before) :]
-            if placed:
-                shift = begin - len(before)
-                positions += [shift + offset[0] for offset in run["offset_mapping"][bool(before) :]]
+            shift = begin - len(before)
+            positions += [shift + offset[0] for offset in run["offset_mapping"][bool(before) :]]
         return ids, positions
+
+    def _ids(self, text: str) -> list[int]:
+        """The tokens alone, in half the time: nothing is kept of where in the text they came from."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # an earlier call of somebody else's may have set either
+        backend.no_padding()
+        return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _image_slots(self, images: Sequence[PILImage.Image]) -> tuple[list[list[int]], dict[str, Any]]:
         """Token ids that stand for each image, and what the model gets for all of them."""
