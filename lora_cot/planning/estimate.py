@@ -129,7 +129,7 @@ def simulate(recipe: Recipe, gpu: bool) -> Simulated:
     base, keys = configuration(recipe), recipe.training.library
     family = family_of(base, recipe.model.revision)
     dtype = choose_dtype(recipe.model.dtype, base, recipe.model.revision, family, recipe.quantization is not None)
-    cast = bool(gpu and not keys.get("fp16") and keys.get("bf16", True))
+    cast = gpu and bool(keys.get("fp16") or keys.get("bf16", True))
     backbone = outline(recipe, base, dtype, torch.bfloat16 if cast else torch.float32)
     works = workloads(recipe, backbone)
     return Simulated(
@@ -138,8 +138,8 @@ def simulate(recipe: Recipe, gpu: bool) -> Simulated:
         {line.part: line.parameters for line in report(backbone)},
         sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
         cast,
-        max((training_step(backbone, recipe, work) for work in works), key=lambda step: sum(step.values())),
-        Reader(backbone, max(works, key=lambda work: work.length)),
+        max((training_step(backbone, recipe, work, gpu) for work in works), key=lambda step: sum(step.values())),
+        Reader(backbone, max(works, key=lambda work: work.length), gpu),
         _largest_quantized(backbone, dtype),
         largest_block(backbone.base_model),
     )
