@@ -146,6 +146,7 @@ def counting(model: nn.Module, parts: Mapping[str, nn.Module], inputs: Mapping[s
         inputs: the tensors that it is given; they count.
         gpu: TRL's head scores a tile of logits in place there; elsewhere it makes several tiles of each.
     """
+    from bitsandbytes.autograd import _functions
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
@@ -169,6 +170,7 @@ def counting(model: nn.Module, parts: Mapping[str, nn.Module], inputs: Mapping[s
             (torch, "is_autocast_enabled", autocast),
             (torch.nn.functional, "scaled_dot_product_attention", _attention),
             (utils, "_use_triton", lambda device: True),
+            (_functions, "MatMul8bitLt", _functions.MatMul8bitFp),  # it looks for outliers, which takes values
             *((chunked_logprob, kernel, _in_place) for kernel in in_place),
         ):
             stack.enter_context(mock.patch.object(owner, attribute, stand_in))

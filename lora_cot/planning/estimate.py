@@ -203,8 +203,7 @@ def _weights(backbone: Backbone) -> list[Item]:
             quantized = is_quantized(layer) and name == "weight"
             kind = ("4-bit" if getattr(parameter, "quant_state", None) else "8-bit") if quantized else _name(parameter.dtype)
             key = part_of(backbone.family, f"{owner}.{name}") or "other", kind
-            size = parameter.numel() if kind == "8-bit" else weight_bytes(layer, name, parameter)
-            found[key] = found.get(key, 0) + size
+            found[key] = found.get(key, 0) + weight_bytes(layer, name, parameter)
     return [Item(part, size, kind) for (part, kind), size in found.items()]
 
 

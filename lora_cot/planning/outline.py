@@ -69,7 +69,7 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
 def quantize(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> None:
     """Replace layers as transformers does when it loads them, and pack their weights."""
     from bitsandbytes.functional import quantize_4bit
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
     from transformers.integrations import replace_with_bnb_linear
 
     config: Any = bits_and_bytes(section, family, dtype)
@@ -82,21 +82,20 @@ def quantize(model: nn.Module, family: Family, section: QuantizationSection, dty
             layer.weight = Params4bit(
                 packed, requires_grad=False, quant_state=state, quant_type=kind, bnb_quantized=True, module=layer
             )
-        elif is_quantized(layer):  # its forward in 8 bits is that of a layer in half precision, as far as memory goes
-            weight = torch.empty(tuple(layer.weight.shape), dtype=dtype, device="meta")  # type: ignore[arg-type]
-            layer.forward, layer.weight = nn.Linear.forward.__get__(layer), nn.Parameter(weight, requires_grad=False)
+        elif is_quantized(layer):
+            packed = torch.empty(tuple(layer.weight.shape), dtype=torch.int8, device="meta")  # type: ignore[arg-type]
+            scales = torch.empty(len(packed), device="meta")
+            layer.weight = Int8Params(packed, requires_grad=False, CB=packed, SCB=scales)
 
 
 def weight_bytes(layer: nn.Module, name: str, parameter: torch.Tensor) -> int:
     """Bytes of a layer's parameter, with what its quantisation keeps beside it."""
-    if not is_quantized(layer) or name != "weight":
-        return parameter.numel() * parameter.element_size()
-    rows, columns = int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
-    state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return rows * columns + 4 * rows
-    beside = [state.absmax, *([state.state2.absmax] if state.nested else [])]
-    return parameter.numel() * parameter.element_size() + sum(t.numel() * t.element_size() for t in beside)
+    beside: list[torch.Tensor] = []
+    if is_quantized(layer) and name == "weight":
+        state = getattr(parameter, "quant_state", None)
+        beside = [parameter.SCB] if state is None else [state.absmax]  # type: ignore[attr-defined]
+        beside += [state.state2.absmax] if state is not None and state.nested else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in (parameter, *beside))
 
 
 def largest_block(model: nn.Module) -> int:
