@@ -85,8 +85,8 @@ class Simulated:
     step: dict[str, int]
     """Bytes by owner at the fullest moment of a training step."""
     reader: Reader
-    unquantized: float
-    """Bytes of the largest weight before it is quantised."""
+    largest_quantized: float
+    """Bytes of the largest of the quantised weights, before it is."""
     block: int
     """Bytes of the largest block: what ZeRO-3 gathers at once, at least."""
 
@@ -134,7 +134,7 @@ def simulate(recipe: Recipe, gpu: bool) -> Simulated:
     works = workloads(recipe, backbone)
     return Simulated(
         works,
-        _weights(backbone),
+        weights(backbone),
         {line.part: line.parameters for line in report(backbone)},
         sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
         cast,
@@ -160,7 +160,7 @@ def estimate(recipe: Recipe, made: Simulated, process: float | None = None) -> E
     state = [adapter, *([Item("adapter, cast", 2 * made.trained, "autocast's copy")] if made.cast else [])]
     state.append(Item("optimizer", OPTIMIZER_BYTES.get(optim, 8.0) * made.trained, optim))
     always = [*taken, *made.weights]
-    loading = Item("largest weight, not yet quantised", made.unquantized, comes_and_goes=True)
+    loading = Item("largest weight, not yet quantised", made.largest_quantized, comes_and_goes=True)
     phases = [Phase("loading", [*always, loading]), Phase("training", [*always, *state, *_activations(made.step)])]
     if keys.get("eval_strategy", "no") != "no" and recipe.training.eval_generations:
         questions = min(recipe.training.eval_generations, evaluation)
@@ -191,8 +191,8 @@ def _activations(made: dict[str, int]) -> list[Item]:
     ]
 
 
-def _weights(backbone: Backbone) -> list[Item]:
-    """By part and precision; tied weights count once."""
+def weights(backbone: Backbone) -> list[Item]:
+    """A model's frozen weights by part and precision; tied weights count once."""
     found: dict[tuple[str, str], int] = {}
     seen: set[int] = set()
     for owner, layer in backbone.base_model.named_modules():
