@@ -11,6 +11,7 @@ from lora_cot.adapters.lora import report
 from lora_cot.backbones import Backbone, part_of
 from lora_cot.backbones.loading import choose_dtype, family_of
 from lora_cot.backbones.quantization import is_quantized
+from lora_cot.engines.local import PREFILL_TOKENS
 from lora_cot.planning.outline import configuration, largest_block, outline, weight_bytes
 from lora_cot.planning.steps import Reader, training_step
 from lora_cot.planning.workload import Workload, workloads
@@ -21,7 +22,6 @@ OPTIMIZER_BYTES = {
     "adamw_torch_fused": 8.0,
     "adamw_8bit": 2.04,
     "adamw_bnb_8bit": 2.04,
-    "paged_adamw": 8.0,
     "paged_adamw_32bit": 8.0,
     "paged_adamw_8bit": 2.04,
     "adafactor": 0.1,
@@ -165,9 +165,14 @@ def estimate(recipe: Recipe, made: Simulated, process: float | None = None) -> E
     if keys.get("eval_strategy", "no") != "no" and recipe.training.eval_generations:
         questions = min(recipe.training.eval_generations, evaluation)
         phases.append(Phase("evaluating", [*always, *state, _answering(recipe, made.reader, questions, 1)]))
-    candidates = recipe.search.candidates if recipe.search.strategy == "stage_beam" else 1
-    phases.append(Phase("answering", [*always, adapter, _answering(recipe, made.reader, evaluation, candidates)]))
+    phases.append(Phase("answering", [*always, adapter, _answering(recipe, made.reader, evaluation, _candidates(recipe))]))
     return Estimate(process is None, phases, made)
+
+
+def _candidates(recipe: Recipe) -> int:
+    """Texts of a question that are written at once, at most."""
+    own = (stage.candidates or 0 for stage in recipe.search.stages.values())
+    return max(recipe.search.candidates, *own, 1) if recipe.search.strategy == "stage_beam" else 1
 
 
 def _answering(recipe: Recipe, reader: Reader, questions: int, candidates: int) -> Item:
@@ -177,9 +182,11 @@ def _answering(recipe: Recipe, reader: Reader, questions: int, candidates: int) 
         (own[stage.name].max_new_tokens if stage.name in own else None) or stage.max_new_tokens
         for stage in recipe.format.build().stages
     )
-    cache, reading = reader.cache(questions, candidates, tokens), questions * reader.reading
+    together = min(questions, max(1, PREFILL_TOKENS // reader.prompt))
+    reading = together * reader.reading + reader.cache(questions - together, 0, 0)
+    cache = reader.cache(questions, candidates, tokens)
     if reading > cache:
-        return Item("reading prompts", reading, f"{questions} of {reader.prompt} tokens", comes_and_goes=True)
+        return Item("reading prompts", reading, f"{together} of {reader.prompt} tokens at once", comes_and_goes=True)
     what = f"{questions} questions × {candidates} candidates of {reader.prompt + tokens} tokens"
     return Item("keys and values", cache, what, comes_and_goes=True)
 
