@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -68,12 +69,15 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
 
 def quantize(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> None:
     """Replace layers as transformers does when it loads them, and pack their weights."""
+    from bitsandbytes import functional
     from transformers.integrations import replace_with_bnb_linear
 
     config: Any = bits_and_bytes(section, family, dtype)
     replace_with_bnb_linear(model, config.llm_int8_skip_modules, config)
-    for layer in filter(is_quantized, model.modules()):
-        _pack(layer, config, dtype)
+    # bitsandbytes keeps the first code book it makes, for whatever is quantised later: one without values breaks that.
+    with mock.patch.dict(functional.name2qmap):
+        for layer in filter(is_quantized, model.modules()):
+            _pack(layer, config, dtype)
 
 
 def _pack(layer: Any, config: Any, dtype: torch.dtype) -> None:

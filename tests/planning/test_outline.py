@@ -129,3 +129,14 @@ def test_what_training_refuses_is_refused(make_recipe, tmp_path, options, error,
     """By the same code, in the same words."""
     with pytest.raises(error, match=message):
         simulate(make_recipe(tmp_path, *options), gpu=False)
+
+
+def test_planning_leaves_nothing_behind(make_recipe, make_base, tmp_path, monkeypatch):
+    """A model can be loaded and quantised in the process that planned one first: bitsandbytes keeps its first code book."""
+    from bitsandbytes import functional
+
+    monkeypatch.setattr(functional, "name2qmap", {})
+    recipe = changed(make_recipe, tmp_path, make_base("llava"), "nf4, nested")
+    outlined(recipe)
+    weight = load_backbone(recipe.model, recipe.quantization).model.model.language_model.layers[0].mlp.up_proj.weight
+    assert weight.quant_state.nested and weight.quant_state.state2.code.device.type == "cpu"
