@@ -13,6 +13,7 @@ from lora_cot.adapters.lora import attach
 from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import family_of, resolve_base
 from lora_cot.backbones.quantization import bits_and_bytes, is_quantized
+from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import QuantizationSection
 
@@ -30,10 +31,10 @@ def configuration(recipe: Recipe) -> str:
     """Where a recipe's base has its configuration: its own folder, one that comes with this package, or the hub.
 
     Raises:
-        BackboneError: a miniature that cannot be built.
+        BackboneError: no miniature of that name.
     """
     base = recipe.model.base
-    return base if Path(base).is_dir() else str(published(base) or resolve_base(base))
+    return base if Path(base).is_dir() else str(published(base) or resolve_base(base, weights=False))
 
 
 def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype) -> Backbone:
@@ -50,17 +51,24 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
     """
     import transformers
 
-    family = family_of(base, recipe.model.revision)
-    config = transformers.AutoConfig.from_pretrained(base, revision=recipe.model.revision)
+    revision = recipe.model.revision
+    family = family_of(base, revision)
+    try:
+        config = transformers.AutoConfig.from_pretrained(base, revision=revision)
+        processor = family.load_processor(base, revision)
+    except (OSError, ValueError) as error:
+        what = f"its configuration or its processor cannot be read: {' '.join(str(error).split())[:200]}"
+        raise BackboneError(
+            Problem(f"model.base {recipe.model.base}", what, "name a folder or hub id that holds both")
+        ) from None
     config._attn_implementation = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
         model = getattr(transformers, family.auto_class).from_config(config, dtype=dtype).eval()
     if recipe.quantization is not None:
         quantize(model, family, recipe.quantization, dtype)
-    processor = family.load_processor(base, recipe.model.revision)
     plain = recipe.lora.model_copy(update={"init_lora_weights": True})  # what it begins with takes no memory
     with torch.device("meta"):
-        backbone = attach(Backbone(family, model, processor, base, recipe.model.revision), plain)
+        backbone = attach(Backbone(family, model, processor, base, revision), plain)
     for parameter in backbone.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(compute)
