@@ -89,11 +89,9 @@ def quantize(model: nn.Module, family: Family, section: QuantizationSection, dty
 
 
 def _pack(layer: Any, config: Any, dtype: torch.dtype) -> None:
-    from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
+    from bitsandbytes.functional import quantize_4bit
     from bitsandbytes.nn import Int8Params, Params4bit
 
-    if "dynamic" not in name2qmap:  # kept for all layers to come, also of models that are really loaded
-        name2qmap["dynamic"] = create_dynamic_map()
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
     shape = layer.out_features, layer.in_features
