@@ -36,7 +36,7 @@ OPTIMIZER_BYTES = {
 """Bytes of state for each trained parameter; of others, 8."""
 DRIVER = 0.6e9
 """Bytes that a GPU's driver and libraries hold beside torch, at most."""
-GAPS_GPU, GAPS_CPU = 0.1, 0.3
+GAPS_GPU, GAPS_CPU = 0.1, 0.25
 """Share of what comes and goes that the allocator's gaps take, at most (on a CPU measured, docs/memory.md)."""
 SCRATCH = 0.07e9
 """Bytes that libraries take on a CPU once they compute: threads, kernels and their buffers (measured)."""
