@@ -1,6 +1,6 @@
 """Training speed beside plain TRL: the same QLoRA job, both sides in turn, on samples of equal and of mixed lengths.
 
-    python benchmarks/train.py [--rounds 5] [--base mini/llava] [--json]
+    python benchmarks/train.py [--rounds 5] [--base mini/llava] [--dtype float32] [--json]
 
 Each side trains one epoch over the same files in a process of its own; what is timed is `trainer.train()`. Tokens are
 real ones, padding left out, and the same for both sides: the ratio is one of seconds, of each side's best round, since
@@ -32,14 +32,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base", default="mini/llava")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of both sides")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(SIDES[options.side](options.base, options.data)))
+        print(json.dumps(SIDES[options.side](recipe_of(options.base, options.data, options.dtype), options.data)))
         return
-    report: dict[str, Any] = {"device": device(), "base": options.base, "samples": SAMPLES, "batch_size": BATCH}
+    report: dict[str, Any] = {
+        "device": device(),
+        "base": options.base,
+        "dtype": options.dtype,
+        "samples": SAMPLES,
+        "batch_size": BATCH,
+    }
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("equal", "mixed"):
             data = Path(folder) / kind
@@ -61,7 +68,18 @@ def compare(kind: str, data: Path, options: argparse.Namespace) -> dict[str, flo
     tokens = 0
     for number in range(options.rounds):
         for side in ("ours", "trl") if number % 2 == 0 else ("trl", "ours"):
-            command = [sys.executable, __file__, "--side", side, "--data", str(data), "--base", options.base]
+            command = [
+                sys.executable,
+                __file__,
+                "--side",
+                side,
+                "--data",
+                str(data),
+                "--base",
+                options.base,
+                "--dtype",
+                options.dtype,
+            ]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
             seconds[side].append(found["seconds"])
             tokens = found.get("tokens", tokens)
@@ -93,14 +111,16 @@ def write_data(folder: Path, kind: str) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def recipe_of(base: str, data: Path) -> Any:
+def recipe_of(base: str, data: Path, dtype: str) -> Any:
     """The job as a recipe."""
+    import torch
+
     from lora_cot.recipe.schema import Recipe
 
     return Recipe.model_validate(
         {
             "name": "benchmark",
-            "model": {"base": base, "dtype": "float32"},
+            "model": {"base": base, "dtype": dtype},
             "data": {"train": [{"source": "jsonl", "path": str(data / "rows.jsonl")}]},
             "quantization": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
             "lora": {"r": 16, "lora_alpha": 32},
@@ -111,13 +131,14 @@ def recipe_of(base: str, data: Path) -> Any:
                 "learning_rate": 1e-3,
                 "save_strategy": "no",
                 "logging_steps": 10,
-                "bf16": False,
+                "bf16": dtype == "bfloat16",
+                "use_cpu": not torch.cuda.is_available(),
             },
         }
     )
 
 
-def train_ours(base: str, data: Path) -> dict[str, float]:
+def train_ours(recipe: Any, data: Path) -> dict[str, float]:
     """Our trainer, as `train` builds it."""
     from lora_cot.adapters.lora import attach
     from lora_cot.backbones.loading import load_backbone
@@ -126,7 +147,6 @@ def train_ours(base: str, data: Path) -> dict[str, float]:
     from lora_cot.training import run
     from lora_cot.training.arguments import sft_config
 
-    recipe = recipe_of(base, data)
     cot_format = recipe.format.build()
     samples, _ = load_data(recipe.data, cot_format)
     backbone = attach(load_backbone(recipe.model, recipe.quantization), recipe.lora)
@@ -140,7 +160,7 @@ def train_ours(base: str, data: Path) -> dict[str, float]:
         return {"seconds": timed(trainer), "tokens": sum(kept.lengths)}
 
 
-def train_trl(base: str, data: Path) -> dict[str, float]:
+def train_trl(recipe: Any, data: Path) -> dict[str, float]:
     """TRL's own trainer and collator on the same rows, base and layers."""
     from datasets import Dataset, Features, Image, Sequence, Value
     from peft import LoraConfig
@@ -150,7 +170,6 @@ def train_trl(base: str, data: Path) -> dict[str, float]:
     from lora_cot.backbones.loading import load_backbone
     from lora_cot.formats import FORMATS
 
-    recipe = recipe_of(base, data)
     backbone = load_backbone(recipe.model, recipe.quantization)
     rows: dict[str, list[Any]] = {"messages": [], "images": []}
     for row in map(json.loads, (data / "rows.jsonl").read_text().splitlines()):
