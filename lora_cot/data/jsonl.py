@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, not_empty, read_json_rows
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
-from lora_cot.recipe.schema import JsonlSource
+from lora_cot.recipe.sources import JsonlSource
 from lora_cot.types import Exchange, Sample
 
 

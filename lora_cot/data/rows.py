@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_cot.data.images import inside
 from lora_cot.errors import DataError, Problem, nearest
-from lora_cot.recipe.schema import SourceSection
+from lora_cot.recipe.sources import SourceSection
 from lora_cot.types import Image, Sample
 
 MOST_PROBLEMS = 20
@@ -71,34 +72,71 @@ def _parse(data: bytes, where: str) -> Any:
         return Problem(where, "not JSON that can be read")
 
 
-def convert(
-    rows: Iterator[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], source: SourceSection
-) -> list[Sample]:
-    """Samples of a source's rows, of the first `limit` ones if it has one.
+@dataclass
+class Collected:
+    """Rows as samples, and what is wrong with the others."""
 
-    Raises:
-        DataError: the rows that cannot be used, together, an id that occurs twice among them; unless they are dropped.
-    """
-    samples: list[Sample] = []
-    problems: list[Problem] = []
-    seen: set[str] = set()
-    for where, row in itertools.islice(rows, source.limit):
-        if isinstance(row, Problem):
-            problems.append(row)
-            continue
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    total: int = 0
+    """Rows that were read."""
+    bad: int = 0
+    """Rows among them that cannot be used; one row can have several problems."""
+
+
+def collect(rows: Iterable[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], limit: int | None) -> Collected:
+    """Samples of the first `limit` rows, and the problems of those that are none, an id that occurs twice among them."""
+    found, seen = Collected(), set[str]()
+    for where, row in itertools.islice(rows, limit):
+        found.total += 1
         try:
+            if isinstance(row, Problem):
+                raise DataError(row)
             sample = make(where, row)
             if sample.id in seen:
                 raise DataError(Problem("id", f"'{sample.id}' occurs twice", "give every row an id of its own"))
             seen.add(sample.id)
-            samples.append(sample)
+            found.samples.append(sample)
         except DataError as error:
-            problems += error.at(where).problems
-    if problems and source.bad_rows == "error":
+            found.bad += 1
+            found.problems += error.problems if isinstance(row, Problem) else error.at(where).problems
+    return found
+
+
+def convert(
+    rows: Iterable[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], source: SourceSection
+) -> list[Sample]:
+    """Samples of a source's rows, of the first `limit` ones if it has one.
+
+    Raises:
+        DataError: the rows that cannot be used, together, unless the source lets them be dropped; see `tolerate`.
+    """
+    found = collect(rows, make, source.limit)
+    tolerate(found.problems, found.bad, found.total, source)
+    return found.samples
+
+
+def tolerate(problems: Sequence[Problem], bad: int, total: int, source: SourceSection) -> None:
+    """Say what is left out of a source, if it may be.
+
+    Args:
+        problems: of the rows that cannot be used.
+        bad: number of these rows.
+        total: number of all rows.
+        source: says whether rows may be left out, and how many.
+
+    Raises:
+        DataError: the problems, if none may be left out, or fewer.
+    """
+    if not problems:
+        return
+    if source.bad_rows == "error":
         raise DataError(shortened(problems))
-    if problems:
-        print(f"{len(problems)} problems in rows that are left out:", *shortened(problems), sep="\n  ", file=sys.stderr)
-    return samples
+    if bad > source.max_bad_share * total:
+        share = f"{bad} of {total} rows cannot be used, more than max_bad_share={source.max_bad_share:g}"
+        raise DataError([Problem("", share, "correct them, or raise max_bad_share"), *shortened(problems)])
+    what = f"{len(problems)} problems in rows that are left out ({bad} of {total}):"
+    print(what, *shortened(problems), sep="\n  ", file=sys.stderr)
 
 
 def shortened(problems: Sequence[Problem]) -> list[Problem]:

@@ -8,7 +8,7 @@ import pytest
 from lora_cot.data.images import open_image
 from lora_cot.data.shapes import CELL, COLOURS, PLACES, SPLITS, iterate, load, make_sample
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import ShapesSource
+from lora_cot.recipe.sources import ShapesSource
 
 ROWS = 1500
 BESIDE = {"right of": (0, 1), "left of": (0, -1), "below": (1, 0), "above": (-1, 0)}
