@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lora_cot.data import jsonl, llava_cot_100k, messages, shapes
+from lora_cot.data import aokvqa, jsonl, llava_cot_100k, messages, scienceqa, shapes
+from lora_cot.data.rationales import attach
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import DataSection
@@ -19,6 +20,8 @@ SOURCES: dict[str, Loader] = {
     "llava_cot_100k": llava_cot_100k.load,
     "messages": messages.load,
     "shapes": shapes.load,
+    "scienceqa": scienceqa.load,
+    "aokvqa": aokvqa.load,
 }
 """A source takes its own section of the recipe and the format, and gives all its samples."""
 
@@ -55,7 +58,7 @@ def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -
     mixed: list[Sample] = []
     for number, source in enumerate(sources):
         try:
-            samples = SOURCES[source.source](source, cot_format)
+            samples = attach(SOURCES[source.source](source, cot_format), source)
         except DataError as error:
             raise error.at(f"data source {number} ({source.source})") from None
         whole, part = divmod(source.weight, 1.0)

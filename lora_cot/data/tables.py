@@ -14,7 +14,7 @@ from lora_cot.types import StoredImage
 def is_table(path: str) -> bool:
     """Whether a path is no local file or folder of another kind: parquet, or a hub id."""
     local = Path(path)
-    return local.suffix == ".parquet" or not local.exists() or (local.is_dir() and any(local.rglob("*.parquet")))
+    return local.suffix == ".parquet" or not local.exists() or any([*local.glob("*.parquet"), *local.glob("*/*.parquet")])
 
 
 def open_table(path: str, split: str) -> Any:
@@ -50,9 +50,9 @@ def open_table(path: str, split: str) -> Any:
 
 
 def parquet_files(folder: Path, split: str) -> list[str]:
-    """The files of a split at any depth of a folder, in order."""
-    found = [*folder.rglob(f"{split}-*.parquet"), *folder.rglob(f"{split}.parquet")] if folder.is_dir() else []
-    return sorted(map(str, found))
+    """The files of a split in a folder and in the folders in it, in order."""
+    names = (f"{below}{split}{rest}.parquet" for below in ("", "*/") for rest in ("", "-*"))
+    return sorted(str(file) for name in names for file in folder.glob(name))
 
 
 def table_rows(table: Any, where: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
