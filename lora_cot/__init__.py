@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.errors import LoraCotError
     from lora_cot.evaluation.ask import ask
+    from lora_cot.evaluation.predictions import score
     from lora_cot.evaluation.run import evaluate
     from lora_cot.merging.merge import merge
     from lora_cot.planning.plan import plan
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from lora_cot.training.run import train
 
 __version__ = "0.1.0.dev0"
-__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "train"]
+__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "score", "train"]
 
 _HOMES = {
     "LoraCotError": "errors",
@@ -36,6 +37,7 @@ _HOMES = {
     "merge": "merging.merge",
     "open_model": "checkpoints.opening",
     "plan": "planning.plan",
+    "score": "evaluation.predictions",
     "train": "training.run",
 }
 
