@@ -85,7 +85,7 @@ def test_validate_counts_outcomes_for_people(predictions):
 def test_validate_refuses_an_unknown_format(predictions):
     """The error names the nearest format and all there are."""
     (line,) = refusal("validate", predictions, "--format", "four_stages")
-    assert line.startswith("error: --format · no format 'four_stages' · did you mean 'four_stage'? allowed: direct")
+    assert line.startswith("error: --format · no format 'four_stages' · did you mean 'four_stage'? allowed: answer_first, ")
 
 
 @pytest.mark.parametrize(
