@@ -44,14 +44,16 @@ def read_option(text: str | None, choices: Sequence[str]) -> int | None:
     options at random instead (`utils_evaluate.py`).
     """
     whole = re.sub(r"^(?:answer:\s*)+", "", (text or "").strip(), flags=re.IGNORECASE)
-    named = {_index(match) for match in SAID.finditer(whole)}
-    if not named and (match := LETTER.fullmatch(whole)):
+    core = re.sub(r"^[Tt]he answer is:?\s+", "", whole)
+    words = _words(core)
+    if match := LETTER.fullmatch(core):
         named = {_index(match)}
-    if not named:
-        words = _words(re.sub(r"^[Tt]he answer is:?\s", "", whole))
-        named = {index for index, choice in enumerate(choices) if words and _words(choice) == words}
-    if not named and (match := LETTER_AND_TEXT.fullmatch(whole)):
-        named = {_index(match)}
+    elif own := {index for index, choice in enumerate(choices) if words and _words(choice) == words}:
+        named = own
+    elif match := LETTER_AND_TEXT.fullmatch(whole):
+        named = {_index(match), *map(_index, SAID.finditer(whole))}
+    else:
+        named = {_index(match) for match in SAID.finditer(whole)}
     index = named.pop() if len(named) == 1 else None
     return index if index is not None and index < len(choices) else None
 
