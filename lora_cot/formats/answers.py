@@ -50,10 +50,10 @@ def read_option(text: str | None, choices: Sequence[str]) -> int | None:
         named = {_index(match)}
     elif own := {index for index, choice in enumerate(choices) if words and _words(choice) == words}:
         named = own
-    elif match := LETTER_AND_TEXT.fullmatch(whole):
-        named = {_index(match), *map(_index, SAID.finditer(whole))}
+    elif said := {_index(match) for match in SAID.finditer(whole)}:
+        named = said
     else:
-        named = {_index(match) for match in SAID.finditer(whole)}
+        named = {_index(match) for match in [LETTER_AND_TEXT.fullmatch(whole)] if match}
     index = named.pop() if len(named) == 1 else None
     return index if index is not None and index < len(choices) else None
 

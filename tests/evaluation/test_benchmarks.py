@@ -1,11 +1,13 @@
 """Benchmarks by name: their questions, what counts as right, and the groups they are told apart by."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from lora_cot.errors import RunError
+from lora_cot.errors import DataError, RunError
 from lora_cot.evaluation.benchmarks import BENCHMARKS, Wanted, find
+from lora_cot.evaluation.predictions import score
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import ModelSection
@@ -103,7 +105,10 @@ def evaluate(monkeypatch):
 
     def answers(_opened, samples, _config):
         gold = [FORMATS["direct"].parse(sample.last.answer if n % 2 else "") for n, sample in enumerate(samples)]
-        return [Completion(s.id, "", parsed, "complete", [], 3, 12, 4) for s, parsed in zip(samples, gold, strict=True)]
+        return [
+            Completion(s.id, s.last.answer if parsed.answer else "", parsed, "complete", [], 3, 12, 4)
+            for s, parsed in zip(samples, gold, strict=True)
+        ]
 
     return evaluated
 
@@ -131,3 +136,41 @@ def test_a_recipe_says_what_is_evaluated(evaluate):
     report, told = evaluate(section), evaluate(section, split="train", limit=2)
     assert (told.split, told.accuracy.total) == ("train", 2)
     assert (report.split, report.accuracy.total) == ("validation", 3)
+
+
+@pytest.fixture
+def scienceqa(tmp_path):
+    """A folder of three questions in the test split, one without its image, and the recipe's source of it."""
+    problems = {str(n): published.problem(split="test", image="none.png" if n == 2 else None) for n in range(3)}
+    folder = published.scienceqa(tmp_path / "data", problems, {"test": ["0", "1", "2", "gone"]}, images=False)
+    (tmp_path / "captions.json").write_text('{"1": "A leaf."}')
+    keys = {"captions": str(tmp_path / "captions.json"), "rationale": "E", "image_root": str(tmp_path)}
+    return {"source": "scienceqa", "path": str(folder), **keys}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_model_is_asked_as_it_was_trained(evaluate, scienceqa, tmp_path, told):
+    """Files, captions and what a rationale holds come from the recipe's own source; another folder can be named."""
+    recipe = {"data": {"train": [scienceqa | ({} if told else {"path": "elsewhere"})]}, "format": {"name": "direct"}}
+    data = None if told else scienceqa["path"]
+    report = evaluate(recipe, benchmark="scienceqa", data=data, output=tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["question"].partition("Context: ")[2]) for row in rows] == [("0", "N/A"), ("1", "A leaf.")]
+    assert [(row["answer"], row["right"]) for row in rows] == [(None, False), ("A", True)]
+    assert (report.left_out, report.unanswered, report.to_json()["groups"]["Avg"]["total"]) == (2, 1, 2)
+
+
+def test_what_eval_writes_score_reads(evaluate, scienceqa, tmp_path):
+    """Both judge alike."""
+    recipe = {"evaluation": {"benchmark": "scienceqa", "data": scienceqa["path"]}}
+    report = evaluate(recipe, output=tmp_path / "out.jsonl")
+    again = score("scienceqa", tmp_path / "out.jsonl", scienceqa["path"])
+    assert again.summary.groups == report.groups and again.summary.unanswered == report.unanswered
+    assert again.gaps["no_prediction"] == ["2"]
+
+
+def test_no_question_at_all_is_an_error(evaluate, tmp_path):
+    """Nothing of nothing would be 0 %."""
+    folder = published.scienceqa(tmp_path, {"1": published.problem(answer=9)}, {"test": ["1"]})
+    with pytest.raises(DataError, match=r"none of its questions can be asked\n.*9 is no index of its 3 options"):
+        evaluate(benchmark="scienceqa", data=str(folder))

@@ -172,7 +172,7 @@ def test_a_missing_file_or_split_is_refused(files):
         ("The answer is A mixture", None),
         ("A dog", None),
         ("B or C", None),
-        ("B. Because of this The answer is (A).", None),
+        ("(A) looks wrong. The answer is (B).", 1),
         ("D", None),
         ("(Z)", None),
         ("4", None),
