@@ -74,7 +74,7 @@ class QuestionSource(SourceSection):
     """Folder of the images, where they do not come in the table."""
     bad_rows: Literal["error", "drop"] = "drop"
     max_bad_share: float = Field(0.15, ge=0, le=1)
-    """The largest share of the split's ids that may be left out: about 9 % of ScienceQA's have no solution."""
+    """The largest share of the split's ids that may be left out: 8 % of the first 1,772 of ScienceQA have no solution."""
 
 
 class ScienceqaSource(QuestionSource):

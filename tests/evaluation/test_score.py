@@ -232,7 +232,7 @@ def test_reasoning_without_tags(text, rationale):
 
 def test_rouge_and_failure_modes(judged):
     """Questions without a gold rationale count to neither; one that is not given counts as 0; the rest is by the table."""
-    right, wrong_text = "Solution: Plants grow. A fern grows. ", "Solution: Who knows. "
+    right, wrong_text = "Solution: Plants grow. A fern grows. ", "Solution: Plants grow. "
     report = judged(
         {
             "1": f"{right}The answer is (A).",
@@ -242,7 +242,7 @@ def test_rouge_and_failure_modes(judged):
             "5": f"{wrong_text}The answer is (A).",
         }
     )
-    assert report.summary.rouge_l == pytest.approx(2 / 4)
+    assert report.summary.rouge_l == pytest.approx((1 + 1 + 2 * 2 / (2 + 5) + 0) / 4)
     right_wrong = {"rationale_right": (1, 1), "rationale_wrong": (1, 1)}
     expected = {name: {"answer_right": r, "answer_wrong": w} for name, (r, w) in right_wrong.items()}
     assert report.summary.failure_modes == expected
