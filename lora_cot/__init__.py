@@ -2,12 +2,12 @@
 
 One line, read left to right:
 
-    recipe → data → backbone → adapter → training → checkpoint → merge → engine → search → evaluation
+    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation
 
 `recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
-base; `adapters` attach LoRA by part; `training` runs TRL's trainer with losses by stage; `checkpoints` are folders;
-`merging` writes one model and proves it; `engines` run a model for a `search`; `evaluation` says what it is worth, and
-`planning`, before anything is loaded, what it will take.
+base; `validation` says what is wrong with the rows; `adapters` attach LoRA by part; `training` runs TRL's trainer with
+losses by stage; `checkpoints` are folders; `merging` writes one model and proves it; `engines` run a model for a
+`search`; `evaluation` says what it is worth, and `planning`, before anything is loaded, what it will take.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from lora_cot.planning.plan import plan
     from lora_cot.recipe.load import load_recipe
     from lora_cot.training.run import train
+    from lora_cot.validation.run import validate
 
 __version__ = "0.1.0.dev0"
-__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "score", "train"]
+__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "score", "train", "validate"]
 
 _HOMES = {
     "LoraCotError": "errors",
@@ -39,6 +40,7 @@ _HOMES = {
     "plan": "planning.plan",
     "score": "evaluation.predictions",
     "train": "training.run",
+    "validate": "validation.run",
 }
 
 

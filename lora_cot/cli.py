@@ -187,27 +187,64 @@ def ask(
 
 @app.command()
 def validate(
-    path: Annotated[Path, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe, or a JSONL file of texts.")],
-    cot_format: Annotated[str, typer.Option("--format", help="Name of a format.")] = "four_stage",
-    field: Annotated[str, typer.Option(help="Key of the text in each row.")] = "prediction",
+    path: Annotated[Path, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe, a file of data, or one of predictions.")],
+    cot_format: Annotated[str, typer.Option("--format", help="Name of a format; a recipe has its own.")] = "four_stage",
+    field: Annotated[
+        str | None, typer.Option(help="Key of the text in a file of predictions; 'prediction' if not given.")
+    ] = None,
+    bad: Annotated[Path | None, typer.Option(help="JSONL of every finding; NAME.bad.jsonl here if not given.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; as many as cores, 4 at most, if not given.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--show", min=1, help="Show so many samples of a recipe as the model sees them instead.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Page that --show writes; NAME.samples.html here if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe's keys, or count how many texts of a file are in a format."""
-    if path.suffix in (".yaml", ".yml"):
-        from lora_cot.recipe import load_recipe
+    """Check every row as training would meet it: exit 1 where training would stop.
 
-        recipe = load_recipe(path)
-        _print({"recipe": recipe.name, "valid": True}, as_json, [(str(path), "valid")])
-        return
-    from lora_cot.data.lint import count_outcomes
+    Of a recipe all sources are checked, with the processor of its base. A file is checked as data if its rows have
+    conversations, messages, or a question with stages or an answer; a file whose rows have a 'prediction', or any file
+    with --field, is one of predictions: it is counted how many of them are in a format.
+    """
     from lora_cot.formats import FORMATS
+    from lora_cot.validation.files import PREDICTION, count_outcomes, source_of
 
     if cot_format not in FORMATS:
         raise RunError(Problem("--format", f"no format '{cot_format}'", nearest(cot_format, FORMATS)))
-    counts = count_outcomes(path, FORMATS[cot_format], field)
-    rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
-    rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
-    _print(counts, as_json, rows)
+    what: Any = path
+    if path.suffix in (".yaml", ".yml"):
+        from lora_cot.recipe import load_recipe
+
+        what = load_recipe(path)
+    elif samples is not None:
+        raise RunError(Problem("--show", "a file has no processor to show samples with", "name a recipe"))
+    elif field is not None or source_of(path) is None:
+        counts = count_outcomes(path, FORMATS[cot_format], field or PREDICTION)
+        rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
+        rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
+        _print(counts, as_json, rows)
+        return
+    name = path.stem if what is path else what.name
+    if samples is not None:
+        _show(what, samples, html or Path(f"{name}.samples.html"), as_json)
+        return
+    from lora_cot.validation.run import validate as run
+
+    report = run(what, cot_format, bad or Path(f"{name}.bad.jsonl"), workers)
+    print(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    if not report.valid:
+        raise typer.Exit(1)
+
+
+def _show(recipe: Any, count: int, page: Path, as_json: bool) -> None:
+    """Print samples as the model sees them, and write them to a page."""
+    from lora_cot.validation.show import lines, show_samples, write_page
+
+    shown = show_samples(recipe, count)
+    write_page(shown, recipe, page)
+    values = {"recipe": recipe.name, "html": str(page), "samples": [sample.to_json() for sample in shown]}
+    print(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines(shown)))
+    print(f"page: {page}", file=sys.stderr)
 
 
 def _search(strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None) -> dict[str, Any]:

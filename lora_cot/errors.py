@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class Problem:
     """What is wrong, in one sentence."""
     remedy: str = ""
     """What is allowed, or what to do."""
+    kind: str = ""
+    """Of a mistake in a row: which check finds it, a name in `validation.checks.CHECKS`."""
+    row: str = ""
+    """Id of the row, if it has one of its own."""
 
     def __str__(self) -> str:
         text = f"{self.where} · {self.what}" if self.where else self.what
@@ -44,7 +48,7 @@ class LoraCotError(Exception):
 
     def at(self, where: str) -> LoraCotError:
         """The same error, each problem placed inside `where`."""
-        return type(self)([Problem(" · ".join(filter(None, (where, p.where))), p.what, p.remedy) for p in self.problems])
+        return type(self)([replace(p, where=" · ".join(filter(None, (where, p.where)))) for p in self.problems])
 
     def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...]]]:
         return type(self), (self.problems,)

@@ -50,6 +50,8 @@ class Sample:
     choices: tuple[str, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
     """Fields that only a benchmark reads: skill, grade, number of steps."""
+    slots: int = 0
+    """Places of images that the row's own text marks; 0 where it marks none. The images are shown whatever it says."""
 
     @property
     def last(self) -> Exchange:

@@ -104,12 +104,60 @@ def test_validate_refuses_what_it_cannot_read(predictions, arguments, match):
     assert match in line
 
 
-def test_validate_accepts_a_recipe(tmp_path):
-    """A recipe without mistakes is valid, also for programs."""
+def test_validate_accepts_a_recipe(tmp_path, monkeypatch):
+    """A recipe whose rows can be trained on is valid, also for programs; one without rows is not, and says why."""
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "recipe.yaml"
-    path.write_text("name: good\nmodel: {base: mini/llava}\n")
+    path.write_text("name: good\nmodel: {base: mini/llava}\ndata: {train: [{source: shapes, limit: 8}]}\n")
     done = command("validate", path, "--json")
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"recipe": "good", "valid": True})
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["recipe"], report["valid"], report["splits"]["train"]["used"]) == (0, "good", True, 8)
+    path.write_text("name: empty\nmodel: {base: mini/llava}\n")
+    done = command("validate", path)
+    assert done.returncode == 1 and "data.train · there is nothing to train on" in done.stdout
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_validate_reports_bad_rows(tmp_path, monkeypatch):
+    """Findings go to a file that is named; with --json there is one object; a recipe that would not train ends with 1."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": "a", "question": "?", "answer": "B"}, {"id": "b", "question": "?"}]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {"source": "jsonl", "path": "rows.jsonl"}
+    recipe = {"name": "two", "model": {"base": "mini/llava"}, "format": {"name": "direct"}, "data": {"train": [source]}}
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    done = command("validate", "recipe.yaml", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, len(done.stdout.splitlines()), report["valid"]) == (1, 1, False)
+    assert report["checks"]["empty"]["fails"] == 1 and report["bad_rows"] == "two.bad.jsonl"
+    (line,) = Path("two.bad.jsonl").read_text().splitlines()
+    expected = {"split": "train", "source": 0, "row": "rows.jsonl line 2", "id": "b", "check": "empty", "severity": "fails"}
+    assert json.loads(line) == expected | {"reason": "the row has no answer · give it 'stages' or 'answer'"}
+    done = command("validate", "rows.jsonl", "--format", "direct", "--bad", "other.jsonl")
+    assert done.returncode == 1 and Path("other.jsonl").is_file() and "rows.jsonl line 2 (b) · the row has no" in done.stdout
+
+
+def test_a_field_makes_any_file_one_of_predictions(tmp_path):
+    """A file with questions and answers is counted as predictions if a field is named."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "?", "answer": WHOLE}))
+    done = command("validate", path, "--field", "answer", "--json")
+    assert (done.returncode, json.loads(done.stdout)["complete"]) == (0, 1)
+
+
+def test_validate_shows_samples(tmp_path, monkeypatch):
+    """--show prints samples and writes a page; it needs a recipe."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("name: good\nmodel: {base: mini/llava}\ndata: {train: [{source: shapes, limit: 8}]}\n")
+    done = command("validate", "recipe.yaml", "--show", "2")
+    assert done.returncode == 0 and done.stdout.count("⟦<SUMMARY>") == 2 and "<image>×4" in done.stdout
+    assert Path("good.samples.html").is_file()
+    done = command("validate", "recipe.yaml", "--show", "1", "--json", "--html", "page.html")
+    assert json.loads(done.stdout)["html"] == "page.html" and Path("page.html").is_file()
+    Path("rows.jsonl").write_text("{}")
+    assert refusal("validate", "rows.jsonl", "--show", "1") == [
+        "error: --show · a file has no processor to show samples with · name a recipe"
+    ]
 
 
 @pytest.mark.parametrize("verb", ["validate", "train"])

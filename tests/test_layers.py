@@ -12,6 +12,7 @@ ORDER = [
     "recipe",
     "data",
     "backbones",
+    "validation",
     "adapters",
     "checkpoints",
     "engines",

@@ -14,12 +14,12 @@ from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.schema import ModelSection, QuantizationSection
 
 
-def resolve_base(base: str) -> str:
-    """Folder or hub id of a base; a miniature is built here if it is nowhere yet."""
+def resolve_base(base: str, weights: bool = True) -> str:
+    """Folder or hub id of a base; a miniature is built here if it is nowhere yet, with its weights or without."""
     if base.startswith("mini/"):
         from lora_cot.backbones.mini.build import locate
 
-        return str(locate(base.removeprefix("mini/")))
+        return str(locate(base.removeprefix("mini/"), weights))
     return base
 
 

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
 from lora_cot.data.questions import Use, as_list, images_of, right_option
-from lora_cot.data.rows import Collected, Row, StrictRow, checked, collect, convert, not_empty, read_json_rows
+from lora_cot.data.rows import (
+    Collected,
+    Row,
+    RowReader,
+    SampleReader,
+    StrictRow,
+    checked,
+    gather,
+    not_empty,
+    read_json_rows,
+    sample_readers,
+)
 from lora_cot.data.tables import is_table, open_table, table_rows
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -41,15 +53,15 @@ class AokvqaRow(StrictRow):
     image: StoredImage | None = None
 
 
-def load(source: AokvqaSource, cot_format: CotFormat) -> list[Sample]:
+def rows(source: AokvqaSource, cot_format: CotFormat) -> Iterator[SampleReader]:
     """The questions of a split, to train on.
 
     Raises:
-        DataError: more than `max_bad_share` of them have no image file, no right option or direct answer, or no rationale
-            where the format has one; all of them are listed.
+        DataError: no such file. Of a row, when it is read: an image that is missing, no right option or direct answer, no
+            rationale where the format has one.
     """
     reasons = any(not stage.is_answer for stage in cot_format.stages)
-    return convert(_rows(source), _maker(source, "training", reasons), source)
+    return sample_readers(_rows(source), _maker(source, "training", reasons))
 
 
 def questions(source: AokvqaSource, use: Use) -> Collected:
@@ -58,17 +70,22 @@ def questions(source: AokvqaSource, use: Use) -> Collected:
     Raises:
         DataError: the file cannot be read.
     """
-    return collect(_rows(source), _maker(source, use, reasons=False), source.limit)
+    return gather(sample_readers(_rows(source), _maker(source, use, reasons=False)))
 
 
-def _rows(source: AokvqaSource) -> Iterator[tuple[str, Row | Problem]]:
+def _rows(source: AokvqaSource) -> Iterator[RowReader]:
     path = Path(source.path)
     file = path if path.suffix == ".json" else path / f"aokvqa_v1p0_{source.split}.json"
     if file.is_file() or not is_table(source.path):
         return read_json_rows(file)
     split = {"val": "validation"}.get(source.split, source.split)
-    rows = table_rows(open_table(source.path, split), source.path, ("image",))
-    return ((where, {**row, **{key: as_list(row[key]) for key in LISTS if key in row}}) for where, row in rows)
+    table = table_rows(open_table(source.path, split), source.path, ("image",))
+    return ((where, partial(_listed, read)) for where, read in table)
+
+
+def _listed(read: Callable[[], Row]) -> Row:
+    row = read()
+    return {**row, **{key: as_list(row[key]) for key in LISTS if key in row}}
 
 
 def _maker(source: AokvqaSource, use: Use, reasons: bool) -> Callable[[str, Row], Sample]:
@@ -80,12 +97,12 @@ def _maker(source: AokvqaSource, use: Use, reasons: bool) -> Callable[[str, Row]
         record = checked(AokvqaRow, row)
         gold = right_option(record.correct_choice_idx, record.choices, "correct_choice_idx")
         if direct and not any(text.strip() for text in record.direct_answers):
-            raise DataError(Problem("direct_answers", "empty", "ask with options: task: multiple_choice"))
+            raise DataError(Problem("direct_answers", "empty", "ask with options: task: multiple_choice", "empty"))
         rationales = [text.strip() for text in record.rationales if text.strip()]
         if reasons and not rationales:
-            raise DataError(Problem("rationales", "empty", "every row needs one"))
+            raise DataError(Problem("rationales", "empty", "every row needs one", "empty"))
         if record.image is None and record.image_id is None:
-            raise DataError(Problem("image_id", "the row has no image"))
+            raise DataError(Problem("image_id", "the row has no image", kind="row_form"))
         answer = Counter(record.direct_answers).most_common(1)[0][0] if direct else letter(gold)
         stages = {
             "ANSWER": answer if direct else f"The answer is ({answer}).",

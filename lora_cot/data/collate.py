@@ -107,7 +107,8 @@ class Collator:
             scale = limit.measure(sample).scale if limit.max_length is not None else 1.0
         encoded = encode(self.encoder, sample, True, limit.max_pixels, scale)
         slots = encoded.input_ids.count(self.encoder.image_token_id)
-        if problem := limit.too_long(sample, Measured(len(encoded.input_ids) - slots, slots, scale)):
+        trained = len(encoded.labels) - encoded.labels.count(IGNORE_INDEX)
+        if problem := limit.too_long(sample, Measured(len(encoded.input_ids) - slots, slots, scale, trained)):
             raise DataError(problem)
         check_trained(encoded, sample)
         return encoded

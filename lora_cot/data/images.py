@@ -37,17 +37,19 @@ def inside(root: Path, name: str) -> Path:
         DataError: the name leads out of the root, or there is no such file.
     """
     if "\0" in name:
-        raise DataError(Problem(repr(name), "an image name holds a NUL character", "correct the row"))
+        raise DataError(Problem(repr(name), "an image name holds a NUL character", "correct the row", "image_missing"))
     try:
         base = root.resolve()
         path = (base / name).resolve()
         exists = path.is_file()
     except (OSError, UnicodeError, RuntimeError):  # too long, a lone surrogate, a loop of links
-        raise DataError(Problem(ascii(name[:80]), f"no such image file under {root}", "correct the row")) from None
+        what = f"no such image file under {root}"
+        raise DataError(Problem(ascii(name[:80]), what, "correct the row", "image_missing")) from None
     if not path.is_relative_to(base):
-        raise DataError(Problem(name, f"the image lies outside the image root {root}", "move it there, or correct the row"))
+        what = f"the image lies outside the image root {root}"
+        raise DataError(Problem(name, what, "move it there, or correct the row", "image_outside_root"))
     if not exists:
-        raise DataError(Problem(name, f"no such image file under {root}", "check image_root"))
+        raise DataError(Problem(name, f"no such image file under {root}", "check image_root", "image_missing"))
     return path
 
 
@@ -115,30 +117,32 @@ def _open(image: Image, max_pixels: int, use: Callable[[PILImage.Image], T]) -> 
                 return use(opened)
     except UnidentifiedImageError:
         remedy = f"allowed: {', '.join(FORMATS)}"
-        raise DataError(Problem(where, "not an image in a known format", remedy)) from None
+        raise DataError(Problem(where, "not an image in a known format", remedy, "image_unreadable")) from None
     except PILImage.DecompressionBombError:
-        raise DataError(Problem(where, f"more than {max_pixels:,} pixels", "scale it down")) from None
+        raise DataError(Problem(where, f"more than {max_pixels:,} pixels", "scale it down", "image_size")) from None
     except FileNotFoundError:
-        raise DataError(Problem(where, "no such image file")) from None
+        raise DataError(Problem(where, "no such image file", kind="image_missing")) from None
     except DataError:
         raise
     except (IsADirectoryError, PermissionError) as error:
-        raise DataError(Problem(where, f"cannot be read: {error.strerror}")) from None
+        raise DataError(Problem(where, f"cannot be read: {error.strerror}", kind="image_unreadable")) from None
     except Exception:  # damaged files make Pillow raise almost anything
         # Pillow's texts can hold addresses of objects: they are not repeated.
-        raise DataError(Problem(where, "the image is truncated or damaged", "copy it again from its source")) from None
+        what, remedy = "the image is truncated or damaged", "copy it again from its source"
+        raise DataError(Problem(where, what, remedy, "image_unreadable")) from None
 
 
 def _check_size(where: str, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise DataError(
-            Problem(where, f"{width}×{height} is more than {max_pixels:,} pixels", "scale it down, or raise data.max_pixels")
-        )
-    if min(size) < MIN_SIDE:
-        raise DataError(Problem(where, f"{width}×{height} is too small", f"at least {MIN_SIDE} pixels a side"))
-    if max(size) > MAX_ASPECT_RATIO * min(size):
-        raise DataError(Problem(where, f"{width}×{height} is too long and thin", f"at most {MAX_ASPECT_RATIO:g} to 1"))
+        what, remedy = f"more than {max_pixels:,} pixels", "scale it down, or raise data.max_pixels"
+    elif min(size) < MIN_SIDE:
+        what, remedy = "too small", f"at least {MIN_SIDE} pixels a side"
+    elif max(size) > MAX_ASPECT_RATIO * min(size):
+        what, remedy = "too long and thin", f"at most {MAX_ASPECT_RATIO:g} to 1"
+    else:
+        return
+    raise DataError(Problem(where, f"{width}×{height} is {what}", remedy, "image_size"))
 
 
 def _rgb(image: PILImage.Image) -> PILImage.Image:

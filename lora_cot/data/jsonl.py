@@ -5,9 +5,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import ConfigDict
 
-from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, not_empty, read_json_rows
+from lora_cot.data.rows import (
+    SLOT,
+    Row,
+    SampleReader,
+    StrictRow,
+    checked,
+    image_files,
+    not_empty,
+    read_json_rows,
+    sample_readers,
+)
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.sources import JsonlSource
@@ -27,24 +39,25 @@ class JsonlRow(StrictRow):
     choices: tuple[str, ...] | list[str] = ()
 
 
-def load(source: JsonlSource, cot_format: CotFormat) -> list[Sample]:
+def rows(source: JsonlSource, cot_format: CotFormat) -> Iterator[SampleReader]:
     """All rows.
 
     Raises:
-        DataError: rows of another form, without an answer, or whose images are missing.
+        DataError: no such file. Of a row, when it is read: another form, no answer, an image that is missing.
     """
     root = source.image_root or source.path.parent
 
     def make(where: str, row: Row) -> Sample:
         record = checked(JsonlRow, row)
         if record.image is not None and record.images is not None:
-            raise DataError(Problem("image", "the row has 'image' and 'images'", "give one of them"))
+            raise DataError(Problem("image", "the row has 'image' and 'images'", "give one of them", "row_form"))
         if not record.stages and not record.answer:
-            raise DataError(Problem("", "the row has no answer", "give it 'stages' or 'answer'"))
+            raise DataError(Problem("", "the row has no answer", "give it 'stages' or 'answer'", "empty"))
         names = record.images or ([record.image] if record.image else [])
         answer = record.answer or (record.stages or {}).get(cot_format.answer_stage.name)
         exchange = Exchange(not_empty(record.question, "question"), stages=record.stages, answer=answer)
         name = where if record.id is None else str(record.id)
-        return Sample(name, (exchange,), image_files(names, root), tuple(record.choices))
+        slots = len(SLOT.findall(record.question))
+        return Sample(name, (exchange,), image_files(names, root), tuple(record.choices), slots=slots)
 
-    return convert(read_json_rows(source.path), make, source)
+    return sample_readers(read_json_rows(source.path), make)

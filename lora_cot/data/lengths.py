@@ -43,7 +43,7 @@ class LengthLimit:
         """
         try:
             sizes = [image_size(image, self.max_pixels) for image in sample.images]
-            text = self.encoder.length(sample, [0] * len(sizes))
+            text, trained = self.encoder.count(sample)
         except DataError as error:
             raise error.at(sample.id) from None
         images = sum(self._tokens(sizes))
@@ -51,7 +51,7 @@ class LengthLimit:
         if sizes and self.max_length is not None and text + images > self.max_length and self.policy == "shrink_image":
             scale = self._scale(sizes, self.max_length - text)
             images = sum(self._tokens([scaled(size, scale) for size in sizes]))
-        return Measured(text, images, scale)
+        return Measured(text, images, scale, trained)
 
     def too_long(self, sample: Sample, measured: Measured) -> Problem | None:
         """What is wrong with a sample that is too long."""
@@ -65,7 +65,7 @@ class LengthLimit:
         remedy = "raise it, or set training.long_samples to drop" if self.policy == "error" else "raise it"
         if self.policy == "error" and measured.images and self._would_shrink(sample, limit - measured.text):
             remedy += " or shrink_image"
-        return Problem(sample.id, what, remedy)
+        return Problem(sample.id, what, remedy, "too_long")
 
     def _tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         return self.image_tokens(self.encoder.processor, sizes) if sizes else []
@@ -93,6 +93,8 @@ class Measured:
     images: int
     scale: float
     """Factor that its images are resized by."""
+    trained: int
+    """Those of the text that carry loss."""
 
     @property
     def length(self) -> int:

@@ -9,11 +9,22 @@ Answers hold the four stages with their tags.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, not_empty, read_json_rows
+from lora_cot.data.rows import (
+    SLOT,
+    Row,
+    SampleReader,
+    StrictRow,
+    checked,
+    image_files,
+    not_empty,
+    read_json_rows,
+    sample_readers,
+)
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.formats.four_stage import FOUR_STAGE
@@ -39,11 +50,11 @@ class LlavaCotRow(StrictRow):
     conversations: list[Turn] = Field(min_length=2)
 
 
-def load(source: LlavaCotSource, cot_format: CotFormat) -> list[Sample]:
+def rows(source: LlavaCotSource, cot_format: CotFormat) -> Iterator[SampleReader]:
     """All rows. Their stages are known by name, so that any format can use those it needs.
 
     Raises:
-        DataError: rows of another form, or whose images are missing.
+        DataError: no such file. Of a row, when it is read: another form, or an image that is missing.
     """
     root = source.image_root or source.path.parent
 
@@ -51,15 +62,16 @@ def load(source: LlavaCotSource, cot_format: CotFormat) -> list[Sample]:
         record = checked(LlavaCotRow, row)
         turns = record.conversations
         if [turn.speaker for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
-            raise DataError(Problem("conversations", "expected pairs of a turn from 'human' and a turn from 'gpt'"))
+            what = "expected pairs of a turn from 'human' and a turn from 'gpt'"
+            raise DataError(Problem("conversations", what, kind="row_form"))
         names = [record.image] if isinstance(record.image, str) else record.image
         pairs = zip(turns[0::2], turns[1::2], strict=True)
         exchanges = tuple(_exchange(2 * number, *pair) for number, pair in enumerate(pairs))
-        return Sample(
-            where if record.id is None else str(record.id), exchanges, image_files(list(filter(None, names or [])), root)
-        )
+        name = where if record.id is None else str(record.id)
+        slots = sum(len(SLOT.findall(turn.value)) for turn in turns[0::2])
+        return Sample(name, exchanges, image_files(list(filter(None, names or [])), root), slots=slots)
 
-    return convert(read_json_rows(source.path), make, source)
+    return sample_readers(read_json_rows(source.path), make)
 
 
 def _exchange(number: int, human: Turn, gpt: Turn) -> Exchange:

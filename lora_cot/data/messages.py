@@ -12,7 +12,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lora_cot.data.rows import Row, StrictRow, checked, convert, image_files, not_empty, read_json_rows
+from lora_cot.data.rows import (
+    SLOT,
+    Row,
+    RowReader,
+    SampleReader,
+    StrictRow,
+    checked,
+    image_files,
+    not_empty,
+    read_json_rows,
+    sample_readers,
+)
 from lora_cot.data.tables import open_table, table_rows
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -44,6 +55,12 @@ class Message(BaseModel):
             return self.content.strip()
         return "\n".join(part.text or "" for part in self.content if part.type == "text").strip()
 
+    @property
+    def slots(self) -> int:
+        """Places of images in it."""
+        parts = 0 if isinstance(self.content, str) else sum(part.type == "image" for part in self.content)
+        return parts + len(SLOT.findall(self.text))
+
 
 class ImageCell(BaseModel):
     """An image as `datasets` stores it when it is not decoded and lies in a file of its own."""
@@ -61,18 +78,18 @@ class MessagesRow(StrictRow):
     image: str | ImageCell | StoredImage | None = None
 
 
-def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
+def rows(source: MessagesSource, cot_format: CotFormat) -> Iterator[SampleReader]:
     """All rows.
 
     Raises:
-        DataError: rows of another form, or whose images are missing.
+        DataError: no such file or data set. Of a row, when it is read: another form, or an image that is missing.
     """
     root = source.image_root or Path(source.path).parent
 
     def make(where: str, row: Row) -> Sample:
         record = checked(MessagesRow, row)
         if [message.role for message in record.messages] != ["user", "assistant"] * (len(record.messages) // 2):
-            raise DataError(Problem("messages", "expected pairs of a user and an assistant message"))
+            raise DataError(Problem("messages", "expected pairs of a user and an assistant message", kind="row_form"))
         exchanges = []
         for number in range(0, len(record.messages), 2):
             question, reply = (message.text for message in record.messages[number : number + 2])
@@ -84,12 +101,13 @@ def load(source: MessagesSource, cot_format: CotFormat) -> list[Sample]:
             exchanges.append(Exchange(not_empty(question, f"messages.{number}"), stages=stages, answer=answer))
         cells = record.images or ([record.image] if record.image else [])
         images = tuple(_image(cell, root) for cell in cells)
-        return Sample(where if record.id is None else str(record.id), tuple(exchanges), images)
+        slots = sum(message.slots for message in record.messages[0::2])
+        return Sample(where if record.id is None else str(record.id), tuple(exchanges), images, slots=slots)
 
-    return convert(_rows(source), make, source)
+    return sample_readers(_rows(source), make)
 
 
-def _rows(source: MessagesSource) -> Iterator[tuple[str, Row | Problem]]:
+def _rows(source: MessagesSource) -> Iterator[RowReader]:
     if Path(source.path).suffix in (".json", ".jsonl"):
         return read_json_rows(Path(source.path))
     return table_rows(open_table(source.path, source.split), source.path, ("image", "images"))

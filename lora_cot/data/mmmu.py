@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from lora_cot.data.questions import as_list, right_option
-from lora_cot.data.rows import Collected, Row, StrictRow, checked, collect, not_empty
+from lora_cot.data.rows import Collected, Row, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import open_table, table_rows
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats.answers import letter
@@ -39,14 +39,14 @@ class MmmuRow(StrictRow):
     image_7: StoredImage | None = None
 
 
-def questions(path: str, split: str, limit: int | None = None) -> Collected:
+def questions(path: str, split: str) -> Collected:
     """The questions of a split with options, and why the others are none.
 
     Raises:
         DataError: the files cannot be read.
     """
     rows = table_rows(open_table(path, split), path, IMAGES)
-    return collect(rows, _make, limit)
+    return gather(sample_readers(rows, _make))
 
 
 def _make(_where: str, row: Row) -> Sample:

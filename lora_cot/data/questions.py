@@ -43,9 +43,11 @@ def right_option(index: int | None, choices: Sequence[str], key: str) -> int:
         DataError: there are no options, an empty one, or none of that index.
     """
     if len(choices) < 2 or len(choices) > 26 or not all(choice.strip() for choice in choices):
-        raise DataError(Problem("choices", f"expected 2 to 26 options with text, got {list(choices)!r}"))
+        raise DataError(Problem("choices", f"expected 2 to 26 options with text, got {list(choices)!r}", kind="row_form"))
     if index is None or not 0 <= index < len(choices):
-        raise DataError(Problem(key, f"{index} is no index of its {len(choices)} options", f"0 to {len(choices) - 1}"))
+        raise DataError(
+            Problem(key, f"{index} is no index of its {len(choices)} options", f"0 to {len(choices) - 1}", "row_form")
+        )
     return index
 
 

@@ -5,10 +5,12 @@ The released Multimodal-CoT hands them on by their place in a list (`main.py`): 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from lora_cot.data.rows import StrictRow, checked, not_empty, read_json_rows, tolerate
+from lora_cot.data.rows import SampleReader, StrictRow, checked, not_empty, read_json_rows, tolerate
 from lora_cot.errors import DataError, Problem
 from lora_cot.recipe.sources import SourceSection
 from lora_cot.types import Sample
@@ -21,22 +23,31 @@ class RationaleRow(StrictRow):
     output: str
 
 
-def attach(samples: list[Sample], source: SourceSection) -> list[Sample]:
-    """The samples with the source's written rationales as stage RATIONALE, if it names any; without those that have none.
+def with_rationales(rows: Iterable[SampleReader], path: Path) -> Iterator[SampleReader]:
+    """The rows with the rationales of a file as their stage RATIONALE.
 
     Raises:
-        DataError: samples without a rationale, rationales without a sample (where the source has no limit), unreadable or
-            doubled rows: all of them, unless the source lets so many be left out.
+        DataError: no such file. Of a row, when it is read: the file has no rationale for it.
+    """
+    written, _ = read_rationales(path)
+    return ((where, partial(_given, where, read, written, path)) for where, read in rows)
+
+
+def check_foreign(samples: Sequence[Sample], source: SourceSection) -> None:
+    """See that a source's rationales are for its samples.
+
+    Raises:
+        DataError: rationales without a sample (where the source has no limit), unreadable or doubled rows: all of them,
+            unless the source lets so many be left out.
     """
     if source.rationales is None:
-        return samples
+        return
     written, problems = read_rationales(source.rationales)
-    path, known = source.rationales, {sample.id for sample in samples}
-    problems += [Problem(f"{path} · {s.id}", "no rationale for this sample") for s in samples if s.id not in written]
     if source.limit is None:
-        problems += [Problem(f"{path} · {number}", "no sample of this id") for number in written if number not in known]
+        known = {sample.id for sample in samples}
+        foreign = [number for number in written if number not in known]
+        problems += [Problem(f"{source.rationales} · {number}", "no sample of this id") for number in foreign]
     tolerate(problems, len(problems), max(len(samples), len(written)), source)
-    return [_with(sample, written[sample.id]) for sample in samples if sample.id in written]
 
 
 def read_rationales(path: Path) -> tuple[dict[str, str], list[Problem]]:
@@ -47,17 +58,22 @@ def read_rationales(path: Path) -> tuple[dict[str, str], list[Problem]]:
     """
     written: dict[str, str] = {}
     problems: list[Problem] = []
-    for where, row in read_json_rows(path):
+    for where, read in read_json_rows(path):
         try:
-            if isinstance(row, Problem):
-                raise DataError(row)
-            record = checked(RationaleRow, row)
+            record = checked(RationaleRow, read())
             if str(record.id) in written:
                 raise DataError(Problem("id", f"'{record.id}' occurs twice"))
             written[str(record.id)] = not_empty(record.output, "output").strip()
         except DataError as error:
-            problems += error.problems if isinstance(row, Problem) else error.at(where).problems
+            problems += error.at(where).problems
     return written, problems
+
+
+def _given(where: str, read: Callable[[], Sample], written: Mapping[str, str], path: Path) -> Sample:
+    sample = read()
+    if sample.id not in written:
+        raise DataError(Problem(where, f"{path.name} has no rationale for this sample", kind="empty", row=sample.id))
+    return _with(sample, written[sample.id])
 
 
 def _with(sample: Sample, rationale: str) -> Sample:

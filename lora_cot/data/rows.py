@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,12 @@ MOST_PROBLEMS = 20
 """Problems that one error lists; the rest are counted."""
 
 Row = dict[str, Any]
+RowReader = tuple[str, Callable[[], Row]]
+"""Where a row stands, and what reads it: a row that nobody asks for is not even parsed."""
+SampleReader = tuple[str, Callable[[], Sample]]
+"""Where a row stands, and what makes it a sample; it raises DataError if the row cannot be used."""
+SLOT = re.compile(r"<image>")
+"""How data sets mark the place of an image inside a question."""
 RowModel = TypeVar("RowModel", bound="StrictRow")
 
 
@@ -32,44 +39,69 @@ class StrictRow(BaseModel):
     id: str | int | None = None
 
 
-def read_json_rows(path: Path) -> Iterator[tuple[str, Row | Problem]]:
-    """(where, row) for each object of a JSONL file, or of a JSON file that holds a list; a bad row is a Problem.
+def read_json_rows(path: Path) -> Iterator[RowReader]:
+    """The rows of a JSONL file, one at a time, or of a JSON file that holds a list.
 
     Raises:
-        DataError: no such file, or a JSON file that holds no list.
+        DataError: no such file, or a JSON file that holds no list. Of a row, when it is read: it is no JSON object.
     """
     if not path.is_file():
         raise DataError(Problem(str(path), "no such data file", "check data.train and data.eval"))
     if path.suffix == ".json":
-        rows = _parse(path.read_bytes(), str(path))
-        if isinstance(rows, Problem):
-            raise DataError(rows)
+        try:
+            rows = _parse(path.read_bytes())
+        except DataError as error:
+            raise error.at(str(path)) from None
         if not isinstance(rows, list):
             raise DataError(Problem(str(path), "the file holds no list of rows"))
-        named: Iterator[tuple[str, Any]] = ((f"{path.name} row {number}", row) for number, row in enumerate(rows, 1))
-    else:
-        named = _lines(path)
-    for where, row in named:
-        yield where, row if isinstance(row, dict | Problem) else Problem(where, "not a JSON object")
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+        yield from ((f"{path.name} row {number}", partial(_object, row)) for number, row in enumerate(rows, 1))
+        return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                where = f"{path.name} line {number}"
-                yield where, _parse(line, where)
+                yield f"{path.name} line {number}", partial(_parse_object, line)
 
 
-def _parse(data: bytes, where: str) -> Any:
+def _parse_object(line: bytes) -> Row:
+    return _object(_parse(line))
+
+
+def _object(row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(Problem("", "not a JSON object", kind="row_unreadable"))
+    return row
+
+
+def _parse(data: bytes) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"))
+        if b"\\ud" in data or b"\\uD" in data:  # half of a pair of surrogates, which no tokenizer takes
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError:
-        return Problem(where, "not UTF-8")
+        what = "not UTF-8"
+    except UnicodeEncodeError:
+        what = "an escape that stands for no character"
     except json.JSONDecodeError as error:
-        return Problem(where, f"not JSON: {error.msg} at column {error.colno}")
+        what = f"not JSON: {error.msg} at column {error.colno}"
     except (ValueError, RecursionError):
-        return Problem(where, "not JSON that can be read")
+        what = "not JSON that can be read"
+    raise DataError(Problem("", what, kind="row_unreadable"))
+
+
+def sample_readers(rows: Iterable[RowReader], make: Callable[[str, Row], Sample]) -> Iterator[SampleReader]:
+    """What makes a sample of each row; its mistakes are placed at the row."""
+    return ((where, partial(_made, where, read, make)) for where, read in rows)
+
+
+def _made(where: str, read: Callable[[], Row], make: Callable[[str, Row], Sample]) -> Sample:
+    name = ""
+    try:
+        row = read()
+        name = str(row.get("id") or "")
+        return make(where, row)
+    except DataError as error:
+        raise DataError(replace(problem, row=name) for problem in error.at(where).problems) from None
 
 
 @dataclass
@@ -84,34 +116,31 @@ class Collected:
     """Rows among them that cannot be used; one row can have several problems."""
 
 
-def collect(rows: Iterable[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], limit: int | None) -> Collected:
-    """Samples of the first `limit` rows, and the problems of those that are none, an id that occurs twice among them."""
+def gather(rows: Iterable[SampleReader]) -> Collected:
+    """The samples of all rows, and the problems of those that are none, an id that occurs twice among them."""
     found, seen = Collected(), set[str]()
-    for where, row in itertools.islice(rows, limit):
+    for where, read in rows:
         found.total += 1
         try:
-            if isinstance(row, Problem):
-                raise DataError(row)
-            sample = make(where, row)
+            sample = read()
             if sample.id in seen:
-                raise DataError(Problem("id", f"'{sample.id}' occurs twice", "give every row an id of its own"))
-            seen.add(sample.id)
-            found.samples.append(sample)
+                raise DataError(twice(where, sample))
         except DataError as error:
             found.bad += 1
-            found.problems += error.problems if isinstance(row, Problem) else error.at(where).problems
+            found.problems += error.problems
+            continue
+        seen.add(sample.id)
+        found.samples.append(sample)
     return found
 
 
-def convert(
-    rows: Iterable[tuple[str, Row | Problem]], make: Callable[[str, Row], Sample], source: SourceSection
-) -> list[Sample]:
-    """Samples of a source's rows, of the first `limit` ones if it has one.
+def collect(rows: Iterable[SampleReader], source: SourceSection) -> list[Sample]:
+    """The samples of all rows.
 
     Raises:
-        DataError: the rows that cannot be used, together, unless the source lets them be dropped; see `tolerate`.
+        DataError: the rows that cannot be used, together, unless the source lets so many be dropped; see `tolerate`.
     """
-    found = collect(rows, make, source.limit)
+    found = gather(rows)
     tolerate(found.problems, found.bad, found.total, source)
     return found.samples
 
@@ -132,11 +161,24 @@ def tolerate(problems: Sequence[Problem], bad: int, total: int, source: SourceSe
         return
     if source.bad_rows == "error":
         raise DataError(shortened(problems))
-    if bad > source.max_bad_share * total:
-        share = f"{bad} of {total} rows cannot be used, more than max_bad_share={source.max_bad_share:g}"
-        raise DataError([Problem("", share, "correct them, or raise max_bad_share"), *shortened(problems)])
+    if problem := too_many(bad, total, source):
+        raise DataError([problem, *shortened(problems)])
     what = f"{len(problems)} problems in rows that are left out ({bad} of {total}):"
     print(what, *shortened(problems), sep="\n  ", file=sys.stderr)
+
+
+def too_many(bad: int, total: int, source: SourceSection) -> Problem | None:
+    """What is wrong where more rows would be left out than the source says."""
+    if bad <= source.max_bad_share * total:
+        return None
+    what = f"{bad} of {total} rows cannot be used, more than max_bad_share={source.max_bad_share:g}"
+    return Problem("", what, "correct them, or raise max_bad_share")
+
+
+def twice(where: str, sample: Sample) -> Problem:
+    """What is wrong with a row whose id an earlier row of its source has."""
+    what = f"'{sample.id}' occurs twice"
+    return Problem(f"{where} · id", what, "give every row an id of its own", kind="duplicate_id")
 
 
 def shortened(problems: Sequence[Problem]) -> list[Problem]:
@@ -160,7 +202,7 @@ def checked(model: type[RowModel], row: Row) -> RowModel:
             if item["type"] == "extra_forbidden":
                 problems[where] = Problem(where, "unknown key", nearest(where, model.model_fields))
             problems.setdefault(where, Problem(where, item["msg"]))
-        raise DataError(problems.values()) from None
+        raise DataError(replace(problem, kind="row_form") for problem in problems.values()) from None
 
 
 def _is_type(step: str | int) -> bool:
@@ -175,7 +217,7 @@ def not_empty(value: str, key: str) -> str:
         DataError: there is none.
     """
     if not value.strip():
-        raise DataError(Problem(key, "empty", "every row needs this text"))
+        raise DataError(Problem(key, "empty", "every row needs this text", kind="empty"))
     return value
 
 

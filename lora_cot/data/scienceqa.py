@@ -13,11 +13,12 @@ repeated in the target; a missing image or solution is counted, not trained on a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lora_cot.data.questions import Use, images_of, read_json_object, right_option
-from lora_cot.data.rows import Collected, Row, StrictRow, checked, collect, convert, not_empty
+from lora_cot.data.rows import Collected, Row, RowReader, SampleReader, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import is_table, open_table, table_rows
 from lora_cot.errors import DataError, Problem, nearest
 from lora_cot.formats import CotFormat
@@ -44,15 +45,15 @@ class ScienceqaRow(StrictRow):
     split: str = ""
 
 
-def load(source: ScienceqaSource, cot_format: CotFormat) -> list[Sample]:
+def rows(source: ScienceqaSource, cot_format: CotFormat) -> Iterator[SampleReader]:
     """The questions of a split, to train on.
 
     Raises:
-        DataError: more of its ids than `max_bad_share` have no problem, no image file, a right option that is not there, or
-            an empty solution where the format has a rationale; all of them are listed.
+        DataError: no such file or split. Of a row, when it is read: an id without a problem, an image that is missing, a
+            right option that is not there, an empty solution where the format has a rationale.
     """
     reasons = any(not stage.is_answer for stage in cot_format.stages)
-    return convert(_rows(source), _maker(source, "training", reasons), source)
+    return sample_readers(_rows(source), _maker(source, "training", reasons))
 
 
 def questions(source: ScienceqaSource, use: Use) -> Collected:
@@ -61,26 +62,36 @@ def questions(source: ScienceqaSource, use: Use) -> Collected:
     Raises:
         DataError: the files cannot be read, or have no such split.
     """
-    return collect(_rows(source), _maker(source, use, reasons=False), source.limit)
+    return gather(sample_readers(_rows(source), _maker(source, use, reasons=False)))
 
 
-def _rows(source: ScienceqaSource) -> Iterator[tuple[str, Row | Problem]]:
-    if not _problems_file(Path(source.path)).is_file() and is_table(source.path):
-        hub_split = {"val": "validation"}.get(source.split, source.split)
-        rows = enumerate(table_rows(open_table(source.path, hub_split), source.path, ("image",)))
-        return ((where, {"id": f"{source.split}-{n}", **row, "split": source.split}) for n, (where, row) in rows)
-    return _original(source)
-
-
-def _original(source: ScienceqaSource) -> Iterator[tuple[str, Row | Problem]]:
+def _rows(source: ScienceqaSource) -> Iterator[RowReader]:
     path = _problems_file(Path(source.path))
+    if path.is_file() or not is_table(source.path):
+        return _original(path, source.split)
+    hub_split = {"val": "validation"}.get(source.split, source.split)
+    table = enumerate(table_rows(open_table(source.path, hub_split), source.path, ("image",)))
+    return ((where, partial(_numbered, read, source.split, number)) for number, (where, read) in table)
+
+
+def _numbered(read: Callable[[], Row], split: str, number: int) -> Row:
+    return {"id": f"{split}-{number}", **read(), "split": split}
+
+
+def _original(path: Path, split: str) -> Iterator[RowReader]:
     problems = read_json_object(path)
-    for number in _ids(path, problems, source.split):
-        where, row = f"{path.name} · {number}", problems.get(number)
-        if row is None:
-            yield where, Problem(f"{ID_SPLITS} · {number}", f"{path.name} has no problem of this id")
-        else:
-            yield where, {**row, "id": number} if isinstance(row, dict) else Problem(where, "not a JSON object")
+    for number in _ids(path, problems, split):
+        where = f"{path.name if number in problems else ID_SPLITS} · {number}"
+        yield where, partial(_record, path.name, problems, number)
+
+
+def _record(name: str, problems: Mapping[str, Any], number: str) -> Row:
+    row = problems.get(number)
+    if number not in problems:
+        raise DataError(Problem("", f"{name} has no problem of this id", kind="row_missing"))
+    if not isinstance(row, dict):
+        raise DataError(Problem("", "not a JSON object", kind="row_unreadable"))
+    return {**row, "id": number}
 
 
 def _problems_file(path: Path) -> Path:

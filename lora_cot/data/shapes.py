@@ -15,10 +15,12 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
+from lora_cot.data.rows import SampleReader
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.sources import ShapesSource
 from lora_cot.types import Exchange, Sample
@@ -243,6 +245,7 @@ def iterate(split: str, limit: int, seed: int) -> Iterator[Sample]:
     return (make_sample(index, split, seed) for index in range(limit))
 
 
-def load(source: ShapesSource, cot_format: CotFormat) -> list[Sample]:
+def rows(source: ShapesSource, cot_format: CotFormat) -> Iterator[SampleReader]:
     """The rows a recipe asks for."""
-    return list(iterate(source.split, source.limit, source.seed))
+    names = ((index, f"{source.split} row {index + 1}") for index in range(source.limit))
+    return ((where, partial(make_sample, index, source.split, source.seed)) for index, where in names)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lora_cot.data import aokvqa, jsonl, llava_cot_100k, messages, scienceqa, shapes
-from lora_cot.data.rationales import attach
+from lora_cot.data.rationales import check_foreign, with_rationales
+from lora_cot.data.rows import SampleReader, collect
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import DataSection
 from lora_cot.types import Sample
 
-Loader = Callable[[Any, CotFormat], list[Sample]]
-
-SOURCES: dict[str, Loader] = {
-    "jsonl": jsonl.load,
-    "llava_cot_100k": llava_cot_100k.load,
-    "messages": messages.load,
-    "shapes": shapes.load,
-    "scienceqa": scienceqa.load,
-    "aokvqa": aokvqa.load,
+SOURCES: dict[str, Callable[[Any, CotFormat], Iterator[SampleReader]]] = {
+    "jsonl": jsonl.rows,
+    "llava_cot_100k": llava_cot_100k.rows,
+    "messages": messages.rows,
+    "shapes": shapes.rows,
+    "scienceqa": scienceqa.rows,
+    "aokvqa": aokvqa.rows,
 }
-"""A source takes its own section of the recipe and the format, and gives all its samples."""
+"""A source takes its own section of the recipe and the format, and gives its rows one by one, not yet read."""
+
+
+def rows_of(source: Any, cot_format: CotFormat) -> Iterator[SampleReader]:
+    """The rows of a source up to its limit, with the rationales that it names."""
+    rows = itertools.islice(SOURCES[source.source](source, cot_format), source.limit)
+    return rows if source.rationales is None else with_rationales(rows, source.rationales)
 
 
 def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
@@ -32,16 +38,12 @@ def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tup
     Raises:
         DataError: the problems of a source; or held_out leaves nothing to train on.
     """
-    train, held_out = load_mixture(section.train, cot_format, seed), load_mixture(section.eval, cot_format, seed)
+    samples, mixed = _load(section.train, cot_format, seed)
     if section.held_out is None:
-        return train, held_out
-    rows = list({id(sample): sample for sample in train}.values())  # a weight above 1 repeats them
-    if section.held_out >= len(rows):
-        what = f"{section.held_out} of {len(rows)} rows are kept back: none is left to train on"
-        raise DataError(Problem("data.held_out", what, "keep back fewer"))
-    chosen = random.Random(f"held-out-{seed}").sample(rows, section.held_out)
-    ids = {id(sample) for sample in chosen}
-    return [sample for sample in train if id(sample) not in ids], chosen
+        return [samples[number] for number in mixed], load_mixture(section.eval, cot_format, seed)
+    chosen = keep_back(mixed, section.held_out, seed)
+    kept = set(chosen)
+    return [samples[number] for number in mixed if number not in kept], [samples[number] for number in chosen]
 
 
 def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -> list[Sample]:
@@ -55,13 +57,45 @@ def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -
     Raises:
         DataError: the problems of a source, with its place in the list.
     """
-    mixed: list[Sample] = []
+    samples, mixed = _load(sources, cot_format, seed)
+    return [samples[number] for number in mixed]
+
+
+def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[list[Sample], list[int]]:
+    samples: list[Sample] = []
+    counts = []
     for number, source in enumerate(sources):
         try:
-            samples = attach(SOURCES[source.source](source, cot_format), source)
+            found = collect(rows_of(source, cot_format), source)
+            check_foreign(found, source)
         except DataError as error:
             raise error.at(f"data source {number} ({source.source})") from None
+        samples += found
+        counts.append(len(found))
+    return samples, mixture(counts, sources, seed)
+
+
+def mixture(counts: Sequence[int], sources: Sequence[Any], seed: int = 0) -> list[int]:
+    """Which rows are taken, by their numbers through all sources, each as often as its source's weight says."""
+    mixed: list[int] = []
+    first = 0
+    for count, source in zip(counts, sources, strict=True):
+        numbers = range(first, first + count)
         whole, part = divmod(source.weight, 1.0)
-        mixed += samples * int(whole)
-        mixed += random.Random(seed).sample(samples, round(part * len(samples)))
+        mixed += list(numbers) * int(whole)
+        mixed += random.Random(seed).sample(numbers, round(part * count))
+        first += count
     return mixed
+
+
+def keep_back(mixed: Sequence[int], held_out: int, seed: int = 0) -> list[int]:
+    """Which rows of a mixture are held out, drawn by chance.
+
+    Raises:
+        DataError: none would be left to train on.
+    """
+    rows = list(dict.fromkeys(mixed))  # a weight above 1 repeats them
+    if held_out >= len(rows):
+        what = f"{held_out} of {len(rows)} rows are kept back: none is left to train on"
+        raise DataError(Problem("data.held_out", what, "keep back fewer"))
+    return random.Random(f"held-out-{seed}").sample(rows, held_out)

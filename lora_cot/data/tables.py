@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lora_cot.data.rows import Row
+from lora_cot.data.rows import Row, RowReader
 from lora_cot.errors import DataError, Problem
 from lora_cot.types import StoredImage
 
@@ -55,18 +56,19 @@ def parquet_files(folder: Path, split: str) -> list[str]:
     return sorted(str(file) for name in names for file in folder.glob(name))
 
 
-def table_rows(table: Any, where: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """(where, row) for each row, with references in place of the bytes of its images.
+def table_rows(table: Any, where: str, columns: Sequence[str]) -> Iterator[RowReader]:
+    """Each row, read when it is asked for, with references in place of the bytes of its images.
 
     Args:
         table: from `open_table`.
         where: its name in errors.
         columns: those that hold an image, or a list of images.
     """
-    return ((f"{where} row {number + 1}", _referring(table, number, row, columns)) for number, row in enumerate(table))
+    return ((f"{where} row {number + 1}", partial(_referring, table, number, columns)) for number in range(len(table)))
 
 
-def _referring(table: Any, number: int, row: Row, columns: Sequence[str]) -> Row:
+def _referring(table: Any, number: int, columns: Sequence[str]) -> Row:
+    row = table[number]
     cells: dict[str, Any] = {}
     for column in columns:
         value = row.get(column)

@@ -131,14 +131,12 @@ def _read(path: Path) -> Iterator[tuple[str, tuple[str, Prediction] | Problem]]:
     elif whole and "id" not in whole:
         yield from _aokvqa(path, whole)
     else:
-        for where, row in read_json_rows(path) if whole is None else [(path.name, whole)]:
+        for where, read in read_json_rows(path) if whole is None else [(path.name, lambda: whole)]:
             try:
-                if isinstance(row, Problem):
-                    raise DataError(row)
-                record = checked(PredictionRow, row)
+                record = checked(PredictionRow, read())
                 yield where, (str(record.id), split_output(record.output or ""))
             except DataError as error:
-                yield from ((where, p) for p in (error.problems if isinstance(row, Problem) else error.at(where).problems))
+                yield from ((where, problem) for problem in error.at(where).problems)
 
 
 def _whole(path: Path) -> dict[str, Any] | None:

@@ -14,9 +14,10 @@ from lora_cot.checkpoints.opening import Opened, Quantization, open_model
 from lora_cot.data.rows import shortened
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import DataError, Problem
-from lora_cot.evaluation.benchmarks import Wanted, check_split, find
+from lora_cot.evaluation.benchmarks import Benchmark, Wanted, check_split, find
 from lora_cot.evaluation.metrics import Share
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
+from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import answer
@@ -101,21 +102,14 @@ def evaluate(
         benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
     chosen, split = find(benchmark), check_split(benchmark, split)
     config = SearchSection.model_validate({**recipe.search.model_dump(), **(search or {})})
-    found = chosen.load(Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
-    if found.problems:
-        print("questions that are left out:", *shortened(found.problems), sep="\n  ", file=sys.stderr)
-    if not found.samples:
-        raise DataError([Problem(benchmark, "none of its questions can be asked"), *shortened(found.problems)])
+    samples, left_out = _questions(chosen, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
     begin = time.perf_counter()
-    completions = _answer_all(opened, found.samples, config)
+    completions = _answer_all(opened, samples, config)
     seconds = time.perf_counter() - begin
-    cot_format, count = recipe.format.build(), len(completions)
-    judged = [
-        Judged(sample, chosen.judge(c.parsed.answer, sample), reasoning(c.parsed, cot_format))
-        for c, sample in zip(completions, found.samples, strict=True)
-    ]
+    judged = _judged(chosen, samples, completions, recipe.format.build())
     if output is not None:
         _write(output, judged, completions)
+    count = len(completions)
     return EvalReport(
         benchmark,
         split,
@@ -123,12 +117,31 @@ def evaluate(
         config.strategy,
         summarise(chosen, judged),
         Share(sum(c.parsed.outcome == "complete" for c in completions), count),
-        len(found.problems),
+        left_out,
         sum(c.generated_tokens for c in completions) / count,
         sum(c.kept_tokens for c in completions) / count,
         sum(c.judge_calls for c in completions) / count,
         seconds / count,
     )
+
+
+def _judged(
+    chosen: Benchmark, samples: Sequence[Sample], completions: Sequence[Completion], cot_format: CotFormat
+) -> list[Judged]:
+    return [
+        Judged(sample, chosen.judge(c.parsed.answer, sample), reasoning(c.parsed, cot_format))
+        for c, sample in zip(completions, samples, strict=True)
+    ]
+
+
+def _questions(chosen: Benchmark, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
+    """What can be asked, and how many problems the rest has, which are told."""
+    found = chosen.load(wanted)
+    if found.problems:
+        print("questions that are left out:", *shortened(found.problems), sep="\n  ", file=sys.stderr)
+    if not found.samples:
+        raise DataError([Problem(name, "none of its questions can be asked"), *shortened(found.problems)])
+    return found.samples, len(found.problems)
 
 
 def _keys(recipe: Recipe, source: str | None) -> dict[str, Any]:

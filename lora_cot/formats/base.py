@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from lora_cot.errors import DataError, FormatError, Problem
 from lora_cot.formats.parser import Parsed, StageParser
@@ -174,7 +175,7 @@ class CotFormat:
             texts[stage.name] = (known.get(stage.name) or answer or ("\n".join(parts) if all(parts) else "")).strip()
         missing = [name for name, text in texts.items() if not text]
         if missing:
-            raise DataError(Problem("", f"no text for {', '.join(missing)}", self._expected()))
+            raise DataError(Problem("", f"no text for {', '.join(missing)}", self._expected(), kind="tags"))
         return texts
 
     def read(self, reply: str) -> dict[str, str]:
@@ -185,16 +186,22 @@ class CotFormat:
         """
         parsed = self.parse(reply)
         if parsed.outcome != "complete":
-            raise DataError(Problem("", f"not a text in the format {self.name}: {parsed.fault}", self._expected()))
+            what = f"not a text in the format {self.name}: {parsed.fault}"
+            raise DataError(Problem("", what, self._expected(), kind="tags"))
         return {stage.name: stage.text for stage in parsed.stages}
+
+    @cached_property
+    def _tags(self) -> tuple[str, ...]:
+        return tuple(tag for stage in self.stages for tag in (self.opening(stage), self.closing(stage)) if tag)
 
     def _expected(self) -> str:
         return "expected " + " ".join(f"{self.opening(s)}…{self.closing(s)}" for s in self.stages)
 
     def _untagged(self, name: str, text: str) -> str:
-        found = [tag for stage in self.stages for tag in (self.opening(stage), self.closing(stage)) if tag and tag in text]
+        found = [tag for tag in self._tags if tag in text]
         if found:
-            raise DataError(Problem("", f"the text of {name} holds the tag {found[0]}", "remove it, or rename the stage"))
+            what = f"the text of {name} holds the tag {found[0]}"
+            raise DataError(Problem("", what, "remove it, or rename the stage", kind="tags"))
         return text
 
     def parser(self) -> StageParser:

@@ -49,15 +49,16 @@ def cheapest(
     for change in _offers(recipe):
         if best.high <= limit:
             break
-        found = estimate(_applied(recipe, [*taken, change]))
-        if _excess(found, limit) < 0.98 * _excess(best, limit):
-            taken.append(change)
-            best = found
-    for change in reversed(taken[:-1]):
-        rest = [other for other in taken if other is not change]
-        found = estimate(_applied(recipe, rest))
-        if found.high <= limit:
-            taken, best = rest, found
+        tried = [*(other for other in taken if not other.keys.keys() <= change.keys.keys()), change]
+        found = estimate(_applied(recipe, tried))
+        if _excess(found, limit) < _excess(best, limit):
+            taken, best = tried, found
+    if best.high <= limit:
+        for change in reversed(taken[:-1]):
+            rest = [other for other in taken if other is not change]
+            found = estimate(_applied(recipe, rest))
+            if found.high <= limit:
+                taken, best = rest, found
     return taken, best
 
 
@@ -72,37 +73,47 @@ def _applied(recipe: Recipe, changes: list[Change]) -> Recipe:
 
 def _offers(recipe: Recipe) -> Iterator[Change]:
     """Changes in the order of what they cost; later ones of a kind replace the earlier."""
-    keys = recipe.training.library
+    keys, section = recipe.training.library, recipe.quantization
     if not str(keys.get("optim", "")).endswith("8bit"):
         yield Change({"training.optim": "paged_adamw_8bit"}, "nothing that is known of")
+    if section is not None and section.load_in_4bit and not section.library.get("bnb_4bit_use_double_quant"):
+        yield Change({"quantization.bnb_4bit_use_double_quant": True}, "next to nothing")
     if not keys.get("gradient_checkpointing", True):
         yield Change({"training.gradient_checkpointing": True}, "time: about a third more a step")
-    batch, steps = int(keys.get("per_device_train_batch_size", 8)), int(keys.get("gradient_accumulation_steps", 1))
-    while batch > 1:
-        batch, steps = (batch + 1) // 2, steps * 2
-        sizes = {"training.per_device_train_batch_size": batch, "training.gradient_accumulation_steps": steps}
-        yield Change(sizes, "time: smaller batches; a step holds as many samples as before")
-    questions = recipe.evaluation.batch_size
-    while questions > 1:
-        questions //= 2
-        yield Change({"evaluation.batch_size": questions}, "time of evaluations")
+    yield from _smaller_batches(recipe)
     candidates = recipe.search.candidates
     while recipe.search.strategy == "stage_beam" and candidates > 1:
         candidates //= 2
         yield Change({"search.candidates": candidates}, "accuracy of searched answers")
-    section = recipe.quantization
-    four_bit = {"quantization.load_in_4bit": True, "quantization.bnb_4bit_use_double_quant": True}
+    four_bit: Keys = {"quantization.load_in_4bit": True, "quantization.bnb_4bit_use_double_quant": True}
+    if section is not None and section.load_in_8bit:
+        four_bit["quantization.load_in_8bit"] = False
     if section is None or not section.load_in_4bit:
-        yield Change({**four_bit, "quantization.load_in_8bit": False}, "some quality: the base in NF4 (QLoRA)")
-    elif not section.library.get("bnb_4bit_use_double_quant"):
-        yield Change({"quantization.bnb_4bit_use_double_quant": True}, "next to nothing")
+        yield Change(four_bit, "some quality: the base in NF4 (QLoRA)")
     if section is None or len(section.skip_parts) > 1:
         yield Change({**four_bit, "quantization.skip_parts": ["lm_head"]}, "some quality: vision in NF4 too")
     rank = recipe.lora.r
     while rank > 8:
         rank //= 2
         yield Change({"lora.r": rank}, "capacity of the adapter")
-    length = int(keys.get("max_length") or 0)
+    length, shrinks = int(keys.get("max_length") or 0), recipe.training.long_samples == "shrink_image"
+    cost = "detail of images in longer samples" if shrinks else "samples that are longer are dropped"
     for share in (0.75, 0.5, 0.25) if length else ():
-        dropped = {"training.max_length": int(length * share), "training.long_samples": "drop"}
-        yield Change(dropped, "samples that are longer are dropped")
+        policy = "shrink_image" if shrinks else "drop"
+        yield Change({"training.max_length": int(length * share), "training.long_samples": policy}, cost)
+
+
+def _smaller_batches(recipe: Recipe) -> Iterator[Change]:
+    """Of training, a step holding as many samples as before; and of questions that are answered at once."""
+    keys = recipe.training.library
+    batch = int(keys.get("per_device_train_batch_size", 8))
+    samples = batch * int(keys.get("gradient_accumulation_steps", 1))
+    while batch > 1:
+        batch //= 2
+        sizes = {"training.per_device_train_batch_size": batch, "training.gradient_accumulation_steps": samples // batch}
+        if samples % batch == 0:
+            yield Change(sizes, "time: smaller batches; a step holds as many samples as before")
+    questions = recipe.evaluation.batch_size
+    while questions > 1:
+        questions //= 2
+        yield Change({"evaluation.batch_size": questions}, "time of evaluations")

@@ -7,7 +7,7 @@ really computed, on the CPU, so that code which asks where the image slots of a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 META, CPU = torch.device("meta"), torch.device("cpu")
+BATCH = "batch"
+"""Owner of what the model is given."""
 REST = "recomputation, backward, loss"
 """Owner of what is made outside every part."""
 aten = torch.ops.aten
@@ -41,7 +43,7 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = _run(func, args, kwargs or {})
-        tree_map_only(torch.Tensor, self._count, made)
+        tree_map_only(torch.Tensor, lambda tensor: self.see(tensor, self.owners[-1]), made)
         return made
 
     def add(self, owner: str, size: int) -> None:
@@ -51,9 +53,10 @@ class Counting(TorchDispatchMode):
         if self.live > self.peak:
             self.peak, self.at_peak = self.live, dict(self.by_owner)
 
-    def _count(self, tensor: torch.Tensor) -> None:
+    def see(self, tensor: torch.Tensor, owner: str) -> None:
+        """Count a tensor's bytes until it is gone, unless they are."""
         if (key := _key(tensor)) not in self._made:
-            size, owner = tensor.untyped_storage().nbytes(), self.owners[-1]
+            size = tensor.untyped_storage().nbytes()
             self._made[key] = size, owner
             weakref.finalize(tensor.untyped_storage(), self._free, key)
             self.add(owner, size)
@@ -104,39 +107,53 @@ def _places(index: torch.Tensor | None) -> list[torch.Tensor | None]:
 
 
 class _Attention(torch.autograd.Function):
-    """What a fused attention keeps: its inputs, its output, and one fp32 number for each query."""
+    """What a fused attention keeps: its inputs, its mask as numbers, its output, and one fp32 number for each query."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> torch.Tensor:
         """(B, heads, T, D)."""
-        bias = query.new_empty(mask.shape) if mask is not None and mask.dtype == torch.bool else None
+        bias = query.new_empty(mask.shape) if mask is not None and mask.dtype == torch.bool else mask
         output = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        del bias
+        logsumexp = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, logsumexp, bias)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         """Gradients of query, key and value."""
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+        query, key, value, *_ = ctx.saved_tensors
+        gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        if query.dtype != torch.float32:  # the query's is summed up in float32
+            query.new_empty(query.shape, dtype=torch.float32)
+        return *gradients, None
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, *_: Any, **__: Any) -> Any:
     return _Attention.apply(query, key, value, attn_mask)
 
 
+def _in_place(*_: Any, **__: Any) -> None:
+    """What a kernel makes that writes into what it is given."""
+
+
 @contextmanager
-def counting(model: nn.Module, parts: dict[str, nn.Module]) -> Iterator[Counting]:
+def counting(model: nn.Module, parts: Mapping[str, nn.Module], inputs: Mapping[str, Any], gpu: bool) -> Iterator[Counting]:
     """Count what a model on the meta device makes, part by part.
 
     Args:
         model: all of it on the meta device.
         parts: the innermost that is at work owns what is made.
+        inputs: the tensors that it is given; they count.
+        gpu: TRL's head scores a tile of logits in place there; elsewhere it makes several tiles of each.
     """
+    from bitsandbytes.autograd import _functions
+    from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
     counted, asked = Counting(model), torch.is_autocast_enabled
+    for tensor in inputs.values():
+        counted.see(tensor, BATCH)
+    in_place = ("_forward_tile", "_backward_tile", "_addmm_fp32") if gpu else ()
 
     def autocast(*device: str) -> bool:
         return asked(*device) if device != ("meta",) else False
@@ -153,6 +170,8 @@ def counting(model: nn.Module, parts: dict[str, nn.Module]) -> Iterator[Counting
             (torch, "is_autocast_enabled", autocast),
             (torch.nn.functional, "scaled_dot_product_attention", _attention),
             (utils, "_use_triton", lambda device: True),
+            (_functions, "MatMul8bitLt", _functions.MatMul8bitFp),  # it looks for outliers, which takes values
+            *((chunked_logprob, kernel, _in_place) for kernel in in_place),
         ):
             stack.enter_context(mock.patch.object(owner, attribute, stand_in))
         stack.enter_context(counted)

@@ -11,6 +11,7 @@ from lora_cot.adapters.lora import report
 from lora_cot.backbones import Backbone, part_of
 from lora_cot.backbones.loading import choose_dtype, family_of
 from lora_cot.backbones.quantization import is_quantized
+from lora_cot.engines.local import PREFILL_TOKENS
 from lora_cot.planning.outline import configuration, largest_block, outline, weight_bytes
 from lora_cot.planning.steps import Reader, training_step
 from lora_cot.planning.workload import Workload, workloads
@@ -21,7 +22,6 @@ OPTIMIZER_BYTES = {
     "adamw_torch_fused": 8.0,
     "adamw_8bit": 2.04,
     "adamw_bnb_8bit": 2.04,
-    "paged_adamw": 8.0,
     "paged_adamw_32bit": 8.0,
     "paged_adamw_8bit": 2.04,
     "adafactor": 0.1,
@@ -36,8 +36,8 @@ OPTIMIZER_BYTES = {
 """Bytes of state for each trained parameter; of others, 8."""
 DRIVER = 0.6e9
 """Bytes that a GPU's driver and libraries hold beside torch, at most."""
-GAPS = 0.1
-"""Share of what comes and goes that the allocator's gaps take, at most."""
+GAPS_GPU, GAPS_CPU = 0.1, 0.3
+"""Share of what comes and goes that the allocator's gaps take, at most (on a CPU measured, docs/memory.md)."""
 SCRATCH = 0.07e9
 """Bytes that libraries take on a CPU once they compute: threads, kernels and their buffers (measured)."""
 
@@ -67,7 +67,8 @@ class Phase:
 
     def high(self, gpu: bool) -> float:
         """Bytes with what allocator and driver may add."""
-        return self.low + GAPS * sum(item.size for item in self.items if item.comes_and_goes) + (DRIVER if gpu else 0)
+        gaps = (GAPS_GPU if gpu else GAPS_CPU) * sum(item.size for item in self.items if item.comes_and_goes)
+        return self.low + gaps + (DRIVER if gpu else 0)
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Simulated:
     step: dict[str, int]
     """Bytes by owner at the fullest moment of a training step."""
     reader: Reader
-    unquantized: float
-    """Bytes of the largest weight before it is quantised."""
+    largest_quantized: float
+    """Bytes of the largest of the quantised weights, before it is."""
     block: int
     """Bytes of the largest block: what ZeRO-3 gathers at once, at least."""
 
@@ -129,17 +130,17 @@ def simulate(recipe: Recipe, gpu: bool) -> Simulated:
     base, keys = configuration(recipe), recipe.training.library
     family = family_of(base, recipe.model.revision)
     dtype = choose_dtype(recipe.model.dtype, base, recipe.model.revision, family, recipe.quantization is not None)
-    cast = bool(gpu and not keys.get("fp16") and keys.get("bf16", True))
+    cast = gpu and bool(keys.get("fp16") or keys.get("bf16", True))
     backbone = outline(recipe, base, dtype, torch.bfloat16 if cast else torch.float32)
     works = workloads(recipe, backbone)
     return Simulated(
         works,
-        _weights(backbone),
+        weights(backbone),
         {line.part: line.parameters for line in report(backbone)},
         sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
         cast,
-        max((training_step(backbone, recipe, work) for work in works), key=lambda step: sum(step.values())),
-        Reader(backbone, max(works, key=lambda work: work.length)),
+        max((training_step(backbone, recipe, work, gpu) for work in works), key=lambda step: sum(step.values())),
+        Reader(backbone, max(works, key=lambda work: work.length), gpu),
         _largest_quantized(backbone, dtype),
         largest_block(backbone.base_model),
     )
@@ -160,14 +161,19 @@ def estimate(recipe: Recipe, made: Simulated, process: float | None = None) -> E
     state = [adapter, *([Item("adapter, cast", 2 * made.trained, "autocast's copy")] if made.cast else [])]
     state.append(Item("optimizer", OPTIMIZER_BYTES.get(optim, 8.0) * made.trained, optim))
     always = [*taken, *made.weights]
-    loading = Item("largest weight, not yet quantised", made.unquantized, comes_and_goes=True)
+    loading = Item("largest weight, not yet quantised", made.largest_quantized, comes_and_goes=True)
     phases = [Phase("loading", [*always, loading]), Phase("training", [*always, *state, *_activations(made.step)])]
     if keys.get("eval_strategy", "no") != "no" and recipe.training.eval_generations:
         questions = min(recipe.training.eval_generations, evaluation)
         phases.append(Phase("evaluating", [*always, *state, _answering(recipe, made.reader, questions, 1)]))
-    candidates = recipe.search.candidates if recipe.search.strategy == "stage_beam" else 1
-    phases.append(Phase("answering", [*always, adapter, _answering(recipe, made.reader, evaluation, candidates)]))
+    phases.append(Phase("answering", [*always, adapter, _answering(recipe, made.reader, evaluation, _candidates(recipe))]))
     return Estimate(process is None, phases, made)
+
+
+def _candidates(recipe: Recipe) -> int:
+    """Texts of a question that are written at once, at most."""
+    own = (stage.candidates or 0 for stage in recipe.search.stages.values())
+    return max(recipe.search.candidates, *own, 1) if recipe.search.strategy == "stage_beam" else 1
 
 
 def _answering(recipe: Recipe, reader: Reader, questions: int, candidates: int) -> Item:
@@ -177,9 +183,11 @@ def _answering(recipe: Recipe, reader: Reader, questions: int, candidates: int) 
         (own[stage.name].max_new_tokens if stage.name in own else None) or stage.max_new_tokens
         for stage in recipe.format.build().stages
     )
-    cache, reading = reader.cache(questions, candidates, tokens), questions * reader.reading
+    together = min(questions, max(1, PREFILL_TOKENS // reader.prompt))
+    reading = together * reader.reading + reader.cache(questions - together, 0, 0)
+    cache = reader.cache(questions, candidates, tokens)
     if reading > cache:
-        return Item("reading prompts", reading, f"{questions} of {reader.prompt} tokens", comes_and_goes=True)
+        return Item("reading prompts", reading, f"{together} of {reader.prompt} tokens at once", comes_and_goes=True)
     what = f"{questions} questions × {candidates} candidates of {reader.prompt + tokens} tokens"
     return Item("keys and values", cache, what, comes_and_goes=True)
 
@@ -191,8 +199,8 @@ def _activations(made: dict[str, int]) -> list[Item]:
     ]
 
 
-def _weights(backbone: Backbone) -> list[Item]:
-    """By part and precision; tied weights count once."""
+def weights(backbone: Backbone) -> list[Item]:
+    """A model's frozen weights by part and precision; tied weights count once."""
     found: dict[tuple[str, str], int] = {}
     seen: set[int] = set()
     for owner, layer in backbone.base_model.named_modules():
@@ -203,8 +211,7 @@ def _weights(backbone: Backbone) -> list[Item]:
             quantized = is_quantized(layer) and name == "weight"
             kind = ("4-bit" if getattr(parameter, "quant_state", None) else "8-bit") if quantized else _name(parameter.dtype)
             key = part_of(backbone.family, f"{owner}.{name}") or "other", kind
-            size = parameter.numel() if kind == "8-bit" else weight_bytes(layer, name, parameter)
-            found[key] = found.get(key, 0) + size
+            found[key] = found.get(key, 0) + weight_bytes(layer, name, parameter)
     return [Item(part, size, kind) for (part, kind), size in found.items()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from lora_cot.adapters.lora import attach
 from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import family_of, resolve_base
 from lora_cot.backbones.quantization import bits_and_bytes, is_quantized
+from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import QuantizationSection
 
@@ -22,17 +24,17 @@ PUBLISHED = Path(__file__).parent / "published"
 def published(base: str) -> Path | None:
     """The configuration of a hub id that comes with this package."""
     folder = PUBLISHED / base.rsplit("/", 1)[-1].lower()
-    return folder if folder.is_dir() else None
+    return folder if (folder / "config.json").is_file() else None
 
 
 def configuration(recipe: Recipe) -> str:
     """Where a recipe's base has its configuration: its own folder, one that comes with this package, or the hub.
 
     Raises:
-        BackboneError: a miniature that cannot be built.
+        BackboneError: no miniature of that name.
     """
     base = recipe.model.base
-    return base if Path(base).is_dir() else str(published(base) or resolve_base(base))
+    return base if Path(base).is_dir() else str(published(base) or resolve_base(base, weights=False))
 
 
 def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype) -> Backbone:
@@ -49,17 +51,24 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
     """
     import transformers
 
-    family = family_of(base, recipe.model.revision)
-    config = transformers.AutoConfig.from_pretrained(base, revision=recipe.model.revision)
+    revision = recipe.model.revision
+    family = family_of(base, revision)
+    try:
+        config = transformers.AutoConfig.from_pretrained(base, revision=revision)
+        processor = family.load_processor(base, revision)
+    except (OSError, ValueError) as error:
+        what = f"its configuration or its processor cannot be read: {' '.join(str(error).split())[:200]}"
+        raise BackboneError(
+            Problem(f"model.base {recipe.model.base}", what, "name a folder or hub id that holds both")
+        ) from None
     config._attn_implementation = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
         model = getattr(transformers, family.auto_class).from_config(config, dtype=dtype).eval()
     if recipe.quantization is not None:
         quantize(model, family, recipe.quantization, dtype)
-    processor = family.load_processor(base, recipe.model.revision)
     plain = recipe.lora.model_copy(update={"init_lora_weights": True})  # what it begins with takes no memory
     with torch.device("meta"):
-        backbone = attach(Backbone(family, model, processor, base, recipe.model.revision), plain)
+        backbone = attach(Backbone(family, model, processor, base, revision), plain)
     for parameter in backbone.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(compute)
@@ -68,35 +77,43 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
 
 def quantize(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> None:
     """Replace layers as transformers does when it loads them, and pack their weights."""
-    from bitsandbytes.functional import quantize_4bit
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes import functional
     from transformers.integrations import replace_with_bnb_linear
 
     config: Any = bits_and_bytes(section, family, dtype)
     replace_with_bnb_linear(model, config.llm_int8_skip_modules, config)
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            weight = torch.empty(layer.out_features, layer.in_features, dtype=dtype, device="meta")
-            kind, statistics = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
-            packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=statistics)
-            layer.weight = Params4bit(
-                packed, requires_grad=False, quant_state=state, quant_type=kind, bnb_quantized=True, module=layer
-            )
-        elif is_quantized(layer):  # its forward in 8 bits is that of a layer in half precision, as far as memory goes
-            weight = torch.empty(tuple(layer.weight.shape), dtype=dtype, device="meta")  # type: ignore[arg-type]
-            layer.forward, layer.weight = nn.Linear.forward.__get__(layer), nn.Parameter(weight, requires_grad=False)
+    # bitsandbytes keeps the first code book it makes, for whatever is quantised later: one without values breaks that.
+    with mock.patch.dict(functional.name2qmap):
+        for layer in filter(is_quantized, model.modules()):
+            _pack(layer, config, dtype)
+
+
+def _pack(layer: Any, config: Any, dtype: torch.dtype) -> None:
+    from bitsandbytes.functional import quantize_4bit
+    from bitsandbytes.nn import Int8Params, Params4bit
+
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
+    shape = layer.out_features, layer.in_features
+    if not config.load_in_4bit:
+        packed, scales = torch.empty(shape, dtype=torch.int8, device="meta"), torch.empty(shape[0], device="meta")
+        layer.weight = Int8Params(packed, requires_grad=False, CB=packed, SCB=scales)
+        return
+    kind, nested = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
+    weight = torch.empty(shape, dtype=dtype, device="meta")
+    packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
+    options = {"quant_state": state, "quant_type": kind, "bnb_quantized": True, "module": layer}
+    layer.weight = Params4bit(packed, requires_grad=False, **options)
 
 
 def weight_bytes(layer: nn.Module, name: str, parameter: torch.Tensor) -> int:
     """Bytes of a layer's parameter, with what its quantisation keeps beside it."""
-    if not is_quantized(layer) or name != "weight":
-        return parameter.numel() * parameter.element_size()
-    rows, columns = int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]
-    state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return rows * columns + 4 * rows
-    beside = [state.absmax, *([state.state2.absmax] if state.nested else [])]
-    return parameter.numel() * parameter.element_size() + sum(t.numel() * t.element_size() for t in beside)
+    beside: list[torch.Tensor] = []
+    if is_quantized(layer) and name == "weight":
+        state = getattr(parameter, "quant_state", None)
+        beside = [parameter.SCB] if state is None else [state.absmax]  # type: ignore[attr-defined]
+        beside += [state.state2.absmax] if state is not None and state.nested else []
+    return sum(tensor.numel() * tensor.element_size() for tensor in (parameter, *beside))
 
 
 def largest_block(model: nn.Module) -> int:

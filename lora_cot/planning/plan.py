@@ -85,7 +85,7 @@ class Plan:
             "cache_per_image_gb": one.made.reader.per_image / GB,
             "changes": [asdict(change) for change in self.changes],
             "high_gb_changed": self.changed.high / GB if self.changed else None,
-            "zero": [asdict(share) for share in self.shares],
+            "zero": [_in_gb(share) for share in self.shares],
             "time": {**asdict(self.duration), "hours": self.duration.hours},
         }
 
@@ -133,6 +133,11 @@ def plan(
         shares(recipe, now) if gpu else [],
         _duration(recipe, now, tokens_per_second, root),
     )
+
+
+def _in_gb(share: Share) -> dict[str, Any]:
+    sizes = {f"{name}_gb": getattr(share, name) / GB for name in ("low", "high", "host")}
+    return {"gpus": share.gpus, "stage": share.stage, **sizes}
 
 
 def _resident() -> float:

@@ -42,7 +42,7 @@ def _share(recipe: Recipe, whole: Estimate, training: Phase, gpus: int, stage: s
     rest = training.low - weights - state - gradients - adapter
     sharded = number == 3 and _can_be_sharded(recipe)
     gathered = min(weights, 2 * whole.made.block) if sharded else 0.0
-    kept = (0.0 if offload else weights / split) + gathered if sharded else weights
+    kept = min(weights, (0.0 if offload else weights / split) + gathered) if sharded else weights
     on_gpu = kept + (adapter / split if number == 3 else adapter)
     on_gpu += 0.0 if offload else state / split
     on_gpu += 0.0 if offload and number == 3 else gradients / (split if number >= 2 else 1)

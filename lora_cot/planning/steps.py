@@ -15,10 +15,16 @@ from lora_cot.recipe import Recipe
 from lora_cot.training.callbacks import drop_input_gradients
 
 
-def training_step(backbone: Backbone, recipe: Recipe, work: Workload) -> dict[str, int]:
+def training_step(backbone: Backbone, recipe: Recipe, work: Workload, gpu: bool) -> dict[str, int]:
     """Bytes by owner at the fullest moment of forward and backward of the largest batch.
 
     Gradients are counted in float32, whatever their adapter is computed in here.
+
+    Args:
+        backbone: on the meta device, with its adapters.
+        recipe: its training section.
+        work: gives the batch.
+        gpu: whether it runs on one.
     """
     from trl.trainer.utils import add_fused_lm_head
 
@@ -40,7 +46,7 @@ def training_step(backbone: Backbone, recipe: Recipe, work: Workload) -> dict[st
         if not accumulates:
             counted.add("gradients", 4 * parameter.numel())
 
-    with counting(model, _parts(backbone)) as counted:
+    with counting(model, _parts(backbone), inputs, gpu) as counted:
         if accumulates:  # those of the batches before are there from the beginning
             counted.add("gradients", 4 * sum(parameter.numel() for parameter in trained))
         for parameter in trained:
@@ -54,14 +60,14 @@ def training_step(backbone: Backbone, recipe: Recipe, work: Workload) -> dict[st
 class Reader:
     """What answering takes: a prompt is read once, and each candidate goes on from a copy of its keys and values."""
 
-    def __init__(self, backbone: Backbone, work: Workload):
+    def __init__(self, backbone: Backbone, work: Workload, gpu: bool):
         from transformers import DynamicCache
 
         self.prompt = work.length - work.answer
         still = backbone.family.still_layers(backbone.base_model)
         inputs = _inputs(backbone, work, 1, answered=False)
         inputs.pop("labels")
-        with counting(backbone.model, _parts(backbone)) as counted, torch.no_grad():
+        with counting(backbone.model, _parts(backbone), inputs, gpu) as counted, torch.no_grad():
             output = backbone.model(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
             layers = output.past_key_values.layers
             sizes = [sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)) for layer in layers]

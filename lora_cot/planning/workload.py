@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from PIL import Image
 
 from lora_cot.backbones import Backbone
 from lora_cot.data.images import MIN_SIDE, image_size
-from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder, image_slots
-from lora_cot.data.lengths import SHRINK, LengthLimit, scaled
+from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, image_slots
+from lora_cot.data.lengths import SHRINK, scaled
 from lora_cot.data.sources import load_data
-from lora_cot.errors import LoraCotError
+from lora_cot.errors import DataError, LoraCotError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.training.run import make_collator
 from lora_cot.types import Sample
 
 PHOTOGRAPH = (1024, 768)
 """Size of an image where the data cannot be read."""
 LENGTH = 2048
 """Tokens of a sample where neither the data nor max_length says more."""
-TEXT = 0.75
-"""Share of such a sample that its image may take."""
 MEASURED = 500
-"""Samples, evenly spread, whose lengths are measured."""
+"""Samples, evenly spread, whose lengths are measured, at most."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +38,72 @@ class Workload:
     mean_length: float
     mean_answer: float
     sizes: tuple[tuple[int, int], ...]
-    """Widths and heights of the longest sample's images, in pixels."""
+    """Widths and heights of its images, in pixels; of the longest with images, where it has none."""
     samples: int | None
-    """Rows of an epoch; None if the data cannot be read."""
+    """Rows of an epoch, those that are too long left out; None if the data cannot be read."""
     said: str
     """Where this comes from, for people."""
 
 
 def workloads(recipe: Recipe, backbone: Backbone) -> list[Workload]:
     """One for each pass of the format."""
-    limit = recipe.training.library.get("max_length")
     samples: list[Sample] = []
     try:
         samples, _ = load_data(recipe.data, recipe.format.build())
-        if samples and getattr(backbone.processor, "chat_template", None):
+        if not samples:
+            why = "the recipe names no data"
+        elif getattr(backbone.processor, "chat_template", None):
             passes = recipe.format.build().spelled(backbone.family.tag_style).passes
             return [_measured(recipe, backbone, one, samples) for one in passes]
-        why = "the base's tokenizer is not at hand"
+        else:
+            why = "the base's tokenizer is not at hand"
     except (LoraCotError, OSError) as error:
         why = f"the data cannot be read: {str(error).splitlines()[0]}"
-    length, size = int(limit or LENGTH), PHOTOGRAPH
-    while (images := sum(backbone.family.image_tokens(backbone.processor, [size]))) > TEXT * length and min(size) > MIN_SIDE:
-        size = scaled(size, SHRINK)  # a larger one would be dropped, or shown smaller
-    length = max(length, images + MIN_SIDE)
+    return [_assumed(recipe, backbone, len(samples) or None, why)]
+
+
+def _assumed(recipe: Recipe, backbone: Backbone, samples: int | None, why: str) -> Workload:
+    """A sample as long as it may be, with a photograph: one that is made smaller where the whole has no room."""
+    limit, size = recipe.training.library.get("max_length"), PHOTOGRAPH
+    while limit and _image_tokens(backbone, size) > limit // 2 and min(size) > MIN_SIDE:
+        size = scaled(size, SHRINK)
+    images = _image_tokens(backbone, size)
+    length = max(limit or LENGTH, images + 2)
     answer = (length - images) // 2
     said = f"{'max_length' if limit else 'assumed'} and an image of {size[0]}×{size[1]} ({why})"
-    return [Workload(length, answer, length, answer, (size,), len(samples) or None, said)]
+    return Workload(length, answer, length, answer, (size,), samples, said)
+
+
+def _image_tokens(backbone: Backbone, size: tuple[int, int]) -> int:
+    return sum(backbone.family.image_tokens(backbone.processor, [size]))
 
 
 def _measured(recipe: Recipe, backbone: Backbone, one: CotFormat, samples: Sequence[Sample]) -> Workload:
-    limit = LengthLimit(Encoder(backbone.processor, one), backbone.family.image_tokens)
-    longest = recipe.training.library.get("max_length") or sys.maxsize
-    taken = samples[:: max(1, len(samples) // MEASURED)]
-    lengths = [min(limit.measure(sample).length, longest) for sample in taken]
-    answers = [_answer_length(limit.encoder, sample) for sample in taken]
-    length, number = max((length, number) for number, length in enumerate(lengths))
-    sizes = tuple(image_size(image, recipe.data.max_pixels) for image in taken[number].images)
+    """Of the samples that are kept; the longest has images if any sample has.
+
+    Raises:
+        DataError: none is kept.
+    """
+    limit = make_collator(recipe, backbone, one).limit
+    taken = samples[:: math.ceil(len(samples) / MEASURED)]
+    found = [(sample, limit.measure(sample)) for sample in taken]
+    kept = [(sample, measured) for sample, measured in found if limit.too_long(sample, measured) is None]
+    if not kept:
+        raise DataError(f"every sample is longer than training.max_length={limit.max_length}")
+    longest = max((measured for _, measured in kept), key=lambda measured: measured.length)
+    length = longest.length
     said = f"{len(taken)} of {len(samples)} samples measured"
-    means = sum(lengths) / len(lengths), sum(answers) / len(answers)
-    return Workload(length, min(answers[number], length - 1), *means, sizes, len(samples), said)
-
-
-def _answer_length(encoder: Encoder, sample: Sample) -> int:
-    """Trained tokens of a sample, its images left out."""
-    encoded = encoder.training(replace(sample, images=()), [])
-    return sum(label != IGNORE_INDEX for label in encoded.labels)
+    if len(kept) < len(taken):
+        said += f", {len(taken) - len(kept)} of them longer than max_length"
+    bounded = len(kept) < len(taken) or any(measured.scale < 1 for _, measured in kept)
+    if bounded and limit.max_length and len(taken) < len(samples):
+        length = limit.max_length  # one that was not measured may be as long as is allowed
+    shown, measured = max(kept, key=lambda pair: (bool(pair[0].images), pair[1].length))
+    sizes = tuple(scaled(image_size(image, recipe.data.max_pixels), measured.scale) for image in shown.images)
+    mean_length = sum(measured.length for _, measured in kept) / len(kept)
+    mean_answer = sum(measured.trained for _, measured in kept) / len(kept)
+    count = round(len(samples) * len(kept) / len(taken))
+    return Workload(length, min(longest.trained, length - 1), mean_length, mean_answer, sizes, count, said)
 
 
 def rows(backbone: Backbone, work: Workload, count: int, answered: bool) -> list[Encoded]:

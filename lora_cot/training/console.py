@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from accelerate import PartialState
 
 from lora_cot.adapters.lora import report
 from lora_cot.backbones import Backbone
 from lora_cot.data.collate import Collator
-from lora_cot.data.labels import Encoded
 from lora_cot.data.lengths import Kept
 from lora_cot.types import Sample
+from lora_cot.validation.show import mark_trained
 
 
 def show(*texts: str) -> None:
@@ -38,19 +37,7 @@ def sample_counts(samples: Kept, held_out: Kept) -> str:
 
 def preview(collator: Collator, sample: Sample) -> str:
     """A sample as text, its trained part between marks."""
-    return mark_trained(collator.encode(sample), collator.encoder.tokenizer)
-
-
-def mark_trained(encoded: Encoded, tokenizer: Any) -> str:
-    """The text of a sample, trained parts between ⟦ and ⟧."""
-    text, start = "", 0
-    ids, labels = encoded.input_ids, encoded.labels
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or (labels[end] < 0) != (labels[start] < 0):
-            piece = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-            text += piece if labels[start] < 0 else f"⟦{piece}⟧"
-            start = end
-    return text
+    return mark_trained(collator.encode(sample), collator.encoder)
 
 
 def parts_table(backbone: Backbone) -> str:

@@ -18,8 +18,7 @@ from lora_cot.checkpoints.folders import LOG_FILE, open_run, pass_folders, run_f
 from lora_cot.checkpoints.opening import find_adapter
 from lora_cot.data.collate import Collator
 from lora_cot.data.labels import Encoder
-from lora_cot.data.lengths import Kept, LengthLimit, keep_fitting
-from lora_cot.data.lint import check_gold, preflight
+from lora_cot.data.lengths import Kept, keep_fitting
 from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -32,6 +31,8 @@ from lora_cot.training.quality import answer_freely
 from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
+from lora_cot.validation.run import limit_of
+from lora_cot.validation.start import check_gold, check_start
 
 NOTHING = "(nothing)"
 """What a later pass is asked with where an earlier one wrote nothing: gold text in its place would flatter."""
@@ -149,9 +150,9 @@ def _train_pass(
     if not train_set.samples:
         raise DataError(Problem("data.train", "every sample is too long", "raise training.max_length"))
     _check_reached(backbone, train_set.samples)
-    preflight(collator, train_set.samples)
-    preflight(collator, eval_set.samples)
-    show(sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
+    notes = check_start(collator, train_set.samples, eval_set.samples)
+    said = "" if one.given else "\n".join(notes)  # the same in each pass of a split format
+    show(said, sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
     trainer = make_trainer(recipe, arguments, backbone, one, collator, (train_set, eval_set), questions, folder / LOG_FILE)
     begin = time.perf_counter()
     trainer.train()
@@ -176,13 +177,7 @@ def _check_reached(backbone: Backbone, samples: list[Sample]) -> None:
 
 def make_collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
     """What encodes and batches a run's samples."""
-    limit = LengthLimit(
-        Encoder(backbone.processor, cot_format),
-        backbone.family.image_tokens,
-        recipe.training.library.get("max_length"),
-        recipe.training.long_samples,
-        recipe.data.max_pixels,
-    )
+    limit = limit_of(recipe, backbone.family, backbone.processor, cot_format)
     return Collator(limit, backbone.family.image_inputs)
 
 

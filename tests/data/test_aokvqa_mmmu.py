@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from lora_cot.data import aokvqa, mmmu
+from lora_cot.data import mmmu
 from lora_cot.data.images import open_image
+from lora_cot.data.rows import collect
+from lora_cot.data.sources import rows_of
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.sources import AokvqaSource
@@ -16,13 +18,17 @@ TWO_STAGE = FORMATS["two_stage"]
 IMAGES = [f"image_{number}" for number in range(1, 8)]
 
 
+def load_source(source, cot_format):
+    return collect(rows_of(source, cot_format), source)
+
+
 def source(path, **keys):
     return AokvqaSource(source="aokvqa", path=str(path), **({"split": "val"} | keys))
 
 
 def test_a_record_becomes_a_question_with_options(tmp_path):
     """The first rationale is trained on, the others are kept for scoring; the image is COCO's, by twelve digits."""
-    (sample,) = aokvqa.load(source(published.aokvqa(tmp_path, [aokvqa_record()])), TWO_STAGE)
+    (sample,) = load_source(source(published.aokvqa(tmp_path, [aokvqa_record()])), TWO_STAGE)
     rationale, answer = TWO_STAGE.passes
     assert rationale.question(sample.last, sample.choices).splitlines() == [
         "Question: What is he waiting for?",
@@ -39,7 +45,7 @@ def test_a_record_becomes_a_question_with_options(tmp_path):
 def test_it_can_be_asked_without_options(tmp_path):
     """The answer is then the commonest of the ten."""
     path = published.aokvqa(tmp_path, [aokvqa_record()])
-    (sample,) = aokvqa.load(source(path, task="direct_answer"), TWO_STAGE)
+    (sample,) = load_source(source(path, task="direct_answer"), TWO_STAGE)
     assert (sample.choices, sample.last.answer, TWO_STAGE.gold(sample.last)["ANSWER"]) == ((), "cab", "cab")
 
 
@@ -50,7 +56,7 @@ def test_the_hubs_parquet(tmp_path, listed):
     record["direct_answers"] = listed(record["direct_answers"])
     del record["image_id"]
     published.parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [record])
-    (sample,) = aokvqa.load(source(tmp_path), TWO_STAGE)
+    (sample,) = load_source(source(tmp_path), TWO_STAGE)
     assert open_image(sample.images[0]).getpixel((0, 0)) == (0, 0, 255)
     assert sample.meta["direct_answers"] == aokvqa_record()["direct_answers"]
 
@@ -72,7 +78,7 @@ def test_bad_records_are_named(tmp_path, keys, task, told):
     path = published.aokvqa(tmp_path, [aokvqa_record()])
     (path / "aokvqa_v1p0_val.json").write_text(json.dumps([aokvqa_record(1, image_id=299207), aokvqa_record(**keys)]))
     with pytest.raises(DataError) as caught:
-        aokvqa.load(source(path, task=task), TWO_STAGE)
+        load_source(source(path, task=task), TWO_STAGE)
     assert caught.value.problems[0].what.startswith("1 of 2 rows cannot be used")
     assert f"aokvqa_v1p0_val.json row 2 · {told}" in str(caught.value)
 
@@ -80,7 +86,7 @@ def test_bad_records_are_named(tmp_path, keys, task, told):
 def test_a_folder_without_the_split_is_refused(tmp_path):
     """The file that was looked for is named."""
     with pytest.raises(DataError, match=r"aokvqa_v1p0_train.json · no such data file"):
-        aokvqa.load(source(published.aokvqa(tmp_path, []), split="train"), TWO_STAGE)
+        load_source(source(published.aokvqa(tmp_path, []), split="train"), TWO_STAGE)
 
 
 # MMMU

@@ -172,6 +172,17 @@ def test_ordinary_text_is_tokenised_as_the_processor_does(each_tiny):
     assert Encoder(each_tiny.processor, FORMATS["four_stage"]).prompt(sample, [image]).input_ids == list(expected)
 
 
+def test_stages_that_quote_control_tokens_keep_their_tokens(each_tiny):
+    """A token that is cut apart in a stage's text does not move the border to the next stage."""
+    encoder = encoder_of(each_tiny, "four_stage")
+    stages = {name: f"<|end|> {name.lower()} <|end|>" for name in STAGES}
+    encoded = encode(encoder, Sample("x", (Exchange("?", stages=stages),)), True)
+    for number, (_, text) in enumerate(encoder.format.write(stages)):
+        ids = [i for i, s in zip(encoded.input_ids, encoded.stage_ids, strict=True) if s == number]
+        end = [encoder.tokenizer.eos_token] * (number == len(STAGES) - 1)
+        assert encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == "".join([text, *end]).strip()
+
+
 @pytest.mark.parametrize("name", ["four_stage", "direct"])
 def test_stage_ids_cover_exactly_what_is_trained(each_tiny, name):
     """Each trained token belongs to the stage whose text it is: its tags, the gap before it, and the end after the last."""

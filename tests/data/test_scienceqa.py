@@ -8,7 +8,8 @@ import pytest
 from lora_cot.data import scienceqa
 from lora_cot.data.images import open_image
 from lora_cot.data.labels import Encoder
-from lora_cot.data.sources import load_mixture
+from lora_cot.data.rows import collect
+from lora_cot.data.sources import load_mixture, rows_of
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.formats.answers import read_option
@@ -20,6 +21,10 @@ TWO_STAGE = FORMATS["two_stage"]
 RATIONALE, ANSWER = TWO_STAGE.passes
 
 
+def load_source(source, cot_format):
+    return collect(rows_of(source, cot_format), source)
+
+
 @pytest.fixture
 def load(tmp_path):
     """The training samples of problems by id; of a split with these ids, or all of them."""
@@ -27,7 +32,7 @@ def load(tmp_path):
     def samples(problems, ids=None, cot_format=TWO_STAGE, images=True, **keys):
         splits = {"train": list(problems) if ids is None else ids}
         folder = published.scienceqa(tmp_path / "data", problems, splits, images)
-        return scienceqa.load(ScienceqaSource(source="scienceqa", path=str(folder), **keys), cot_format)
+        return load_source(ScienceqaSource(source="scienceqa", path=str(folder), **keys), cot_format)
 
     return samples
 
@@ -102,7 +107,7 @@ def test_without_a_file_of_splits_the_records_say_it(tmp_path):
     (folder / "problems.json").rename(folder / "some_problems_2.json")
     for path in (folder, folder / "some_problems_2.json"):
         source = ScienceqaSource(source="scienceqa", path=str(path), split="test")
-        assert [sample.id for sample in scienceqa.load(source, TWO_STAGE)] == ["2"]
+        assert [sample.id for sample in load_source(source, TWO_STAGE)] == ["2"]
 
 
 @pytest.mark.parametrize("root", ["images", "elsewhere"])
@@ -125,7 +130,7 @@ def test_the_hubs_parquet(tmp_path):
         del row["split"]
     published.parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows)
     source = ScienceqaSource(source="scienceqa", path=str(tmp_path), split="val")
-    first, second = scienceqa.load(source, TWO_STAGE)
+    first, second = load_source(source, TWO_STAGE)
     assert (first.id, second.id, second.images, second.last.answer) == ("val-0", "val-1", (), "B")
     assert open_image(first.images[0]).size == (8, 8)
     assert (first.meta["has_image"], second.meta["has_image"]) == (True, False)
@@ -158,11 +163,11 @@ def test_bad_rows_are_counted_listed_and_refused_above_a_share(tmp_path, capsys,
     )
     source = ScienceqaSource(source="scienceqa", path=str(folder), max_bad_share=share)
     if share < 0.1:
-        lines = refused(scienceqa.load, source, TWO_STAGE)
+        lines = refused(load_source, source, TWO_STAGE)
         assert lines[0].startswith("1 of 10 rows cannot be used, more than max_bad_share=0.05")
         assert len(lines) == 2 and told in lines[1]
     else:
-        assert len(scienceqa.load(source, TWO_STAGE)) == 9
+        assert len(load_source(source, TWO_STAGE)) == 9
         said = capsys.readouterr().err
         assert "1 problems in rows that are left out (1 of 10)" in said and told in said
 
@@ -193,7 +198,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, content, told):
     if content is not None:
         (folder / "problems.json").write_text(content)
     source = ScienceqaSource(source="scienceqa", path=str(folder))
-    (line,) = refused(scienceqa.load, source, TWO_STAGE)
+    (line,) = refused(load_source, source, TWO_STAGE)
     assert told in line and str(folder) in line
 
 
@@ -228,7 +233,7 @@ def test_rationales_are_handed_on_by_id(with_rationales):
 @pytest.mark.parametrize(
     ("rows", "told", "left"),
     [
-        ([row(n) for n in range(9)], "rationales.jsonl · 9 · no rationale for this sample", 9),
+        ([row(n) for n in range(9)], "problems.json · 9 · rationales.jsonl has no rationale for this sample", 9),
         ([row(n) for n in range(11)], "rationales.jsonl · 10 · no sample of this id", 10),
         ([row(n) for n in (*range(10), 3)], "rationales.jsonl line 11 · id · '3' occurs twice", 10),
         ([*(row(n) for n in range(10)), {"id": "x"}], "rationales.jsonl line 11 · output · Field required", 10),
@@ -304,5 +309,5 @@ def test_the_real_image_with_its_record(shared_data, tmp_path):
     place = folder / "images" / "train" / "1"
     place.mkdir(parents=True)
     (place / name).write_bytes(shared_data(name).read_bytes())
-    (sample,) = scienceqa.load(ScienceqaSource(source="scienceqa", path=str(folder)), TWO_STAGE)
+    (sample,) = load_source(ScienceqaSource(source="scienceqa", path=str(folder)), TWO_STAGE)
     assert min(open_image(sample.images[0]).size) > 100 and sample.last.answer == "B"

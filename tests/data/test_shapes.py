@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from lora_cot.data.images import open_image
-from lora_cot.data.shapes import CELL, COLOURS, PLACES, SPLITS, iterate, load, make_sample
+from lora_cot.data.shapes import CELL, COLOURS, PLACES, SPLITS, iterate, make_sample
+from lora_cot.data.sources import rows_of
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.sources import ShapesSource
 
@@ -127,5 +128,5 @@ def test_the_reasoning_leads_to_the_answer(samples):
 
 def test_a_recipe_asks_for_rows():
     """Split, seed and limit of a source are those of its rows."""
-    rows = load(ShapesSource(source="shapes", split="test", seed=7, limit=3), FORMATS["direct"])
+    rows = [read() for _, read in rows_of(ShapesSource(source="shapes", split="test", seed=7, limit=3), FORMATS["direct"])]
     assert [row.id for row in rows] == ["test-7-0", "test-7-1", "test-7-2"]

@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from lora_cot.data import jsonl
 from lora_cot.data.images import image_size, open_image
-from lora_cot.data.sources import SOURCES, load_data, load_mixture
+from lora_cot.data.rows import collect
+from lora_cot.data.sources import load_data, load_mixture, rows_of
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import DataSection
@@ -51,7 +51,7 @@ def load(source):
     """The samples of a source whose file holds these rows."""
 
     def samples(kind, *rows, cot_format=FOUR_STAGE, **keys):
-        return SOURCES[kind](source(kind, *rows, **keys), cot_format)
+        return load_source(source(kind, *rows, **keys), cot_format)
 
     return samples
 
@@ -74,6 +74,11 @@ def plain(number=0, **keys):
 
 
 GOOD = {"jsonl": plain(), "llava_cot_100k": record("What is it?", REPLY), "messages": chat("What is it?", REPLY)}
+
+
+def load_source(section, cot_format):
+    """The samples of one source, in the order of its rows."""
+    return collect(rows_of(section, cot_format), section)
 
 
 def problems(error):
@@ -294,7 +299,7 @@ def parquet(folder, monkeypatch):
             kind = datasets.List(datasets.Image()) if column == "images" else datasets.Image()
             table = table.cast(datasets.Features({**table.features, column: kind}))
         table.to_parquet(folder / "rows.parquet")
-        return SOURCES["messages"](MessagesSource(source="messages", path=str(folder / "rows.parquet"), **keys), FOUR_STAGE)
+        return load_source(MessagesSource(source="messages", path=str(folder / "rows.parquet"), **keys), FOUR_STAGE)
 
     return samples
 
@@ -442,14 +447,14 @@ def test_a_file_that_is_not_utf_8_is_refused(source, folder, kind):
     section = source(kind)
     (folder / "rows.jsonl").write_bytes(json.dumps(GOOD[kind]).encode() + b"\n\xff\n")
     with pytest.raises(DataError, match=r"rows\.jsonl"):
-        SOURCES[kind](section, FOUR_STAGE)
+        load_source(section, FOUR_STAGE)
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.json", "none.parquet"])
 def test_a_missing_file_is_refused(folder, name):
     """The error names the file, whatever kind it would have been."""
     with pytest.raises(DataError, match=f"{name} · no such data file"):
-        SOURCES["messages"](MessagesSource(source="messages", path=str(folder / name)), FOUR_STAGE)
+        load_source(MessagesSource(source="messages", path=str(folder / name)), FOUR_STAGE)
 
 
 # mixtures
@@ -500,10 +505,10 @@ def test_bad_rows_can_be_left_out(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": 1, "question": "?", "answer": "a"}\n{"id": 2}\n{"id": 3, "question": "?", "answer": "b"}\n')
     source = JsonlSource(source="jsonl", path=path, bad_rows="drop")
-    assert [sample.id for sample in jsonl.load(source, FORMATS["direct"])] == ["1", "3"]
+    assert [sample.id for sample in load_source(source, FORMATS["direct"])] == ["1", "3"]
     assert "1 problems in rows that are left out" in (said := capsys.readouterr().err) and "rows.jsonl line 2" in said
     with pytest.raises(DataError, match=r"rows\.jsonl line 2"):
-        jsonl.load(source.model_copy(update={"bad_rows": "error"}), FORMATS["direct"])
+        load_source(source.model_copy(update={"bad_rows": "error"}), FORMATS["direct"])
 
 
 def test_held_out_rows_are_kept_back():

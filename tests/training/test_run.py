@@ -191,8 +191,8 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
 
 def test_the_preview_marks_what_is_trained(each_tiny):
     """The run shows one sample with its answer between marks."""
-    encoded = encode(Encoder(each_tiny.processor, FORMATS["four_stage"]), make_sample(0, "train", 0), True)
-    text = console.mark_trained(encoded, each_tiny.processor.tokenizer)
+    encoder = Encoder(each_tiny.processor, FORMATS["four_stage"])
+    text = console.mark_trained(encode(encoder, make_sample(0, "train", 0), True), encoder)
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
 

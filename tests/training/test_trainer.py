@@ -89,7 +89,7 @@ def test_an_evaluation_never_mixes_rows_with_and_without_images(make_recipe, mak
     """Where the trainer itself evaluates, its batches are grouped too, and the loss is a mean over all tokens."""
     rows = [make_sample(number, "validation", 0) for number in range(4)]
     rows[1], rows[2] = replace(rows[1], images=()), replace(rows[2], images=())
-    monkeypatch.setitem(sources.SOURCES, "shapes", lambda source, _: rows)
+    monkeypatch.setitem(sources.SOURCES, "shapes", lambda source, _: ((row.id, lambda row=row: row) for row in rows))
     seen, compute = [], CotTrainer.compute_loss
 
     def look(self, model, inputs, *args, **keys):

@@ -81,8 +81,12 @@ MINIS = {
 """Bases by name: `model.base: mini/NAME`."""
 
 
-def locate(name: str) -> Path:
+def locate(name: str, taught: bool = True) -> Path:
     """Folder of a miniature base: shipped, cached, or built now.
+
+    Args:
+        name: of the base.
+        taught: whether its weights are needed; a folder without them is made in no time.
 
     Raises:
         BackboneError: no base of that name.
@@ -95,8 +99,10 @@ def locate(name: str) -> Path:
     if (shipped / "built_from.json").is_file() and _built_from(shipped) == fingerprint:
         return shipped
     folder = cache_root() / f"{name}-{fingerprint}"
+    if not folder.is_dir() and not taught:
+        folder = cache_root() / f"{name}-{fingerprint}-untaught"
     if not folder.is_dir():
-        build(spec, folder)
+        build(spec, folder, taught)
     return folder
 
 
@@ -109,16 +115,19 @@ def _built_from(folder: Path) -> str:
     return json.loads((folder / "built_from.json").read_text())["fingerprint"]
 
 
-def build(spec: MiniSpec, folder: Path) -> None:
-    """Train a base and write it in bf16. The folder appears whole or not at all."""
+def build(spec: MiniSpec, folder: Path, taught: bool = True) -> None:
+    """Train a base and write it in bf16, or all of it but its weights. The folder appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         model, processor = random_base(spec)
-        _train(model, processor, spec)
         import torch
 
-        model.to(torch.bfloat16).save_pretrained(staging)
+        if taught:
+            _train(model, processor, spec)
+            model.to(torch.bfloat16).save_pretrained(staging)
+        else:
+            model.to(torch.bfloat16).config.save_pretrained(staging)
         processor.save_pretrained(staging)
         made_from = {"fingerprint": spec.fingerprint(), **dataclasses.asdict(spec)}
         (staging / "built_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
