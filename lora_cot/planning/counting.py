@@ -7,8 +7,9 @@ really computed, on the CPU, so that code which asks where the image slots of a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -20,8 +21,10 @@ from torch.utils._pytree import tree_map_only
 META, CPU = torch.device("meta"), torch.device("cpu")
 BATCH = "batch"
 """Owner of what the model is given."""
-REST = "recomputation, backward, loss"
+REST = "recomputation and backward"
 """Owner of what is made outside every part."""
+LOGITS = "logits"
+"""Owner of what scoring the labels makes, forward and backward."""
 aten = torch.ops.aten
 
 
@@ -132,6 +135,15 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn
     return _Attention.apply(query, key, value, attn_mask)
 
 
+def _owned(counted: Counting, owner: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function; what it makes is the owner's."""
+    counted.owners.append(owner)
+    try:
+        return function(*args)
+    finally:
+        counted.owners.pop()
+
+
 def _in_place(*_: Any, **__: Any) -> None:
     """What a kernel makes that writes into what it is given."""
 
@@ -174,5 +186,9 @@ def counting(model: nn.Module, parts: Mapping[str, nn.Module], inputs: Mapping[s
             *((chunked_logprob, kernel, _in_place) for kernel in in_place),
         ):
             stack.enter_context(mock.patch.object(owner, attribute, stand_in))
+        head = chunked_logprob.ChunkedLogProbFunction
+        for way in ("forward", "backward"):
+            scored = staticmethod(partial(_owned, counted, LOGITS, getattr(head, way)))
+            stack.enter_context(mock.patch.object(head, way, scored))
         stack.enter_context(counted)
         yield counted
