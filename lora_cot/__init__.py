@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.errors import LoraCotError
     from lora_cot.evaluation.ask import ask
+    from lora_cot.evaluation.predictions import score
     from lora_cot.evaluation.run import evaluate
     from lora_cot.merging.merge import merge
     from lora_cot.planning.plan import plan
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lora_cot.validation.run import validate
 
 __version__ = "0.1.0.dev0"
-__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "train", "validate"]
+__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "score", "train", "validate"]
 
 _HOMES = {
     "LoraCotError": "errors",
@@ -37,6 +38,7 @@ _HOMES = {
     "merge": "merging.merge",
     "open_model": "checkpoints.opening",
     "plan": "planning.plan",
+    "score": "evaluation.predictions",
     "train": "training.run",
     "validate": "validation.run",
 }

@@ -25,6 +25,8 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Data = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
+Split = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
 Strategy = Annotated[str | None, typer.Option(help="greedy, sample or stage_beam; the recipe's if not given.")]
 Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn for each stage.")]
 Scorer = Annotated[str | None, typer.Option(help="logprob or self_judge.")]
@@ -99,7 +101,8 @@ def merge(
 def evaluate(
     model: Model,
     benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
-    split: Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")] = None,
+    data: Data = None,
+    split: Split = None,
     strategy: Strategy = None,
     candidates: Candidates = None,
     scorer: Scorer = None,
@@ -114,17 +117,38 @@ def evaluate(
     how = _quantization(quantization)
     from lora_cot.evaluation.run import evaluate as run
 
-    report = run(model, benchmark, split, limit, search, output, how)
-    rows: list[tuple[str, Any]] = [("accuracy", report.accuracy)]
-    rows += [(f"  {name}", share) for name, share in report.groups.items()]
-    rows += [
+    report = run(model, benchmark, split, limit, search, output, how, data)
+    rows = [
+        *report.summary.lines(),
         ("valid format", report.format_validity),
-        ("unanswered", report.unanswered),
+        ("left out", report.left_out),
         ("tokens a question", f"{report.tokens_per_question:.1f} ({report.kept_tokens_per_question:.1f} kept)"),
         ("judge prompts a question", f"{report.judge_calls_per_question:.1f}"),
         ("seconds a question", f"{report.seconds_per_question:.3f}"),
     ]
     _print(report.to_json(), as_json, rows)
+
+
+@app.command()
+def score(
+    benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")],
+    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's or A-OKVQA's official form.")],
+    data: Data = None,
+    split: Split = None,
+    rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge answers that were made elsewhere. Questions and predictions that have no partner are listed, not judged."""
+    from lora_cot.evaluation.predictions import score as run
+
+    if rationale not in (None, "LE", "E"):
+        raise RunError(Problem("--rationale", f"no rationale '{rationale}'", nearest(rationale, ("LE", "E"))))
+    report = run(benchmark, predictions, data, split, rationale)
+    for gap, ids in report.gaps.items():
+        if ids:
+            print(f"{gap.replace('_', ' ')}: {len(ids)}", *ids[:20], *["…"] * (len(ids) > 20), sep="\n  ", file=sys.stderr)
+    counts = [(gap.replace("_", " "), len(ids)) for gap, ids in report.gaps.items()]
+    _print(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
 
 
 @app.command()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import published
+
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = "<SUMMARY> s </SUMMARY> <CAPTION> c </CAPTION> <REASONING> r </REASONING> <CONCLUSION> B </CONCLUSION>"
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "matplotlib")
@@ -52,7 +54,7 @@ def test_help_answers_without_torch():
     """Help lists all verbs, and nothing heavy is imported for it."""
     done = python("-X", "importtime", "-m", "lora_cot.cli", "--help")
     assert done.returncode == 0
-    assert all(f" {verb} " in done.stdout for verb in ("train", "merge", "eval", "ask", "validate"))
+    assert all(f" {verb} " in done.stdout for verb in ("train", "merge", "eval", "score", "ask", "validate"))
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert imported & set(HEAVY) == set()
@@ -85,7 +87,7 @@ def test_validate_counts_outcomes_for_people(predictions):
 def test_validate_refuses_an_unknown_format(predictions):
     """The error names the nearest format and all there are."""
     (line,) = refusal("validate", predictions, "--format", "four_stages")
-    assert line.startswith("error: --format · no format 'four_stages' · did you mean 'four_stage'? allowed: direct")
+    assert line.startswith("error: --format · no format 'four_stages' · did you mean 'four_stage'? allowed: answer_first, ")
 
 
 @pytest.mark.parametrize(
@@ -194,3 +196,50 @@ def test_ask_refuses_a_missing_image_before_a_model_is_loaded(tmp_path):
     """The image is named, not the model, which does not exist either."""
     path = tmp_path / "none.png"
     assert refusal("ask", "no/such/model", path, "What is it?") == [f"error: {path} · no such image file"]
+
+
+@pytest.fixture
+def scienceqa(tmp_path):
+    """Options of `score` for two questions of ScienceQA, one answered, and a prediction for none."""
+    problems = {number: published.problem(split="test") for number in ("1", "2")}
+    folder = published.scienceqa(tmp_path / "data", problems, {"test": ["1", "2", "3"]})
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"id": "1", "output": "The answer is (A)."}\n{"id": "9", "output": "B"}\n')
+    return ["--benchmark", "scienceqa", "--predictions", path, "--data", folder, "--split", "test"]
+
+
+def test_score_judges_what_there_is_and_lists_the_rest(scienceqa):
+    """Gaps are no failure; for programs each class has its counts; people read the same figures."""
+    done = command("score", *scienceqa, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert (report["NAT"], report["SOC"]) == ({"correct": 1, "total": 1}, {"correct": 0, "total": 0})
+    assert (report["Avg"], report["unanswered"]) == ({"correct": 1, "total": 1}, 0)
+    for told in ("no prediction: 1\n  2\n", "no question: 1\n  9\n", "no problem: 1\n  pid_splits.json · 3 · "):
+        assert told in done.stderr
+    plain = command("score", *scienceqa)
+    assert plain.returncode == 0 and "  NAT" in plain.stdout and "of 1" in plain.stdout
+
+
+def test_score_is_light(scienceqa):
+    """It needs neither torch nor a model."""
+    arguments = ["lora-cot", "score", *map(str, scienceqa)]
+    script = (
+        f"import sys; sys.argv = {arguments!r}\nfrom lora_cot.cli import app\napp(standalone_mode=False)\nprint(*sys.modules)"
+    )
+    done = python("-c", script)
+    assert done.returncode == 0 and set(done.stdout.split()) & set(HEAVY) == set(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--benchmark", "scienceqs", "no benchmark 'scienceqs' · did you mean 'scienceqa'?"),
+        ("--split", "dev", "scienceqa has no split 'dev' · allowed: test, val, train"),
+        ("--rationale", "LEA", "no rationale 'LEA' · did you mean 'LE'?"),
+    ],
+)
+def test_score_refuses_unknown_names(scienceqa, option, value, expected):
+    """The option is named."""
+    (line,) = refusal("score", *scienceqa, option, value)
+    assert line.startswith(f"error: {option} · {expected}")

@@ -22,7 +22,7 @@ from lora_cot.data.rows import (
 )
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
-from lora_cot.recipe.schema import JsonlSource
+from lora_cot.recipe.sources import JsonlSource
 from lora_cot.types import Exchange, Sample
 
 

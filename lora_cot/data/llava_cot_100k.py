@@ -28,7 +28,7 @@ from lora_cot.data.rows import (
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.formats.four_stage import FOUR_STAGE
-from lora_cot.recipe.schema import LlavaCotSource
+from lora_cot.recipe.sources import LlavaCotSource
 from lora_cot.types import Exchange, Sample
 
 PLACEHOLDERS = re.compile(r"^(\s*<image>\s*)+|(\s*<image>\s*)+$")

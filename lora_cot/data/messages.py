@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,9 +24,10 @@ from lora_cot.data.rows import (
     read_json_rows,
     sample_readers,
 )
+from lora_cot.data.tables import open_table, table_rows
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
-from lora_cot.recipe.schema import MessagesSource
+from lora_cot.recipe.sources import MessagesSource
 from lora_cot.types import Exchange, Image, Sample, StoredImage
 
 
@@ -108,48 +108,9 @@ def rows(source: MessagesSource, cot_format: CotFormat) -> Iterator[SampleReader
 
 
 def _rows(source: MessagesSource) -> Iterator[RowReader]:
-    path = Path(source.path)
-    if path.suffix in (".json", ".jsonl"):
-        return read_json_rows(path)
-    if path.suffix == ".parquet" and not path.is_file():
-        raise DataError(Problem(str(path), "no such data file", "check data.train and data.eval"))
-    table = _table(source, path)
-    return ((f"{source.path} row {number + 1}", partial(_referring, table, number)) for number in range(len(table)))
-
-
-def _referring(table: Any, number: int) -> Row:
-    """A row with references in place of the bytes of its images."""
-    row = table[number]
-    cells = {key: row[key] for key in ("image", "images") if row.get(key)}
-    if isinstance(cells.get("image"), dict) and cells["image"].get("bytes"):
-        cells["image"] = StoredImage(table, number, "image")
-    if isinstance(cells.get("images"), list):
-        cells["images"] = [
-            StoredImage(table, number, "images", place) if isinstance(cell, dict) and cell.get("bytes") else cell
-            for place, cell in enumerate(cells["images"])
-        ]
-    return {**row, **cells}
-
-
-def _table(source: MessagesSource, path: Path) -> Any:
-    from datasets import Image as ImageFeature
-    from datasets import Sequence, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        if path.suffix == ".parquet":
-            rows = load_dataset("parquet", data_files=str(path), split="train")
-        else:
-            rows = load_dataset(source.path, split=source.split)
-    except (FileNotFoundError, DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
-        what = f"the data set cannot be read: {' '.join(str(error).split())}"
-        raise DataError(Problem(source.path, what, "check the path or hub id, the split and the network")) from None
-    for name, feature in rows.features.items():  # bytes, not pixels: images are opened in the collator
-        if isinstance(feature, ImageFeature):
-            rows = rows.cast_column(name, ImageFeature(decode=False))
-        elif isinstance(getattr(feature, "feature", None), ImageFeature):
-            rows = rows.cast_column(name, Sequence(ImageFeature(decode=False)))
-    return rows
+    if Path(source.path).suffix in (".json", ".jsonl"):
+        return read_json_rows(Path(source.path))
+    return table_rows(open_table(source.path, source.split), source.path, ("image", "images"))
 
 
 def _image(cell: str | ImageCell | StoredImage, root: Path) -> Image:

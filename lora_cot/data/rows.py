@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_cot.data.images import inside
 from lora_cot.errors import DataError, Problem, nearest
-from lora_cot.recipe.schema import SourceSection
+from lora_cot.recipe.sources import SourceSection
 from lora_cot.types import Image, Sample
 
 MOST_PROBLEMS = 20
@@ -104,31 +104,75 @@ def _made(where: str, read: Callable[[], Row], make: Callable[[str, Row], Sample
         raise DataError(replace(problem, row=name) for problem in error.at(where).problems) from None
 
 
+@dataclass
+class Collected:
+    """Rows as samples, and what is wrong with the others."""
+
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    total: int = 0
+    """Rows that were read."""
+    bad: int = 0
+    """Rows among them that cannot be used; one row can have several problems."""
+
+
+def gather(rows: Iterable[SampleReader]) -> Collected:
+    """The samples of all rows, and the problems of those that are none, an id that occurs twice among them."""
+    found, seen = Collected(), set[str]()
+    for where, read in rows:
+        found.total += 1
+        try:
+            sample = read()
+            if sample.id in seen:
+                raise DataError(twice(where, sample))
+        except DataError as error:
+            found.bad += 1
+            found.problems += error.problems
+            continue
+        seen.add(sample.id)
+        found.samples.append(sample)
+    return found
+
+
 def collect(rows: Iterable[SampleReader], source: SourceSection) -> list[Sample]:
     """The samples of all rows.
 
     Raises:
-        DataError: the rows that cannot be used, together, an id that occurs twice among them; unless they are dropped.
+        DataError: the rows that cannot be used, together, unless the source lets so many be dropped; see `tolerate`.
     """
-    samples: list[Sample] = []
-    problems: list[Problem] = []
-    seen: set[str] = set()
-    for where, read in rows:
-        try:
-            sample = read()
-        except DataError as error:
-            problems += error.problems
-            continue
-        if sample.id in seen:
-            problems.append(twice(where, sample))
-            continue
-        seen.add(sample.id)
-        samples.append(sample)
-    if problems and source.bad_rows == "error":
+    found = gather(rows)
+    tolerate(found.problems, found.bad, found.total, source)
+    return found.samples
+
+
+def tolerate(problems: Sequence[Problem], bad: int, total: int, source: SourceSection) -> None:
+    """Say what is left out of a source, if it may be.
+
+    Args:
+        problems: of the rows that cannot be used.
+        bad: number of these rows.
+        total: number of all rows.
+        source: says whether rows may be left out, and how many.
+
+    Raises:
+        DataError: the problems, if none may be left out, or fewer.
+    """
+    if not problems:
+        return
+    if source.bad_rows == "error":
         raise DataError(shortened(problems))
-    if problems:
-        print(f"{len(problems)} problems in rows that are left out:", *shortened(problems), sep="\n  ", file=sys.stderr)
-    return samples
+    if problem := too_many(bad, total, source):
+        raise DataError([problem, *shortened(problems)])
+    what = f"{len(problems)} problems in rows that are left out ({bad} of {total}):"
+    print(what, *shortened(problems), sep="\n  ", file=sys.stderr)
+
+
+def too_many(bad: int, total: int, source: SourceSection) -> Problem | None:
+    """What is wrong where more rows would be left out than the source says."""
+    if bad <= source.max_bad_share * total:
+        return None
+    what = f"{bad} of {total} rows cannot be used, more than max_bad_share={source.max_bad_share:g}"
+    return Problem("", what, "correct them, or raise max_bad_share")
 
 
 def twice(where: str, sample: Sample) -> Problem:

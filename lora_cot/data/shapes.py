@@ -22,7 +22,7 @@ from PIL import ImageDraw
 
 from lora_cot.data.rows import SampleReader
 from lora_cot.formats import CotFormat
-from lora_cot.recipe.schema import ShapesSource
+from lora_cot.recipe.sources import ShapesSource
 from lora_cot.types import Exchange, Sample
 
 COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 119, 220), "yellow": (240, 200, 20)}

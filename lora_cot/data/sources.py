@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lora_cot.data import jsonl, llava_cot_100k, messages, shapes
+from lora_cot.data import aokvqa, jsonl, llava_cot_100k, messages, scienceqa, shapes
+from lora_cot.data.rationales import check_foreign, with_rationales
 from lora_cot.data.rows import SampleReader, collect
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -19,13 +20,16 @@ SOURCES: dict[str, Callable[[Any, CotFormat], Iterator[SampleReader]]] = {
     "llava_cot_100k": llava_cot_100k.rows,
     "messages": messages.rows,
     "shapes": shapes.rows,
+    "scienceqa": scienceqa.rows,
+    "aokvqa": aokvqa.rows,
 }
 """A source takes its own section of the recipe and the format, and gives its rows one by one, not yet read."""
 
 
 def rows_of(source: Any, cot_format: CotFormat) -> Iterator[SampleReader]:
-    """The rows of a source up to its limit."""
-    return itertools.islice(SOURCES[source.source](source, cot_format), source.limit)
+    """The rows of a source up to its limit, with the rationales that it names."""
+    rows = itertools.islice(SOURCES[source.source](source, cot_format), source.limit)
+    return rows if source.rationales is None else with_rationales(rows, source.rationales)
 
 
 def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
@@ -63,6 +67,7 @@ def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[lis
     for number, source in enumerate(sources):
         try:
             found = collect(rows_of(source, cot_format), source)
+            check_foreign(found, source)
         except DataError as error:
             raise error.at(f"data source {number} ({source.source})") from None
         samples += found

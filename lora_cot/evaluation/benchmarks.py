@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from lora_cot.data import shapes
+from lora_cot.data import aokvqa, mmmu, scienceqa, shapes
+from lora_cot.data.questions import Use
+from lora_cot.data.rows import Collected
 from lora_cot.errors import Problem, RunError, nearest
-from lora_cot.formats.answers import same
+from lora_cot.formats.answers import letter, read_option, same
+from lora_cot.recipe.sources import AokvqaSource, QuestionSource, ScienceqaSource
 from lora_cot.types import Sample
+
+SourceType = TypeVar("SourceType", bound=QuestionSource)
+SCIENCEQA_SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+SCIENCEQA_CLASSES = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which of a benchmark's questions, and what for."""
+
+    split: str
+    limit: int | None = None
+    """The first so many that can be used."""
+    data: str | None = None
+    """Where its files are."""
+    use: Use = "evaluation"
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the source's section: as a recipe that was trained on it has them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was read in an answer, and what it is worth."""
+
+    answer: str | None
+    """None: no answer; it is wrong, and never guessed."""
+    credit: float
+    """1 right, 0 wrong; a benchmark may give parts."""
 
 
 @dataclass(frozen=True)
@@ -17,26 +49,115 @@ class Benchmark:
 
     splits: Sequence[str]
     """The first one is the default."""
-    load: Callable[[str, int], list[Sample]]
-    """(split, limit) → questions with gold answers."""
-    default_limit: int
-    is_right: Callable[[str | None, Sample], bool]
-    """None, no answer, must be wrong."""
+    load: Callable[[Wanted], Collected]
+    """Questions with gold answers, and what is wrong with those that cannot be used."""
+    judge: Callable[[str | None, Sample], Verdict]
+    """Of the text of an answer, None where there is none."""
     groups: Callable[[Sample], Sequence[str]]
     """Names of the groups a question counts to."""
+    classes: Sequence[str] = ()
+    """Groups that are told in this order, even where no question counts to one."""
+    source: str | None = None
+    """Name of the recipe's source of the same questions."""
+    counts: Callable[[Sample], bool] = lambda _: True
+    """Whether a question counts to the accuracy, or to its groups alone."""
+
+
+def _shapes(wanted: Wanted) -> Collected:
+    samples = list(shapes.iterate(wanted.split, wanted.limit or 500, seed=0))
+    return Collected(samples, total=len(samples))
+
+
+def _shapes_verdict(text: str | None, sample: Sample) -> Verdict:
+    return Verdict(text or None, float(same(text, str(sample.last.answer))))
 
 
 def _shapes_groups(sample: Sample) -> Sequence[str]:
     return (str(sample.meta["skill"]), "one step" if sample.meta["steps"] == 1 else "more than one step")
 
 
+def _source(kind: type[SourceType], name: str, wanted: Wanted) -> SourceType:
+    """The section of a source for an evaluation: a recipe's own keys, all rows; its image root only with its own path."""
+    keys = {key: value for key, value in wanted.keys.items() if key in kind.model_fields}
+    if wanted.data is not None:
+        keys.pop("image_root", None)
+    path = _path(wanted, name)
+    return kind.model_validate({**keys, "source": name, "path": path, "split": wanted.split, "limit": None})
+
+
+def _path(wanted: Wanted, name: str) -> str:
+    path = wanted.data or wanted.keys.get("path")
+    if path is None:
+        raise RunError(Problem("--data", f"the questions of {name} do not come along", "name the folder of its files"))
+    return str(path)
+
+
+def _first(found: Collected, limit: int | None) -> Collected:
+    return replace(found, samples=found.samples[:limit])
+
+
+def _scienceqa(wanted: Wanted) -> Collected:
+    section = _source(ScienceqaSource, "scienceqa", wanted)
+    return _first(scienceqa.questions(section, wanted.use), wanted.limit)
+
+
+def _scienceqa_groups(sample: Sample) -> Sequence[str]:
+    """Its nine classes (Lu et al. 2022, table 3): questions with a hint and an image count to TXT and to IMG."""
+    meta = sample.meta
+    context = [name for name, has in (("TXT", meta["hint"]), ("IMG", meta["has_image"])) if has] or ["NO"]
+    grade = int(str(meta["grade"]).removeprefix("grade"))
+    return (SCIENCEQA_SUBJECTS[str(meta["subject"])], *context, "G1-6" if grade <= 6 else "G7-12", "Avg")
+
+
+def _aokvqa(wanted: Wanted) -> Collected:
+    """Each question twice: with its options, and without (its id then ends in `/direct`) unless that is called difficult."""
+    section = _source(AokvqaSource, "aokvqa", wanted)
+    options, direct = (
+        _first(aokvqa.questions(section.model_copy(update={"task": task}), wanted.use), wanted.limit)
+        for task in ("multiple_choice", "direct_answer")
+    )
+    samples = [replace(sample, id=f"{sample.id}/direct") for sample in direct.samples if not sample.meta["difficult"]]
+    return replace(options, samples=options.samples + samples)
+
+
+def _aokvqa_verdict(text: str | None, sample: Sample) -> Verdict:
+    """An option's, or for a direct answer min(1, matches / 3) of the ten (its `eval_predictions.py`); case is no matter."""
+    if sample.choices:
+        return _option_verdict(text, sample)
+    plain = _plain(text or "")
+    matches = sum(_plain(answer) == plain for answer in sample.meta["direct_answers"])  # type: ignore[attr-defined]
+    return Verdict(plain or None, min(1.0, matches / 3) if plain else 0.0)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).removeprefix("the answer is ").rstrip(".").rstrip()
+
+
+def _mmmu(wanted: Wanted) -> Collected:
+    return _first(mmmu.questions(_path(wanted, "mmmu"), wanted.split), wanted.limit)
+
+
+def _option_verdict(text: str | None, sample: Sample) -> Verdict:
+    index = read_option(text, sample.choices)
+    return Verdict(None if index is None else letter(index), float(index == sample.meta["gold"]))
+
+
 BENCHMARKS = {
-    "shapes": Benchmark(
-        splits=("test", "validation", "train"),
-        load=lambda split, limit: list(shapes.iterate(split, limit, seed=0)),
-        default_limit=500,
-        is_right=lambda predicted, sample: same(predicted, str(sample.last.answer)),
-        groups=_shapes_groups,
+    "shapes": Benchmark(("test", "validation", "train"), _shapes, _shapes_verdict, _shapes_groups),
+    "scienceqa": Benchmark(
+        scienceqa.SPLITS, _scienceqa, _option_verdict, _scienceqa_groups, SCIENCEQA_CLASSES, source="scienceqa"
+    ),
+    "aokvqa": Benchmark(
+        aokvqa.SPLITS,
+        _aokvqa,
+        _aokvqa_verdict,
+        lambda sample: ("multiple choice" if sample.choices else "direct answer",),
+        ("multiple choice", "direct answer"),
+        source="aokvqa",
+        counts=lambda sample: bool(sample.choices),
+    ),
+    "mmmu": Benchmark(
+        mmmu.SPLITS, _mmmu, _option_verdict, lambda sample: (str(sample.meta["subject"]), str(sample.meta["difficulty"]))
     ),
 }
 
@@ -50,3 +171,15 @@ def find(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise RunError(Problem("--benchmark", f"no benchmark '{name}'", nearest(name, BENCHMARKS)))
     return BENCHMARKS[name]
+
+
+def check_split(name: str, split: str | None) -> str:
+    """The split, or the benchmark's first one.
+
+    Raises:
+        RunError: it has no such split.
+    """
+    splits = find(name).splits
+    if split is not None and split not in splits:
+        raise RunError(Problem("--split", f"{name} has no split '{split}'", f"allowed: {', '.join(splits)}"))
+    return split or splits[0]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Share:
     """So many of so many."""
 
-    correct: int
+    correct: float
+    """Whole, unless a benchmark gives parts of a point; the interval then takes them for so many right answers."""
     total: int
 
     @property

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.checkpoints.opening import Opened, Quantization, open_model
+from lora_cot.data.rows import shortened
 from lora_cot.engines.local import LocalEngine
-from lora_cot.errors import Problem, RunError
-from lora_cot.evaluation.benchmarks import Benchmark, find
+from lora_cot.errors import DataError, Problem
+from lora_cot.evaluation.benchmarks import Benchmark, Wanted, check_split, find
 from lora_cot.evaluation.metrics import Share
+from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
+from lora_cot.formats import CotFormat
+from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import answer
 from lora_cot.search.trace import Completion
@@ -29,22 +33,38 @@ class EvalReport:
     split: str
     model: str
     strategy: str
-    accuracy: Share
-    groups: dict[str, Share]
+    summary: Summary
     format_validity: Share
-    unanswered: int
-    """Questions without an answer; they count as wrong."""
+    left_out: int
+    """Problems of questions that cannot be asked, such as an image that is not there; they count nowhere."""
     tokens_per_question: float
     """Tokens generated, those of lost candidates included."""
     kept_tokens_per_question: float
     judge_calls_per_question: float
     seconds_per_question: float
 
+    @property
+    def accuracy(self) -> Share:
+        """Share of right answers."""
+        return self.summary.accuracy
+
+    @property
+    def groups(self) -> dict[str, Share]:
+        """The same by group."""
+        return self.summary.groups
+
+    @property
+    def unanswered(self) -> int:
+        """Questions without an answer; they count as wrong."""
+        return self.summary.unanswered
+
     def to_json(self) -> dict[str, Any]:
         """One JSON object."""
-        plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | dict)}
+        plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | Summary)}
         shares = {"accuracy": self.accuracy.to_json(), "format_validity": self.format_validity.to_json()}
-        return {**plain, **shares, "groups": {name: share.to_json() for name, share in self.groups.items()}}
+        groups = {name: share.to_json() for name, share in self.groups.items()}
+        told = {key: getattr(self.summary, key) for key in ("unanswered", "rouge_l", "failure_modes")}
+        return {**plain, **shares, **told, "groups": groups}
 
 
 def evaluate(
@@ -55,6 +75,7 @@ def evaluate(
     search: dict[str, Any] | None = None,
     output: Path | None = None,
     quantization: Quantization = "auto",
+    data: str | None = None,
 ) -> EvalReport:
     """A model on a benchmark.
 
@@ -66,30 +87,67 @@ def evaluate(
         search: keys of the recipe's search section to change.
         output: JSONL with each question's text, answer and verdict.
         quantization: how the base is loaded.
+        data: where the benchmark's files are; where the recipe's data are, if not given and they are the same questions.
 
     Raises:
-        RunError: no such benchmark, split or model.
+        RunError: no such benchmark, split or model, or no files of its questions are named.
+        DataError: none of the questions can be asked.
     """
     if benchmark is not None:
-        find(benchmark)  # before a model is loaded for nothing
+        check_split(benchmark, split)  # before a model is loaded for nothing
     opened = open_model(model, quantization)
     print(opened.said, file=sys.stderr)
-    wanted = opened.recipe.evaluation
-    if benchmark is None or benchmark == wanted.benchmark:
-        benchmark, split, limit = wanted.benchmark, split or wanted.split, limit or wanted.limit
-    chosen = find(benchmark)
-    split = split or chosen.splits[0]
-    if split not in chosen.splits:
-        raise RunError(Problem("--split", f"{benchmark} has no split '{split}'", f"allowed: {', '.join(chosen.splits)}"))
-    config = SearchSection.model_validate({**opened.recipe.search.model_dump(), **(search or {})})
-    samples = chosen.load(split, limit or chosen.default_limit)
+    recipe, told = opened.recipe, opened.recipe.evaluation
+    if benchmark is None or benchmark == told.benchmark:
+        benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
+    chosen, split = find(benchmark), check_split(benchmark, split)
+    config = SearchSection.model_validate({**recipe.search.model_dump(), **(search or {})})
+    samples, left_out = _questions(chosen, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
     begin = time.perf_counter()
     completions = _answer_all(opened, samples, config)
     seconds = time.perf_counter() - begin
-    right = [chosen.is_right(c.parsed.answer, sample) for c, sample in zip(completions, samples, strict=True)]
+    judged = _judged(chosen, samples, completions, recipe.format.build())
     if output is not None:
-        _write(output, samples, completions, right)
-    return _report(chosen, benchmark, split, model, config, samples, completions, right, seconds)
+        _write(output, judged, completions)
+    count = len(completions)
+    return EvalReport(
+        benchmark,
+        split,
+        model,
+        config.strategy,
+        summarise(chosen, judged),
+        Share(sum(c.parsed.outcome == "complete" for c in completions), count),
+        left_out,
+        sum(c.generated_tokens for c in completions) / count,
+        sum(c.kept_tokens for c in completions) / count,
+        sum(c.judge_calls for c in completions) / count,
+        seconds / count,
+    )
+
+
+def _judged(
+    chosen: Benchmark, samples: Sequence[Sample], completions: Sequence[Completion], cot_format: CotFormat
+) -> list[Judged]:
+    return [
+        Judged(sample, chosen.judge(c.parsed.answer, sample), reasoning(c.parsed, cot_format))
+        for c, sample in zip(completions, samples, strict=True)
+    ]
+
+
+def _questions(chosen: Benchmark, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
+    """What can be asked, and how many problems the rest has, which are told."""
+    found = chosen.load(wanted)
+    if found.problems:
+        print("questions that are left out:", *shortened(found.problems), sep="\n  ", file=sys.stderr)
+    if not found.samples:
+        raise DataError([Problem(name, "none of its questions can be asked"), *shortened(found.problems)])
+    return found.samples, len(found.problems)
+
+
+def _keys(recipe: Recipe, source: str | None) -> dict[str, Any]:
+    """Keys of the recipe's own section of that source: where the files are, what a question and its rationale hold."""
+    sections = (section for section in (*recipe.data.eval, *recipe.data.train) if section.source == source)
+    return next((section.model_dump() for section in sections), {})
 
 
 def _answer_all(opened: Opened, samples: Sequence[Sample], config: SearchSection) -> list[Completion]:
@@ -106,49 +164,17 @@ def _answer_all(opened: Opened, samples: Sequence[Sample], config: SearchSection
     return completions
 
 
-def _report(
-    chosen: Benchmark,
-    benchmark: str,
-    split: str,
-    model: str,
-    config: SearchSection,
-    samples: Sequence[Sample],
-    completions: Sequence[Completion],
-    right: Sequence[bool],
-    seconds: float,
-) -> EvalReport:
-    count = len(samples)
-    members: dict[str, list[bool]] = {}
-    for sample, is_right in zip(samples, right, strict=True):
-        for group in chosen.groups(sample):
-            members.setdefault(group, []).append(is_right)
-    return EvalReport(
-        benchmark,
-        split,
-        model,
-        config.strategy,
-        Share(sum(right), count),
-        {name: Share(sum(rights), len(rights)) for name, rights in sorted(members.items())},
-        Share(sum(c.parsed.outcome == "complete" for c in completions), count),
-        sum(c.parsed.answer is None for c in completions),
-        sum(c.generated_tokens for c in completions) / count,
-        sum(c.kept_tokens for c in completions) / count,
-        sum(c.judge_calls for c in completions) / count,
-        seconds / count,
-    )
-
-
-def _write(output: Path, samples: Sequence[Sample], completions: Sequence[Completion], right: Sequence[bool]) -> None:
+def _write(output: Path, judged: Sequence[Judged], completions: Sequence[Completion]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as file:
-        for sample, completion, is_right in zip(samples, completions, right, strict=True):
+        for one, completion in zip(judged, completions, strict=True):
             row = {
-                "id": sample.id,
-                "question": sample.last.question,
+                "id": one.sample.id,
+                "question": one.sample.last.question,
                 "output": completion.text,
-                "answer": completion.parsed.answer,
-                "gold": sample.last.answer,
-                "right": is_right,
+                "answer": one.verdict.answer,
+                "gold": one.sample.last.answer,
+                "right": one.verdict.credit == 1,
                 "format": completion.parsed.outcome,
                 "stopped": completion.stopped,
             }

@@ -3,9 +3,17 @@
 from lora_cot.formats.base import CotFormat, Stage
 from lora_cot.formats.direct import DIRECT
 from lora_cot.formats.four_stage import FOUR_STAGE
+from lora_cot.formats.one_stage import ANSWER_FIRST, ANSWER_ONLY, ONE_STAGE
 from lora_cot.formats.parser import Event, Parsed, ParsedStage, StageParser
 from lora_cot.formats.two_stage import TWO_STAGE
 
-FORMATS = {"four_stage": FOUR_STAGE, "two_stage": TWO_STAGE, "direct": DIRECT}
+FORMATS = {
+    "four_stage": FOUR_STAGE,
+    "two_stage": TWO_STAGE,
+    "one_stage": ONE_STAGE,
+    "answer_first": ANSWER_FIRST,
+    "answer_only": ANSWER_ONLY,
+    "direct": DIRECT,
+}
 
 __all__ = ["FORMATS", "CotFormat", "Event", "Parsed", "ParsedStage", "Stage", "StageParser"]

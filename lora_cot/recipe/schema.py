@@ -1,4 +1,7 @@
-"""Every legal key of a recipe. Keys of BitsAndBytesConfig, LoraConfig and SFTConfig pass through under their names."""
+"""Every legal key of a recipe, but those of data sources (`sources.py`).
+
+Keys of BitsAndBytesConfig, LoraConfig and SFTConfig pass through under their names.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lora_cot.formats import FORMATS, CotFormat, Stage
+from lora_cot.recipe.sections import LibrarySection, Section
+from lora_cot.recipe.sources import AnySource
 
 Part = Literal["vision_encoder", "projector", "language_model"]
-
-
-class Section(BaseModel):
-    """A part of a recipe that knows all its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
-
-
-class LibrarySection(Section):
-    """A part of a recipe whose further keys are those of a library's own configuration class."""
-
-    model_config = ConfigDict(extra="allow")
-
-    _library_keys: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def library(self) -> dict[str, Any]:
-        """The keys that go to the library: further ones as given, and those declared here under the library's names."""
-        return {**{key: getattr(self, key) for key in self._library_keys}, **(self.model_extra or {})}
 
 
 class ModelSection(Section):
@@ -85,59 +71,6 @@ class FormatSection(Section):
         return CotFormat(self.name, tuple(Stage(**stage.model_dump()) for stage in self.stages), split=self.split)
 
 
-class SourceSection(Section):
-    """What all sources have in common."""
-
-    weight: float = Field(1.0, gt=0, le=1000)
-    """Passes over this source in one epoch: 1 takes every row once, 0.5 half of them, 2 every row twice."""
-    limit: int | None = Field(None, gt=0)
-    """Take only the first so many rows."""
-    bad_rows: Literal["error", "drop"] = "error"
-    """What happens to rows that cannot be used: drop leaves them out, counted and named."""
-
-
-class ShapesSource(SourceSection):
-    """The built-in data set."""
-
-    source: Literal["shapes"]
-    split: Literal["train", "validation", "test"] = "train"
-    seed: int = 0
-    limit: int = Field(1000, gt=0)
-
-
-class FileSource(SourceSection):
-    """Rows in a file of ours or somebody else's."""
-
-    path: Path
-    image_root: Path | None = None
-    """Folder that image names are relative to; the file's own folder if not given."""
-
-
-class JsonlSource(FileSource):
-    """Rows of our own plain form: id, image or images, question, and stages or answer."""
-
-    source: Literal["jsonl"]
-
-
-class LlavaCotSource(FileSource):
-    """LLaVA-CoT-100k's own file."""
-
-    source: Literal["llava_cot_100k"]
-
-
-class MessagesSource(SourceSection):
-    """A data set with the columns `messages` and `images`."""
-
-    source: Literal["messages"]
-    path: str
-    """Local JSON, JSONL or parquet file, or a hub id."""
-    split: str = "train"
-    image_root: Path | None = None
-
-
-AnySource = Annotated[ShapesSource | JsonlSource | LlavaCotSource | MessagesSource, Field(discriminator="source")]
-
-
 class DataSection(Section):
     """What is trained and evaluated on."""
 
@@ -163,7 +96,7 @@ class QuantizationSection(LibrarySection):
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    skip_parts: list[Literal[Part, "lm_head"]] = ["vision_encoder", "projector", "lm_head"]
+    skip_parts: list[Literal[Part, "lm_head"]] = Field(["vision_encoder", "projector", "lm_head"])
     """Parts that keep full precision; lm_head must be one of them."""
 
     @field_validator("skip_parts")
@@ -240,7 +173,7 @@ class TrainingSection(LibrarySection):
     train_sampling_strategy: Literal["random", "group_by_length"] = "random"
     """Which samples make a step. A step is shared out to its batches by length either way; group_by_length makes steps
     of like length too: less padding where a step is one batch, and at times a worse model."""
-    stage_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    stage_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field({})
     """Weight of each stage's loss; 1 where not given."""
     long_samples: Literal["error", "drop", "shrink_image"] = "error"
     """What happens to a sample of more than max_length tokens, image slots expanded: nothing is ever cut."""
@@ -269,13 +202,15 @@ class SearchSection(Section):
     scorer: Literal["logprob", "self_judge"] = "logprob"
     judge_adapter: bool = True
     """Whether the judge is the fine-tuned model (on) or its base (off)."""
-    stages: dict[str, StageSearch] = {}
+    stages: dict[str, StageSearch] = Field({})
 
 
 class EvaluationSection(Section):
     """What `lora-cot eval` runs if not told otherwise."""
 
-    benchmark: Literal["shapes"] = "shapes"
+    benchmark: Literal["shapes", "scienceqa", "aokvqa", "mmmu"] = "shapes"
+    data: str | None = None
+    """Where the benchmark's files are; not for shapes. Where data.train or data.eval names the same source, its own."""
     split: str | None = None
     """The benchmark's first split if not given."""
     limit: int | None = Field(None, gt=0)

@@ -25,6 +25,7 @@ CHECKS = {
     "leak_image": "held out, and its image is trained on",
     "source_unreadable": "a file or data set that cannot be read at all",
     "row_unreadable": "a line that is no JSON object",
+    "row_missing": "an id of the split that has no record",
     "row_form": "keys or values that a row of its source cannot have",
     "empty": "no text where a question or an answer should be",
     "tags": "an answer without the text of every stage, or with tags out of place",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lora_cot.backbones import Family
 from lora_cot.backbones.loading import family_of, resolve_base
 from lora_cot.data.labels import Encoder
 from lora_cot.data.lengths import LengthLimit
-from lora_cot.data.rows import twice
+from lora_cot.data.rows import too_many, twice
 from lora_cot.data.sources import keep_back, mixture
 from lora_cot.errors import DataError, LoraCotError, Problem, RunError
 from lora_cot.formats import FORMATS, CotFormat
@@ -72,6 +72,7 @@ def validate(
     for chunk in check_rows(parts, plan.checker, workers):
         for row in chunk:
             _take(row, parts[row.part], store, found)
+    problems += _too_many_dropped(parts, store)
     problems += _hold_out(plan.data, store)
     for check, twin in _twins(store):
         part = parts[twin.part]
@@ -180,6 +181,14 @@ def _twins(store: RowStore) -> Iterator[tuple[str, Twin]]:
 
 def _has(data: DataSection, split: str) -> bool:
     return bool(data.eval) if split == "eval" else data.held_out is not None
+
+
+def _too_many_dropped(parts: Sequence[Part], store: RowStore) -> Iterator[Problem]:
+    """The sources that drop more rows than they may."""
+    for number, part in enumerate(parts):
+        problem = too_many(*store.unusable(number), part.section)
+        if problem is not None and part.section.bad_rows == "drop":
+            yield replace(problem, where=f"data.{part.split}.{part.number}")
 
 
 def _hold_out(data: DataSection, store: RowStore) -> tuple[Problem, ...]:

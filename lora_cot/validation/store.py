@@ -75,6 +75,11 @@ class RowStore:
         """Rows of each part of a split that became samples."""
         return [count for part, count in zip(self._parts, self._samples, strict=True) if part.split == split]
 
+    def unusable(self, part: int) -> tuple[int, int]:
+        """Rows of a part that became no samples, and all its rows."""
+        total = self._one("COUNT(*) FROM rows WHERE part = ?", part)[0]
+        return total - self._samples[part], total
+
     def hold_out(self, numbers: Iterable[int]) -> None:
         """Move samples of train to the split held_out; numbers count through all its parts."""
         self._database.execute("CREATE TABLE chosen (number INTEGER PRIMARY KEY)")

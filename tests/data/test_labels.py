@@ -149,7 +149,8 @@ def test_gold_text_cannot_forge_image_slots_or_ends(each_tiny, name):
         assert split(hostile)[0] == encode(encoder, sample(text), False).input_ids
         assert stages_in(encoder, split(hostile)[1]) == encoder.format.gold(sample(text).last)
         written = encoder.tokenizer.decode(hostile.input_ids).count(f"it says {text}!")
-        assert written == {"four_stage": 4, "rationale": 3, "answer": 3 + 1, "direct": 1}[name]
+        once = {"direct": 1, "answer_only": 1, "rationale": 3}
+        assert written == once.get(name, 4)
 
 
 @given(st.text(max_size=60))

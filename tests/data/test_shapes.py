@@ -9,7 +9,7 @@ from lora_cot.data.images import open_image
 from lora_cot.data.shapes import CELL, COLOURS, PLACES, SPLITS, iterate, make_sample
 from lora_cot.data.sources import rows_of
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import ShapesSource
+from lora_cot.recipe.sources import ShapesSource
 
 ROWS = 1500
 BESIDE = {"right of": (0, 1), "left of": (0, -1), "below": (1, 0), "above": (-1, 0)}

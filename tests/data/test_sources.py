@@ -14,7 +14,8 @@ from lora_cot.data.rows import collect
 from lora_cot.data.sources import load_data, load_mixture, rows_of
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import DataSection, JsonlSource, LlavaCotSource, MessagesSource, ShapesSource
+from lora_cot.recipe.schema import DataSection
+from lora_cot.recipe.sources import JsonlSource, LlavaCotSource, MessagesSource, ShapesSource
 from lora_cot.types import Exchange, StoredImage
 
 FOUR_STAGE, DIRECT = FORMATS["four_stage"], FORMATS["direct"]

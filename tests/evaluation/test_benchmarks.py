@@ -1,42 +1,81 @@
 """Benchmarks by name: their questions, what counts as right, and the groups they are told apart by."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from lora_cot.errors import RunError
-from lora_cot.evaluation.benchmarks import BENCHMARKS, find
+from lora_cot.errors import DataError, RunError
+from lora_cot.evaluation.benchmarks import BENCHMARKS, Wanted, find
+from lora_cot.evaluation.predictions import score
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import ModelSection
 from lora_cot.search.trace import Completion
+from tests import published
 
 SHAPES = BENCHMARKS["shapes"]
 
 
+def shapes(count):
+    return SHAPES.load(Wanted("test", count)).samples
+
+
+@pytest.fixture
+def benchmark_files(tmp_path):
+    """Where three questions of a benchmark are, made up; None for one that brings its own."""
+
+    def make(name, split):
+        folder = tmp_path / split
+        if name == "scienceqa":
+            return str(published.scienceqa(folder, {str(n): published.problem() for n in range(3)}, {split: ["0", "1", "2"]}))
+        if name == "aokvqa":
+            return str(published.aokvqa(folder, [published.aokvqa_record(n) for n in range(3)], split))
+        if name == "mmmu":
+            rows = [published.mmmu_row(n) for n in range(3)]
+            published.parquet(folder / f"{split}-00000.parquet", rows, [f"image_{n}" for n in range(1, 8)])
+            return str(folder)
+        return None
+
+    return make
+
+
+def right(benchmark, text, sample):
+    return benchmark.judge(text, sample).credit == 1
+
+
 def test_an_unknown_benchmark_is_refused():
     """The error names the nearest one and all there are."""
-    with pytest.raises(RunError, match=r"no benchmark 'shape' · did you mean 'shapes'[?] allowed: shapes"):
+    with pytest.raises(RunError, match=r"no benchmark 'shape' · did you mean 'shapes'[?] allowed: aokvqa, mmmu, "):
         find("shape")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_can_be_run(name):
+def test_a_benchmark_can_be_run(name, benchmark_files):
     """Every split gives as many questions as asked for, each with a right answer; no answer is always wrong."""
     benchmark = find(name)
-    for split in benchmark.splits:
-        samples = benchmark.load(split, 5)
-        assert len(samples) == len({sample.id for sample in samples}) == 5
+    for split in benchmark.splits[:3]:
+        samples = benchmark.load(Wanted(split, 2, benchmark_files(name, split))).samples
+        assert len(samples) == len({sample.id for sample in samples}) >= 2
         for sample in samples:
-            assert benchmark.is_right(sample.last.answer, sample)
-            assert not benchmark.is_right(None, sample)
-            assert not benchmark.is_right("", sample)
+            gold = dict.fromkeys(sample.meta.get("direct_answers", ()) if not sample.choices else (), 0)
+            assert right(benchmark, next(iter(gold), sample.last.answer), sample)
+            for nothing in (None, "", " \n"):
+                verdict = benchmark.judge(nothing, sample)
+                assert (verdict.credit, (verdict.answer or "").strip()) == (0, "")
             assert benchmark.groups(sample)
+
+
+@pytest.mark.parametrize("name", ["scienceqa", "aokvqa", "mmmu"])
+def test_a_benchmark_without_its_files_is_refused(name):
+    """Its questions do not come along; the option that names them is told."""
+    with pytest.raises(RunError, match=f"--data · the questions of {name} do not come along · name the folder"):
+        find(name).load(Wanted(find(name).splits[0]))
 
 
 def test_shapes_are_told_apart_by_skill_and_steps():
     """Each question counts to its skill and to one of two groups of steps; all groups occur."""
-    samples = SHAPES.load("test", 200)
+    samples = shapes(200)
     groups = {tuple(SHAPES.groups(sample)) for sample in samples}
     one_step = {(skill, "one step") for skill in ("count", "existence", "attribute")}
     assert groups == one_step | {(skill, "more than one step") for skill in ("same_as", "relation", "comparison")}
@@ -45,12 +84,12 @@ def test_shapes_are_told_apart_by_skill_and_steps():
 RIGHT_AND_WRONG = [("2", "2.", "3"), ("yes", " Yes", "no"), ("red", "RED", "red circle")]
 
 
-@pytest.mark.parametrize(("gold", "right", "wrong"), RIGHT_AND_WRONG)
-def test_shapes_compare_short_answers(gold, right, wrong):
+@pytest.mark.parametrize(("gold", "as_right", "as_wrong"), RIGHT_AND_WRONG)
+def test_shapes_compare_short_answers(gold, as_right, as_wrong):
     """Case, spaces and a final stop do not matter, everything else does."""
-    sample = next(sample for sample in SHAPES.load("test", 200) if sample.last.answer == gold)
-    assert SHAPES.is_right(right, sample)
-    assert not SHAPES.is_right(wrong, sample)
+    sample = next(sample for sample in shapes(200) if sample.last.answer == gold)
+    assert right(SHAPES, as_right, sample)
+    assert not right(SHAPES, as_wrong, sample)
 
 
 @pytest.fixture
@@ -66,7 +105,10 @@ def evaluate(monkeypatch):
 
     def answers(_opened, samples, _config):
         gold = [FORMATS["direct"].parse(sample.last.answer if n % 2 else "") for n, sample in enumerate(samples)]
-        return [Completion(s.id, "", parsed, "complete", [], 3, 12, 4) for s, parsed in zip(samples, gold, strict=True)]
+        return [
+            Completion(s.id, s.last.answer if parsed.answer else "", parsed, "complete", [], 3, 12, 4)
+            for s, parsed in zip(samples, gold, strict=True)
+        ]
 
     return evaluated
 
@@ -94,3 +136,43 @@ def test_a_recipe_says_what_is_evaluated(evaluate):
     report, told = evaluate(section), evaluate(section, split="train", limit=2)
     assert (told.split, told.accuracy.total) == ("train", 2)
     assert (report.split, report.accuracy.total) == ("validation", 3)
+
+
+@pytest.fixture
+def scienceqa(tmp_path):
+    """A folder of three questions in the test split, and the recipe's source of it, whose images are gone."""
+    problems = {str(n): published.problem(split="test", image="image.png" if n == 2 else None) for n in range(3)}
+    folder = published.scienceqa(tmp_path / "data", problems, {"test": ["0", "1", "2", "gone"]})
+    (tmp_path / "captions.json").write_text('{"1": "A leaf."}')
+    keys = {"captions": str(tmp_path / "captions.json"), "rationale": "E", "image_root": str(tmp_path)}
+    return {"source": "scienceqa", "path": str(folder), **keys}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_model_is_asked_as_it_was_trained(evaluate, scienceqa, tmp_path, told):
+    """Files, captions and what a rationale holds come from the recipe's own source; another folder can be named."""
+    recipe = {"data": {"train": [scienceqa | ({} if told else {"path": "elsewhere"})]}, "format": {"name": "direct"}}
+    data = None if told else scienceqa["path"]
+    report = evaluate(recipe, benchmark="scienceqa", data=data, output=tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    contexts = [(row["id"], row["question"].partition("Context: ")[2]) for row in rows]
+    assert contexts == [("0", "N/A"), ("1", "A leaf.")] + ([] if told else [("2", "N/A")])
+    assert [(row["answer"], row["right"]) for row in rows[:2]] == [(None, False), ("A", True)]
+    assert (report.left_out, report.to_json()["groups"]["Avg"]["total"]) == ((2, 2) if told else (1, 3))
+    assert report.unanswered == sum(row["answer"] is None for row in rows)
+
+
+def test_what_eval_writes_score_reads(evaluate, scienceqa, tmp_path):
+    """Both judge alike."""
+    recipe = {"evaluation": {"benchmark": "scienceqa", "data": scienceqa["path"]}}
+    report = evaluate(recipe, output=tmp_path / "out.jsonl")
+    again = score("scienceqa", tmp_path / "out.jsonl", scienceqa["path"])
+    assert again.summary.groups == report.groups and again.summary.unanswered == report.unanswered
+    assert (again.gaps["no_prediction"], len(again.gaps["no_problem"])) == ([], 1)
+
+
+def test_no_question_at_all_is_an_error(evaluate, tmp_path):
+    """Nothing of nothing would be 0 %."""
+    folder = published.scienceqa(tmp_path, {"1": published.problem(answer=9)}, {"test": ["1"]})
+    with pytest.raises(DataError, match=r"none of its questions can be asked\n.*9 is no index of its 3 options"):
+        evaluate(benchmark="scienceqa", data=str(folder))

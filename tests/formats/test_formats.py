@@ -116,6 +116,7 @@ def test_the_short_answer_stands_in_for_the_answer_stage():
         ("B", "(b)"),
         ("B: 5 MPa", "B"),
         ("(B) 5 MPa", "B"),
+        ("The answer is (B).", "B"),
         ("3.0", "3"),
         ("1,000", "1000"),
         ("-2.50", "-2.5"),

@@ -77,6 +77,17 @@ def test_rows_that_the_recipe_drops_are_no_failures(source, recipe_of, tmp_path,
     train(recipe, tmp_path)
 
 
+@pytest.mark.parametrize("check", ["row_unreadable", "duplicate_id"])
+def test_dropping_more_than_the_recipe_allows_is_a_problem(source, recipe_of, tmp_path, check):
+    """One of six rows where a tenth may be left out: training stops, and validate says so."""
+    recipe = recipe_of(source(*with_row(BAD[check]), bad_rows="drop", max_bad_share=0.1))
+    report = validate(recipe, workers=0)
+    told = "1 of 6 rows cannot be used, more than max_bad_share=0.1"
+    assert not report.valid and [(p.where, p.what) for p in report.problems] == [("data.train.0", told)]
+    with pytest.raises(DataError, match=told):
+        train(recipe, tmp_path)
+
+
 @pytest.mark.parametrize("check", ["tags", "image_unreadable", "image_size"])
 def test_what_is_found_after_reading_fails_whatever_the_recipe_drops(source, recipe_of, tmp_path, check):
     """`bad_rows` is of rows that cannot be read: training stops at these all the same."""

@@ -1,0 +1,78 @@
+"""What published sets of questions share: files in JSON, ids of a split, options with a right one, who may be left out.
+
+For training, a question must have its image, a right option and a rationale; for an evaluation it needs no rationale, and
+for scoring answers that were made elsewhere no image either.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_cot.data.images import inside
+from lora_cot.errors import DataError, Problem
+from lora_cot.types import Image, StoredImage
+
+Use = Literal["training", "evaluation", "scoring"]
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise DataError(Problem(str(path), "no such data file", "check the path"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(Problem(str(path), f"not JSON that can be read: {' '.join(str(error).split())}")) from None
+    if not isinstance(value, dict):
+        raise DataError(Problem(str(path), "the file holds no JSON object"))
+    return value
+
+
+def right_option(index: int | None, choices: Sequence[str], key: str) -> int:
+    """The index.
+
+    Raises:
+        DataError: there are no options, an empty one, or none of that index.
+    """
+    if len(choices) < 2 or len(choices) > 26 or not all(choice.strip() for choice in choices):
+        raise DataError(Problem("choices", f"expected 2 to 26 options with text, got {list(choices)!r}", kind="row_form"))
+    if index is None or not 0 <= index < len(choices):
+        raise DataError(
+            Problem(key, f"{index} is no index of its {len(choices)} options", f"0 to {len(choices) - 1}", "row_form")
+        )
+    return index
+
+
+def images_of(cell: str | StoredImage | None, root: Path, folder: str, use: Use) -> tuple[Image, ...]:
+    """The question's image.
+
+    Args:
+        cell: its name, or where it lies in a table.
+        root: of all images.
+        folder: of the name, under the root.
+        use: scoring opens no image, so a file that is not there is none.
+
+    Raises:
+        DataError: no such file.
+    """
+    if not cell or (use == "scoring" and isinstance(cell, str)):
+        return ()
+    return (cell,) if isinstance(cell, StoredImage) else (inside(root, f"{folder}{cell}"),)
+
+
+def as_list(value: Any) -> Any:
+    """A list that a hub table holds as the text of a Python list; other values as they are."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            return ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return value
+    return value

@@ -1,0 +1,196 @@
+"""`score`: answers that were made elsewhere, judged as our own are.
+
+Files are read in three forms: ours, one `{"id": …, "output": …}` a line, as `eval --output` writes it; ScienceQA's official
+one, `{"results": {id: index}, "outputs": {id: text}}`, where an index counts before the text and -1 is no answer; and
+A-OKVQA's, `{id: {"multiple_choice": text, "direct_answer": text}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_cot.data.rows import StrictRow, checked, read_json_rows, shortened
+from lora_cot.errors import DataError, Problem
+from lora_cot.evaluation.benchmarks import Wanted, check_split, find
+from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
+from lora_cot.formats import FORMATS
+from lora_cot.formats.answers import letter
+from lora_cot.formats.base import TAG_STYLES
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer as it was read from a file."""
+
+    answer: str | None
+    """The text to be judged."""
+    rationale: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What a file of answers is worth."""
+
+    benchmark: str
+    split: str
+    scored: int
+    """Questions of the split that have a prediction."""
+    summary: Summary
+    gaps: dict[str, list[str]]
+    """no_prediction: questions of the split without one; no_question: predictions for others; no_problem: ids of the split
+    that are no question that can be scored."""
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object; each class is a key of it."""
+        shares = {"accuracy": self.summary.accuracy, **self.summary.groups}
+        return {
+            "benchmark": self.benchmark,
+            "split": self.split,
+            "scored": self.scored,
+            **{name: {"correct": share.correct, "total": share.total} for name, share in shares.items()},
+            "unanswered": self.summary.unanswered,
+            "rouge_l": self.summary.rouge_l,
+            "failure_modes": self.summary.failure_modes,
+            "shares": {name: share.to_json() for name, share in shares.items()},
+            "gaps": self.gaps,
+        }
+
+
+class PredictionRow(StrictRow):
+    """A row of our own form; its other keys are left alone."""
+
+    id: str | int
+    output: str | None
+
+
+def score(
+    benchmark: str, predictions: Path, data: str | None = None, split: str | None = None, rationale: str | None = None
+) -> ScoreReport:
+    """The questions of a split that a file answers, judged; those that are on one side only are listed, not judged.
+
+    Args:
+        benchmark: its name.
+        predictions: a file in one of the three forms.
+        data: where the benchmark's files are.
+        split: its first if not given.
+        rationale: of ScienceQA, LE or E: what the gold rationale is; LE if not given.
+
+    Raises:
+        RunError: no such benchmark or split.
+        DataError: a file that is in none of the forms.
+    """
+    chosen, split = find(benchmark), check_split(benchmark, split)
+    keys = {} if rationale is None else {"rationale": rationale}
+    read = read_predictions(predictions)
+    found = chosen.load(Wanted(split, None, data, "scoring", keys))
+    judged = [
+        Judged(sample, chosen.judge(read[sample.id].answer, sample), read[sample.id].rationale)
+        for sample in found.samples
+        if sample.id in read
+    ]
+    known = {sample.id for sample in found.samples}
+    gaps = {
+        "no_prediction": [sample.id for sample in found.samples if sample.id not in read],
+        "no_question": [number for number in read if number not in known],
+        "no_problem": [str(problem) for problem in found.problems],
+    }
+    return ScoreReport(benchmark, split, len(judged), summarise(chosen, judged), gaps)
+
+
+def read_predictions(path: Path) -> dict[str, Prediction]:
+    """Answers by id.
+
+    Raises:
+        DataError: a file in none of the forms; all its faults.
+    """
+    if not path.is_file():
+        raise DataError(Problem(str(path), "no such file of predictions"))
+    found: dict[str, Prediction] = {}
+    problems: list[Problem] = []
+    for where, item in _read(path):
+        if isinstance(item, Problem):
+            problems.append(item)
+        elif item[0] in found:
+            problems.append(Problem(f"{where} · id", f"'{item[0]}' occurs twice"))
+        else:
+            found[item[0]] = item[1]
+    if problems:
+        raise DataError(shortened(problems))
+    return found
+
+
+def _read(path: Path) -> Iterator[tuple[str, tuple[str, Prediction] | Problem]]:
+    whole = _whole(path)
+    if whole is not None and ("results" in whole or "outputs" in whole):
+        yield from _official(path, whole)
+    elif whole and "id" not in whole:
+        yield from _aokvqa(path, whole)
+    else:
+        for where, read in read_json_rows(path) if whole is None else [(path.name, lambda: whole)]:
+            try:
+                record = checked(PredictionRow, read())
+                yield where, (str(record.id), split_output(record.output or ""))
+            except DataError as error:
+                yield from ((where, problem) for problem in error.at(where).problems)
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """The file as one JSON object, if it is one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _official(path: Path, whole: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Prediction] | Problem]]:
+    results, outputs = whole.get("results") or {}, whole.get("outputs") or {}
+    if not isinstance(results, dict) or not isinstance(outputs, dict):
+        yield path.name, Problem(path.name, "results and outputs must be objects by id")
+        return
+    for number in {**results, **outputs}:
+        index, text, where = results.get(number), outputs.get(number), f"{path.name} · {number}"
+        if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
+            yield where, Problem(f"{where} · results", f"{index!r} is no index", "expected an integer, -1 for no answer")
+        elif text is not None and not isinstance(text, str):
+            yield where, Problem(f"{where} · outputs", "not a text")
+        else:
+            read = split_output(text or "")
+            answer = read.answer if index is None else letter(index) if 0 <= index < 26 else None
+            yield where, (number, Prediction(answer, read.rationale))
+
+
+def _aokvqa(path: Path, whole: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Prediction] | Problem]]:
+    for number, answers in whole.items():
+        where = f"{path.name} · {number}"
+        texts = answers if isinstance(answers, dict) else {}
+        known = {key: texts.get(key) for key in ("multiple_choice", "direct_answer")}
+        if not any(isinstance(text, str) for text in known.values()):
+            remedy = 'forms: {"id", "output"} a line; {"results", "outputs"}; {id: {"multiple_choice", "direct_answer"}}'
+            yield where, Problem(where, "not an answer in one of the forms", remedy)
+        for key, text in known.items():
+            if isinstance(text, str):
+                yield where, (number if key == "multiple_choice" else f"{number}/direct", split_output(text))
+
+
+def split_output(text: str) -> Prediction:
+    """The answer in a whole output, and the reasoning beside it.
+
+    Stages are told by the tags of any built-in format; without tags, the reasoning is what stands before `The answer is`
+    (after `Solution:`) or after `BECAUSE:`. A text with neither is an answer alone.
+    """
+    tagged = [f.spelled(style) for f in FORMATS.values() if len(f.stages) > 1 for style in TAG_STYLES]
+    parses = [(f, parsed) for f in tagged if (parsed := f.parse(text)).outcome != "none"]
+    if parses:
+        cot_format, parsed = min(parses, key=lambda pair: pair[1].outcome != "complete")
+        return Prediction(parsed.answer, reasoning(parsed, cot_format))
+    before, says, after = text.partition("The answer is")
+    if not says:
+        return Prediction(text.strip() or None)
+    rationale = after.partition("BECAUSE:")[2] or re.sub(r"^\s*(Solution|Answer):", "", before)
+    return Prediction(text, rationale.strip() or None)

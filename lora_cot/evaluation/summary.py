@@ -1,0 +1,102 @@
+"""What judged answers amount to: the same figures for a model that is run and for a file that was made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_cot.evaluation.benchmarks import Benchmark, Verdict
+from lora_cot.evaluation.metrics import Share
+from lora_cot.formats import CotFormat, Parsed
+from lora_cot.types import Sample
+
+RIGHT_RATIONALE = 0.9
+"""ROUGE-L from which a rationale counts as right. The bound is ours: Multimodal-CoT's authors read fifty errors by hand."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answered question."""
+
+    sample: Sample
+    verdict: Verdict
+    rationale: str | None
+    """Text of the reasoning, where the answer has some."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures over judged answers."""
+
+    accuracy: Share
+    groups: dict[str, Share]
+    unanswered: int
+    """Questions in which no answer could be read; they count as wrong."""
+    rouge_l: float | None
+    """Mean F1 of ROUGE-L, stemmed, 0 to 1, over questions with a gold rationale; no rationale counts as 0. None where no
+    answer has any, or no question."""
+    failure_modes: dict[str, dict[str, int]] | None
+    """Questions with a gold rationale by rationale_right, rationale_wrong and answer_right, answer_wrong."""
+
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people."""
+        rows: list[tuple[str, Any]] = [("accuracy", self.accuracy)]
+        rows += [(f"  {name}", share) for name, share in self.groups.items()]
+        rows.append(("unanswered", self.unanswered))
+        if self.rouge_l is not None:
+            rows.append(("ROUGE-L of rationales", f"{100 * self.rouge_l:.2f}"))
+        for rationale, answers in (self.failure_modes or {}).items():
+            told = ", ".join(f"{answer.replace('_', ' ')} {count}" for answer, count in answers.items())
+            rows.append((f"  {rationale.replace('_', ' ')}", told))
+        return rows
+
+
+def reasoning(parsed: Parsed, cot_format: CotFormat) -> str | None:
+    """The text of the stages that are not the answer; None where there is none."""
+    answer = cot_format.answer_stage.name
+    return "\n".join(stage.text for stage in parsed.stages if stage.name != answer and stage.text) or None
+
+
+def summarise(benchmark: Benchmark, judged: Sequence[Judged]) -> Summary:
+    """The figures of a benchmark's judged answers."""
+    credits: dict[str, list[float]] = {name: [] for name in benchmark.classes}
+    for one in judged:
+        for group in benchmark.groups(one.sample):
+            credits.setdefault(group, []).append(one.verdict.credit)
+    names = list(benchmark.classes) or sorted(credits)
+    explained = [one for one in judged if one.sample.meta.get("rationales")]
+    told = any(one.rationale for one in explained)
+    scores = _rouge_l(explained) if told else []
+    return Summary(
+        _share([one.verdict.credit for one in judged if benchmark.counts(one.sample)]),
+        {name: _share(credits[name]) for name in names},
+        sum(one.verdict.answer is None for one in judged),
+        sum(scores) / len(scores) if scores else None,
+        _failure_modes(explained, scores) if scores else None,
+    )
+
+
+def _share(credits: Sequence[float]) -> Share:
+    total = sum(credits)
+    return Share(int(total) if float(total).is_integer() else total, len(credits))
+
+
+def _rouge_l(explained: Sequence[Judged]) -> list[float]:
+    """F1 of each against the best of its gold rationales."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    golds: list[Any] = [one.sample.meta["rationales"] for one in explained]
+    return [
+        max(scorer.score(gold, one.rationale or "")["rougeL"].fmeasure for gold in of)
+        for one, of in zip(explained, golds, strict=True)
+    ]
+
+
+def _failure_modes(explained: Sequence[Judged], scores: Sequence[float]) -> dict[str, dict[str, int]]:
+    table = {f"rationale_{r}": {f"answer_{a}": 0 for a in ("right", "wrong")} for r in ("right", "wrong")}
+    for one, score in zip(explained, scores, strict=True):
+        rationale = "right" if score >= RIGHT_RATIONALE else "wrong"
+        table[f"rationale_{rationale}"][f"answer_{'right' if one.verdict.credit == 1 else 'wrong'}"] += 1
+    return table
