@@ -125,15 +125,16 @@ def test_images_lie_by_split_and_id(load, tmp_path, root):
 
 def test_the_hubs_parquet(tmp_path):
     """The same questions with the images in the table; its rows have no ids, so their numbers serve."""
-    rows = [problem(image={"bytes": published.png(), "path": None}), problem(answer=1)]
+    rows = [problem(image=None), problem(answer=1, image={"bytes": published.png("blue"), "path": None})]
+    rows.append(problem(image={"bytes": published.png(), "path": None}))
     for row in rows:
         del row["split"]
     published.parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows)
     source = ScienceqaSource(source="scienceqa", path=str(tmp_path), split="val")
-    first, second = load_source(source, TWO_STAGE)
-    assert (first.id, second.id, second.images, second.last.answer) == ("val-0", "val-1", (), "B")
-    assert open_image(first.images[0]).size == (8, 8)
-    assert (first.meta["has_image"], second.meta["has_image"]) == (True, False)
+    first, second, third = load_source(source, TWO_STAGE)
+    assert (first.id, second.id, first.images, second.last.answer) == ("val-0", "val-1", (), "B")
+    assert [open_image(sample.images[0]).getpixel((0, 0)) for sample in (second, third)] == [(0, 0, 255), (255, 0, 0)]
+    assert (first.meta["has_image"], second.meta["has_image"]) == (False, True)
 
 
 # Bad input for training
