@@ -149,12 +149,13 @@ def test_the_lines_to_paste_make_it_fit(make_recipe, tmp_path):
 
 def test_what_nothing_reaches(make_recipe, tmp_path):
     """It says so, and gives all that helps."""
-    recipe = make_recipe(tmp_path, "training.per_device_train_batch_size=2")
+    recipe = make_recipe(tmp_path, "training.per_device_train_batch_size=2", "lora.r=32")
     found = plan(recipe, vram_gb=0.1)
+    assert plan(changed(recipe, found.changes)).estimate.made.trained == found.changed.made.trained
     assert found.fits != "yes" and found.changed.high > 0.1e9
     assert "these lines help, but are not enough" in "\n".join(lines(found))
     keys = {key for change in found.changes for key in change.keys}
-    assert {"training.gradient_checkpointing", "training.per_device_train_batch_size"} <= keys
+    assert {"training.gradient_checkpointing", "training.per_device_train_batch_size", "lora.r"} <= keys
     least = {"training.optim=paged_adamw_8bit", "training.gradient_checkpointing=true", "quantization.skip_parts=[lm_head]"}
     small = make_recipe(tmp_path, "training.per_device_train_batch_size=1", "evaluation.batch_size=1", *least)
     assert "no change that is known of makes it smaller" in lines(plan(small, vram_gb=0.1))

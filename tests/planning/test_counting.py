@@ -194,6 +194,22 @@ def test_counting_leaves_nothing_behind(make_recipe, tmp_path):
     assert not tower._forward_hooks and not tower._forward_pre_hooks
 
 
+def test_attention_keeps_what_a_fused_kernel_keeps():
+    """Its inputs, its output, its mask as numbers and a number for each query; a half's gradient is summed in float32."""
+    for dtype, summed in ((torch.float32, 0), (torch.bfloat16, 4)):
+        heads = [torch.empty(2, 3, 50, 8, device="meta", dtype=dtype, requires_grad=True) for _ in range(3)]
+        mask, size = torch.empty(2, 1, 50, 50, device="meta", dtype=torch.bool), 2 * 3 * 50 * 8
+        with counting(torch.nn.Module(), {}, {}, gpu=True) as counted:
+            for tensor in (*heads, mask):
+                counted.see(tensor, BATCH)
+            before = counted.live
+            output = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask)
+            kept = dtype.itemsize * (size + 2 * 50 * 50) + 4 * 2 * 3 * 50
+            assert counted.live - before == kept and output.shape == heads[0].shape
+            output.backward(output.detach())
+            assert counted.peak - before >= kept + (3 * dtype.itemsize + summed) * size
+
+
 def test_live_bytes_come_and_go():
     """Views are no second copy; what is freed is no longer live; the peak stays, with its owners."""
     layer = torch.nn.Linear(4, 4, device="meta")

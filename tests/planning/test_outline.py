@@ -81,6 +81,13 @@ def test_four_bits_take_less_than_eight_and_these_than_sixteen(make_recipe, make
     assert list(sizes.values()) == sorted(sizes.values()) and len(set(sizes.values())) == 5
 
 
+def test_tied_weights_count_once(make_recipe, tmp_path):
+    """Qwen2-VL-2B's head is its embedding."""
+    recipe = make_recipe(tmp_path, "model.base=Qwen/Qwen2-VL-2B-Instruct", "model.dtype=bfloat16", quantization=None)
+    made = outline(recipe, configuration(recipe), torch.bfloat16, torch.bfloat16)
+    assert sum(item.size for item in weights(made)) == 2 * 2_208_985_600
+
+
 def test_what_an_adapter_begins_with_takes_no_memory(make_recipe, tmp_path):
     """PiSSA decomposes weights, which an outline does not have."""
     plain, pissa = (make_recipe(tmp_path, "quantization=null", f"lora.init_lora_weights={how}") for how in (True, "pissa"))
