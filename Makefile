@@ -16,11 +16,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python recipes/mini/demo.py
 
+# Two processes of one thread each: torch's own threads gain nothing on models this small.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-all: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m 'not gpu'
+test-all: test
+	$(BIN)/python -m pytest -q -m 'slow and not gpu'
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -170,8 +170,11 @@ def _measured_rate(report: Path) -> tuple[float | None, str]:
     """Tokens a second of an earlier run."""
     if not report.is_file():
         return None, "no rate is known: state one with --tokens-per-second, or run a few steps first (training.max_steps=20)"
-    passes = json.loads(report.read_text(encoding="utf-8"))["passes"]
-    rates = [entry["tokens_per_second"] for one in passes for entry in one["history"] if "tokens_per_second" in entry]
+    try:
+        passes = json.loads(report.read_text(encoding="utf-8"))["passes"]
+        rates = [entry["tokens_per_second"] for one in passes for entry in one["history"] if "tokens_per_second" in entry]
+    except (ValueError, KeyError, TypeError, OSError):
+        return None, f"{report} holds no rate: state one with --tokens-per-second"
     return (sorted(rates)[len(rates) // 2] if rates else None), f"measured in {report}"
 
 

@@ -107,6 +107,14 @@ def test_a_rate_is_that_of_an_earlier_run(make_recipe, tmp_path):
     assert other.tokens_per_second is None and other.hours is None and other.steps == 4
 
 
+def test_a_torn_report_gives_no_rate(make_recipe, tmp_path):
+    """It is named, and the rest is planned."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "report.json").write_text('{"passes": [')
+    found = plan(make_recipe(tmp_path), root=tmp_path).duration
+    assert found.tokens_per_second is None and "holds no rate" in found.said and found.steps == 4
+
+
 def test_unreadable_data_is_planned_all_the_same(recipe_file, capsys):
     """With the reason; steps that follow from the rows are not known."""
     values = yaml.safe_load(recipe_file.read_text())
