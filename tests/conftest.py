@@ -26,13 +26,16 @@ def shared_data():
     return find
 
 
-ARCHITECTURES = ("llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl")
+CHAT = ("llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl")
+"""Every `model_type` that goes on from its prompt."""
+ARCHITECTURES = (*CHAT, "t5_vision")
 """Every `model_type` that a family takes."""
 
 
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory):
     """Folder of a random base of real classes by its `model_type`, small enough to train in seconds."""
+    from lora_cot.backbones import FAMILIES
     from lora_cot.backbones.mini.build import MiniSpec, random_base
 
     made = {}
@@ -43,6 +46,8 @@ def make_base(tmp_path_factory):
             model, processor = random_base(MiniSpec(name, (), width=64, layers=2))
             model.save_pretrained(made[name])
             processor.save_pretrained(made[name])
+            (family,) = (family for family in FAMILIES.values() if name in family.model_types)
+            family.save_whole(processor, made[name])
         return made[name]
 
     return make
@@ -85,6 +90,18 @@ def each_base(request, make_base):
 @pytest.fixture(params=ARCHITECTURES)
 def each_tiny(request, load_tiny):
     """A tiny base, loaded, one test for each kind."""
+    return load_tiny(request.param)
+
+
+@pytest.fixture(params=CHAT)
+def each_chat_base(request, make_base):
+    """Folder of a tiny base that goes on from its prompt, one test for each kind."""
+    return make_base(request.param)
+
+
+@pytest.fixture(params=CHAT)
+def each_chat(request, load_tiny):
+    """A tiny base that goes on from its prompt, loaded, one test for each kind."""
     return load_tiny(request.param)
 
 

@@ -76,10 +76,11 @@ def attach(backbone: Backbone, section: LoraSection) -> Backbone:
     from peft import LoraConfig, get_peft_model
 
     _check_possible(backbone, section)
-    keys = {**section.library, **_patterns(backbone.family, section)}
+    keys = {**section.library, **_patterns(backbone.family, section), **_in_full(backbone, section)}
     backbone.model.requires_grad_(False)
+    kind = "SEQ_2_SEQ_LM" if backbone.family.is_encoder_decoder else "CAUSAL_LM"
     try:
-        config = LoraConfig(target_modules=target_paths(backbone, section), task_type="CAUSAL_LM", **keys)
+        config = LoraConfig(target_modules=target_paths(backbone, section), task_type=kind, **keys)
         model = get_peft_model(backbone.model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise AdapterError(Problem("lora", " ".join(str(error).split()))) from None
@@ -89,6 +90,12 @@ def attach(backbone: Backbone, section: LoraSection) -> Backbone:
     return replace(backbone, model=model)
 
 
+def _in_full(backbone: Backbone, section: LoraSection) -> dict[str, list[str]]:
+    """What is trained whole beside the adapters: the recipe's own modules, and the parts that are new to the base."""
+    names = [*(section.library.get("modules_to_save") or []), *backbone.family.new_modules(backbone.base_model)]
+    return {"modules_to_save": names} if names else {}
+
+
 def _patterns(family: Family, section: LoraSection) -> dict[str, Any]:
     """Ranks and alphas of the parts that have their own, as PEFT's patterns; an inner part comes before the one around it."""
     inner_first = sorted(section.parts.items(), key=lambda item: -len(family.parts[item[0]]))
@@ -96,7 +103,7 @@ def _patterns(family: Family, section: LoraSection) -> dict[str, Any]:
     for key, attribute in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         default = getattr(section, attribute)
         values = {
-            rf"{re.escape(family.parts[part])}(\..*)?": value if (value := getattr(own, attribute)) is not None else default
+            _pattern(family.parts[part]): value if (value := getattr(own, attribute)) is not None else default
             for part, own in inner_first
         }
         if any(value != default for value in values.values()):
@@ -104,14 +111,30 @@ def _patterns(family: Family, section: LoraSection) -> dict[str, Any]:
     return patterns
 
 
+def _pattern(path: str) -> str:
+    """What matches every module at or below a path."""
+    return rf"{re.escape(path)}(\..*)?" if path else ".*"
+
+
 def _check_possible(backbone: Backbone, section: LoraSection) -> None:
-    problems = []
+    family = backbone.family
+    problems = [
+        Problem("lora.parts", f"a {family.name} model has no {part} of its own", f"its parts: {', '.join(family.parts)}")
+        for part in section.parts
+        if part not in family.parts
+    ]
+    problems += [
+        Problem("lora.parts", f"{part} is new to this base and is trained in full, with the adapters", "take it out")
+        for part in section.parts
+        if part in family.trained_in_full(backbone.base_model)
+    ]
     quantized = [name for name, module in backbone.base_model.named_modules() if is_quantized(module)]
     if section.rewrites_base and quantized:
         what = f"{section.init_lora_weights} rewrites the base's weights, and a quantised base cannot be rewritten exactly"
         problems.append(Problem("lora.init_lora_weights", what, "set it to true, or drop the section quantization"))
     if section.rewrites_base:
         also = [key for key in NOT_CONVERTED if section.library.get(key)]
+        also += [f"the new part {path}" for path in backbone.family.new_modules(backbone.base_model)]
         if section.library.get("use_rslora") and _patterns(backbone.family, section):
             also.append("use_rslora with ranks or alphas of its own for some layers")
         problems += [
@@ -123,7 +146,7 @@ def _check_possible(backbone: Backbone, section: LoraSection) -> None:
             for key in also
         ]
     names = [name for name, _ in backbone.base_model.named_modules()]
-    for wanted in section.library.get("modules_to_save") or []:
+    for wanted in [*(section.library.get("modules_to_save") or []), *backbone.family.new_modules(backbone.base_model)]:
         found = [name for name in names if f".{name}".endswith(f".{wanted}")]
         inside = [name for name in quantized if any(f"{name}.".startswith(f"{owner}.") for owner in found)]
         if not found:
@@ -165,6 +188,7 @@ def load_adapter(backbone: Backbone, folder: Path, name: str = "default", traina
 def report(backbone: Backbone) -> list[PartReport]:
     """One line for each part of the model, and one for what is in none."""
     lines = {part: _Line() for part in (*backbone.family.parts, "other")}
+    seen: set[int] = set()
     for owner, layer in backbone.base_model.named_modules():
         line = lines[part_of(backbone.family, owner) or "other"]
         line.adapted += bool(len(getattr(layer, "lora_A", ())))
@@ -172,6 +196,9 @@ def report(backbone: Backbone) -> list[PartReport]:
             line.trained += parameter.numel() if parameter.requires_grad else 0
             if any(mark in f"{owner}.{name}" for mark in ("lora_", "modules_to_save", "trainable_tokens_")):
                 continue
+            if id(parameter) in seen:  # tied
+                continue
+            seen.add(id(parameter))
             quantized = is_quantized(layer) and name == "weight"
             line.precisions.add(_quantized_name(layer) if quantized else str(parameter.dtype).removeprefix("torch."))
             line.parameters += layer.in_features * layer.out_features if quantized else parameter.numel()

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lora_cot.data.chat import ChatEncoder
 from lora_cot.data.collate import ImageInputs
+from lora_cot.data.labels import Encoder
+from lora_cot.formats import CotFormat
+from lora_cot.recipe.schema import ModelSection
+from lora_cot.types import Image, Sample
 
 Size = tuple[int, int]
 """Width and height of an image in pixels."""
 
 
-def auto_processor(base: str, revision: str | None) -> Any:
+def auto_config(base: str, section: ModelSection) -> Any:
+    """The configuration that transformers itself reads."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(base, revision=section.revision)
+
+
+def auto_processor(base: str, section: ModelSection) -> Any:
     """The processor that transformers itself chooses."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(base, revision=revision)
+    return AutoProcessor.from_pretrained(base, revision=section.revision)
 
 
 def text_positions(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,8 +49,8 @@ class Family:
     model_types: tuple[str, ...]
     """Values of `model_type` in a checkpoint's config.json."""
     parts: Mapping[str, str]
-    """Part name → path of the module inside the model. The names are the same for all families: vision_encoder, projector,
-    language_model, lm_head."""
+    """Part name → path of the module inside the model; the empty path is all that is in no other part. The names are the
+    same for all families: vision_encoder, projector, language_model, lm_head."""
     image_inputs: ImageInputs
     """What its batches need besides text."""
     image_tokens: Callable[[Any, Sequence[Size]], list[int]]
@@ -48,9 +61,20 @@ class Family:
     """Why this family cannot be trained in float16; empty if it can."""
     tag_style: str = "xml"
     """How this family's tokenizers can spell stage tags."""
-    auto_class: str = "AutoModelForImageTextToText"
-    load_processor: Callable[[str, str | None], Any] = auto_processor
-    """(folder or hub id, revision) to its processor."""
+    encoder: Callable[[Any, CotFormat], Encoder] = ChatEncoder
+    """(processor, format) to what turns samples into tokens."""
+    is_encoder_decoder: bool = False
+    """The prompt is read by an encoder, and the answer written by a decoder that looks at it."""
+    trained_in_full: Callable[[Any], tuple[str, ...]] = lambda model: ()
+    """Parts that are new to a model: they get no adapter, but are trained whole, and saved with the adapters."""
+    load_config: Callable[[str, ModelSection], Any] = auto_config
+    """(folder or hub id, section) to the model's configuration."""
+    load_processor: Callable[[str, ModelSection], Any] = auto_processor
+    """(folder or hub id, section) to its processor."""
+    prepare: Callable[[Any, Sequence[Image], int], None] = lambda processor, images, max_pixels: None
+    """(processor, images, their limit) does beforehand, at once, what each image needs once."""
+    save_whole: Callable[[Any, Path], None] = lambda processor, folder: None
+    """(processor, folder) adds what a model's folder needs besides weights and processor."""
     positions: Callable[[Any, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]] = text_positions
     """(transformers model, inputs) to position_ids of a prompt, and (B,) what a later token's position is ahead of its
     number in the text."""
@@ -60,6 +84,13 @@ class Family:
     """A pattern of module paths whose output the model leaves unused, so that an adapter there would learn nothing."""
     held_inputs: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda inputs: {}
     """Of a prompt's inputs, what every later token is fed with too, (B, 1, …)."""
+    sees: Callable[[Mapping[str, torch.Tensor]], bool] = lambda inputs: "pixel_values" in inputs
+    """Whether a batch holds an image."""
+
+    def new_modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """By path, the parts of a model that are trained in full; they are in float32 whatever the rest is in."""
+        paths = [self.parts[part] for part in self.trained_in_full(model)]
+        return {path: module for path, module in model.named_modules() if path in paths}
 
     def batch_key(self, images: int) -> int:
         """Samples may share a batch where this is equal: at least, images and none are never mixed."""
@@ -107,6 +138,30 @@ class Backbone:
             return self.merged[name]
         return replace(self, adapter=name) if name in getattr(self.model, "peft_config", ()) else self
 
+    def encoder(self, cot_format: CotFormat) -> Encoder:
+        """What turns samples into this model's tokens, in a format."""
+        return self.family.encoder(self.processor, cot_format.spelled(self.family.tag_style))
+
+    def label_logits(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, V) logits and the (B, T) labels they are for, IGNORE_INDEX where there is none.
+
+        Args:
+            inputs: a training batch, as `batch` makes it.
+        """
+        given = {name: value for name, value in inputs.items() if name != "stage_ids"}
+        if self.family.is_encoder_decoder:
+            return self.model(**self.place(given)).logits, given["labels"]
+        labels = given.pop("labels")
+        return self.model(**self.place(given)).logits[:, :-1], labels[:, 1:]
+
+    def prepare(self, samples: Sequence[Sample], max_pixels: int) -> None:
+        """Do at once, with a progress bar, what each image of the samples needs once; without it, it is done one by one.
+
+        Raises:
+            DataError: an image cannot be opened.
+        """
+        self.family.prepare(self.processor, [image for sample in samples for image in sample.images], max_pixels)
+
     def use_adapter(self) -> None:
         """Switch to the adapter that answers; nothing is loaded."""
         if self.adapter is not None and self.model.active_adapters != [self.adapter]:
@@ -115,5 +170,5 @@ class Backbone:
 
 def part_of(family: Family, module_name: str) -> str | None:
     """The part a module belongs to, by its dotted path in the model; the longest matching path wins."""
-    owners = [(path, part) for part, path in family.parts.items() if f"{module_name}.".startswith(f"{path}.")]
+    owners = [(path, part) for part, path in family.parts.items() if not path or f"{module_name}.".startswith(f"{path}.")]
     return max(owners, default=("", None), key=lambda owner: len(owner[0]))[1]

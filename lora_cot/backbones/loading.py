@@ -75,18 +75,34 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
     base = resolve_base(model.base)
     family = family_of(base, model.revision)
     dtype = choose_dtype(model.dtype, base, model.revision, family, quantized=quantization is not None)
-    options: dict[str, Any] = {"dtype": dtype, "revision": model.revision}
+    options: dict[str, Any] = {"dtype": dtype, "revision": model.revision, "config": family.load_config(base, model)}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}
     if quantization is not None:
         options["quantization_config"] = bits_and_bytes(quantization, family, dtype)
-    loaded = getattr(transformers, family.auto_class).from_pretrained(base, **options).eval()
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(base, **options).eval()
+    for module in family.new_modules(loaded).values():
+        module.float()  # transformers makes what a checkpoint lacks in the precision of the rest
     check_quantized(loaded, family, quantization)
     keep_differentiable(loaded)
-    processor = family.load_processor(base, model.revision)
-    return Backbone(family, loaded, processor, model.base, model.revision)
+    return Backbone(family, loaded, family.load_processor(base, model), model.base, model.revision)
+
+
+def load_processor(model: ModelSection) -> tuple[Family, Any]:
+    """A base's family and processor; no weights are loaded.
+
+    Raises:
+        BackboneError: no such base, not one of ours, or its processor cannot be loaded.
+    """
+    base = resolve_base(model.base, weights=False)
+    family = family_of(base, model.revision)
+    try:
+        return family, family.load_processor(base, model)
+    except (OSError, ValueError, ImportError) as error:
+        what = f"its processor cannot be loaded: {' '.join(str(error).split())[:200]}"
+        raise BackboneError(Problem(f"model.base {model.base}", what, "check its files")) from None
 
 
 def save_processor(backbone: Backbone, folder: Path) -> None:

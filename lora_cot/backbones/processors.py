@@ -6,6 +6,8 @@ from typing import Any
 
 import transformers
 
+from lora_cot.recipe.schema import ModelSection
+
 
 def _still(source: type) -> type:
     """The processor class without its video half, under its own name, so that what it saves names the published class."""
@@ -20,13 +22,13 @@ STILL = {
 globals().update(STILL)  # a processor that travels to a worker process is found by its class's name
 
 
-def load_without_video(base: str, revision: str | None) -> Any:
+def load_without_video(base: str, section: ModelSection) -> Any:
     """A base's processor; where it could also take videos, without that half."""
     from transformers import AutoConfig, AutoProcessor
 
-    name = PROCESSORS.get(AutoConfig.from_pretrained(base, revision=revision).model_type)
+    name = PROCESSORS.get(AutoConfig.from_pretrained(base, revision=section.revision).model_type)
     kind: Any = STILL[name] if name else AutoProcessor
-    return kind.from_pretrained(base, revision=revision)
+    return kind.from_pretrained(base, revision=section.revision)
 
 
 PROCESSORS = {

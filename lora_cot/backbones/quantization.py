@@ -27,10 +27,20 @@ def bits_and_bytes(section: QuantizationSection, family: Family, dtype: torch.dt
 
     keys = section.library
     keys.setdefault("bnb_4bit_compute_dtype", dtype)
+    if family.is_encoder_decoder:  # T5 casts what its `wo` is given to the type that the weight is stored in
+        storage = keys.setdefault("bnb_4bit_quant_storage", dtype)
+        if not (storage if isinstance(storage, torch.dtype) else getattr(torch, str(storage), torch.uint8)).is_floating_point:
+            what = f"{storage}: T5 rounds to it what its feed-forward layers compute"
+            raise RecipeError(Problem("quantization.bnb_4bit_quant_storage", what, "leave it out, or set it to model.dtype"))
     try:
-        return BitsAndBytesConfig(llm_int8_skip_modules=[family.parts[part] for part in section.skip_parts], **keys)
+        return BitsAndBytesConfig(llm_int8_skip_modules=_paths(section, family), **keys)
     except (ValueError, TypeError, AttributeError) as error:
         raise RecipeError(Problem("quantization", " ".join(str(error).split()))) from None
+
+
+def _paths(section: QuantizationSection, family: Family) -> list[str]:
+    """Paths of the parts that keep full precision."""
+    return [family.parts[part] for part in section.skip_parts if part in family.parts]
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -73,7 +83,7 @@ def check_quantized(model: nn.Module, family: Family, section: QuantizationSecti
         raise BackboneError(Problem("lm_head", what, remedy))
     if section is None:
         return
-    wrong = [part for part in section.skip_parts if counts[part]]
+    wrong = [part for part in section.skip_parts if counts.get(part)]
     if wrong:
         raise BackboneError([Problem("quantization.skip_parts", f"{part} was quantised all the same") for part in wrong])
     if not any(counts.values()):

@@ -1,92 +1,141 @@
-"""T5 that sees: any T5 checkpoint whose encoded text is fused with frozen vision features (Multimodal-CoT).
+"""T5 with vision features (Multimodal-CoT, arXiv 2302.00923): T5, FLAN-T5, UnifiedQA, FLAN-Alpaca, and what became of them.
 
 Traps:
-- T5 overflows in float16: bfloat16 or float32 only.
-- Its vocabulary has no `<`, `{`, `}` or newline: stage tags are written in brackets.
-- The encoder's output is made once and the decoder looks at it: whatever generates must hand the vision features to the
-  encoder, and to nothing after it.
+- T5's vocabulary has no `<`, `{`, `}` or newline: stage tags are written in brackets, white space is single spaces.
+- transformers keeps `wo` out of 4-bit layers, because of float16; and T5 casts what `wo` is given to the type that its
+  weight is stored in, which must therefore be a floating one.
+- The vision encoder is no part of the model: it is frozen, and what it makes of an image is computed once and kept.
+- Nothing of it is served by vLLM.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
-from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.models.t5.modeling_t5 import T5Stack
 
-from lora_cot.backbones.fusion import GatedFusion
+from lora_cot.backbones.base import Family, Size
+from lora_cot.backbones.t5_vision_model import T5VisionConfig
+from lora_cot.backbones.vision_features import VisionFeatures
+from lora_cot.data.labels import Encoded
+from lora_cot.data.seq2seq import Seq2SeqEncoder
+from lora_cot.errors import BackboneError, Problem
+from lora_cot.recipe.schema import ModelSection
+from lora_cot.types import Image
 
-
-class T5VisionConfig(T5Config):
-    """T5's configuration, and the shape of the vision features."""
-
-    model_type = "t5_vision"
-
-    image_width: int = 1024
-    """D_image, of each patch."""
-    image_patches: int = 145
-    """P, of each image: ViT-L/32 at 384 pixels has 144 patches and its class token."""
-    fusion_projections: bool = False
-    """See `GatedFusion`."""
+OWN_ENCODER = "vision_encoder"
+"""Folder inside a checkpoint that holds its vision encoder, where it is not on the hub."""
 
 
-class SeeingEncoder(T5Stack):
-    """T5's encoder, its output fused with an image."""
+@dataclass
+class T5VisionProcessor:
+    """The tokenizer, and what makes vision features of an image."""
 
-    def __init__(self, config: T5VisionConfig):
-        super().__init__(config)
-        self.fusion = GatedFusion(config.d_model, config.image_width, config.fusion_projections)
+    tokenizer: Any
+    features: VisionFeatures | None
 
-    def _init_weights(self, module: Any) -> None:
-        fusion = getattr(self, "fusion", None)
-        if fusion is not None and any(module is layer for layer in fusion.modules()):
-            if isinstance(module, torch.nn.Linear):  # T5's own rule has a deviation of 1, which saturates the gate
-                init.xavier_uniform_(module.weight)
-                init.zeros_(module.bias)
-            return
-        super()._init_weights(module)
-
-    def forward(self, *args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """T5's own output, its last state (B, T, D) fused.
-
-        Args:
-            args: T5's.
-            vision_features: (B, P, D_image); zeros for a text without an image, which is what None is for all of them.
-            kwargs: T5's.
-        """
-        output = super().forward(*args, **kwargs)
-        text = output[0]
-        if vision_features is None:
-            shape = (len(text), self.config.image_patches, self.config.image_width)
-            vision_features = text.new_zeros(shape)
-        return BaseModelOutput(self.fusion(text, vision_features))
+    def save_pretrained(self, folder: Path) -> None:
+        """The tokenizer alone: the model's configuration names the vision encoder."""
+        self.tokenizer.save_pretrained(folder)
 
 
-class T5VisionForConditionalGeneration(T5ForConditionalGeneration):
-    """A T5 whose encoder sees; `from_pretrained` of a plain T5 leaves the fusion at its random beginning."""
+def load_config(base: str, section: ModelSection) -> T5VisionConfig:
+    """A T5 checkpoint's configuration with the vision features that the recipe names, or that it was trained on.
 
-    config_class = T5VisionConfig
+    Raises:
+        BackboneError: neither says which features, or they contradict each other.
+    """
+    values, _ = T5VisionConfig.get_config_dict(base, revision=section.revision)
+    known, wanted = values.get("vision_features"), section.vision_features
+    if known is None and wanted is None:
+        what = "a T5 sees an image by its vision features, and none are named"
+        raise BackboneError(Problem("model.vision_features", what, "set it to vit or clip, or to none for text alone"))
+    if known is not None and wanted not in (None, "none", known):
+        what = f"{wanted}, but this checkpoint was trained with {known} features"
+        raise BackboneError(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
+    if known is None:
+        values |= {"vision_features": wanted, **_encoder_keys(base, section)}
+    elif wanted == "none":
+        values["vision_features"] = "none"  # its fusion stays, and is given zeros
+    values.pop("model_type", None)
+    values.pop("architectures", None)
+    return T5VisionConfig(**values)
 
-    def __init__(self, config: T5VisionConfig):
-        super().__init__(config)
-        encoder = T5VisionConfig(**{**config.to_dict(), "is_decoder": False, "use_cache": False})
-        self.encoder = SeeingEncoder(encoder)
-        self.post_init()
 
-    def forward(self, *args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Seq2SeqLMOutput:
-        """T5's own output.
+def _encoder_keys(base: str, section: ModelSection) -> dict[str, Any]:
+    if section.vision_features == "none":
+        return {"image_width": 0, "image_patches": 0}
+    features = VisionFeatures(str(section.vision_features), section.vision_encoder, section.vision_revision)
+    patches, width = features.shape
+    return {
+        "vision_encoder": features.encoder,
+        "vision_revision": features.revision,
+        "image_patches": patches,
+        "image_width": width,
+    }
 
-        Args:
-            args: T5's.
-            vision_features: see `SeeingEncoder`; not needed beside `encoder_outputs`.
-            kwargs: T5's.
-        """
-        if kwargs.get("encoder_outputs") is None and len(args) < 5:
-            names = ("input_ids", "attention_mask")
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            taken = {name: given.get(name) for name in (*names, "inputs_embeds")}
-            kwargs["encoder_outputs"] = self.encoder(**taken, vision_features=vision_features)
-        return super().forward(*args, **kwargs)
+
+def load_processor(base: str, section: ModelSection) -> T5VisionProcessor:
+    """The tokenizer of a checkpoint, with the features that its configuration names."""
+    from transformers import AutoTokenizer
+
+    config = load_config(base, section)
+    tokenizer = AutoTokenizer.from_pretrained(base, revision=section.revision)
+    if config.vision_features == "none":
+        return T5VisionProcessor(tokenizer, None)
+    own = Path(base) / OWN_ENCODER
+    encoder = str(own) if own.is_dir() else config.vision_encoder
+    revision = None if own.is_dir() else config.vision_revision
+    return T5VisionProcessor(tokenizer, VisionFeatures(str(config.vision_features), encoder, revision))
+
+
+def new_parts(model: Any) -> tuple[str, ...]:
+    """The fusion, unless all that it is given are zeros."""
+    return () if model.config.vision_features == "none" else ("projector",)
+
+
+def fill_features(processor: T5VisionProcessor, images: Sequence[Image], max_pixels: int) -> None:
+    """Compute the features that are not kept yet."""
+    if processor.features is not None:
+        processor.features.fill(images, max_pixels)
+
+
+def save_whole(processor: T5VisionProcessor, folder: Path) -> None:
+    """A vision encoder that is a folder on this machine goes along; one of the hub is found again by its name."""
+    if processor.features is not None:
+        processor.features.save(folder)
+
+
+def vision_inputs(processor: Any, rows: list[Encoded], text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """vision_features (B, P, D); zeros for a row without an image (Multimodal-CoT, section 5.1)."""
+    if processor.features is None:
+        return {}
+    blank = torch.zeros(processor.features.shape)
+    return {"vision_features": torch.stack([row.image_inputs.get("vision_features", blank).float() for row in rows])}
+
+
+def no_tokens(processor: Any, sizes: Sequence[Size]) -> list[int]:
+    """An image takes no room in the text."""
+    return [0] * len(sizes)
+
+
+T5_VISION = Family(
+    name="t5_vision",
+    model_types=("t5", "t5_vision"),
+    parts={"projector": "encoder.fusion", "language_model": "", "lm_head": "lm_head"},
+    image_inputs=vision_inputs,
+    image_tokens=no_tokens,
+    no_fp16="its activations overflow",
+    tag_style="brackets",
+    encoder=Seq2SeqEncoder,
+    is_encoder_decoder=True,
+    trained_in_full=new_parts,
+    load_config=load_config,
+    load_processor=load_processor,
+    prepare=fill_features,
+    save_whole=save_whole,
+    sees=lambda inputs: bool(inputs.get("vision_features", torch.zeros(1)).any()),
+)

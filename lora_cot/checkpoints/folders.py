@@ -3,7 +3,8 @@
 runs/NAME/  recipe.yaml  checkpoints/  adapter/  log.jsonl  report.json  report.html  merged/
 adapter/    PEFT's own layout, recipe.yaml and the processor
 
-Of a split format, checkpoints/, adapter/ and merged/ hold a folder for each pass: adapter/rationale, adapter/answer.
+Of a split format, checkpoints/, adapter/ and merged/ hold a folder for each pass: adapter/rationale, adapter/answer. Beside
+them are passes/PASS.json, how each finished pass went, and written/PASS/, what it wrote for the next.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +21,12 @@ from pathlib import Path
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import save_processor
 from lora_cot.errors import Problem, RunError
-from lora_cot.recipe import Recipe, dump
+from lora_cot.recipe import Recipe, dump, load_saved
 
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = ".lock"
 LOG_FILE = "log.jsonl"
+PASSES = "passes"
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "deepspeed", "lora_cot")
 
 
@@ -33,11 +36,11 @@ def run_folder(recipe: Recipe, root: Path = Path("runs")) -> Path:
 
 
 @contextmanager
-def open_run(folder: Path) -> Iterator[None]:
-    """A new run's folder, locked while it is written.
+def open_run(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """A run's folder, locked while it is written: a new one, or one of the same recipe that was stopped between passes.
 
     Raises:
-        RunError: another process writes there, or a run is there already.
+        RunError: another process writes there, or another run is there already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK_FILE
@@ -46,21 +49,51 @@ def open_run(folder: Path) -> Iterator[None]:
         raise RunError(
             Problem(str(folder), f"the folder is in use by {lock.read_text().strip()}", "wait, or set another name=")
         )
-    if any((folder / name).exists() for name in ("adapter", "checkpoints", "report.json")):
-        raise RunError(
-            Problem(str(folder), "there is a run in this folder already", "set another name=, or remove the folder")
-        )
+    goes_on = _goes_on(folder, recipe)
     lock.unlink(missing_ok=True)
     try:
         with lock.open("x") as file:  # of two that found it free, one fails here
             file.write(json.dumps(owner))
     except FileExistsError:
         raise RunError(Problem(str(folder), "another process has just taken this folder")) from None
-    (folder / LOG_FILE).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    _forget_unfinished(folder, goes_on)
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def _goes_on(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds a run to go on with.
+
+    Raises:
+        RunError: it holds one that is finished, of another recipe, or of a single pass.
+    """
+    if not any((folder / name).exists() for name in ("adapter", "checkpoints", "report.json")):
+        return False
+    remedy = "set another name=, or remove the folder"
+    if (folder / "report.json").exists() or not recipe.format.build().split:
+        raise RunError(Problem(str(folder), "there is a run in this folder already", remedy))
+    if (
+        not (folder / RECIPE_FILE).is_file()
+        or load_saved(folder / RECIPE_FILE).model_copy(update={"versions": None}) != recipe
+    ):
+        raise RunError(Problem(str(folder), "there is an unfinished run of another recipe in this folder", remedy))
+    return True
+
+
+def _forget_unfinished(folder: Path, goes_on: bool) -> None:
+    """Take away what a pass left that was stopped: its lines of the log, and its checkpoints."""
+    log = folder / LOG_FILE
+    finished = {path.stem for path in (folder / PASSES).glob("*.json")} if goes_on else set()
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() and finished else []
+    kept = [line for line in lines if json.loads(line).get("pass") in finished]
+    log.unlink(missing_ok=True)
+    if kept:
+        log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    for place in (folder / "checkpoints").glob("*/"):
+        if place.name not in finished:
+            shutil.rmtree(place)
 
 
 def _alive(lock: Path) -> bool:

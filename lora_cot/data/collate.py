@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from PIL.Image import Resampling
 
-from lora_cot.data.images import MAX_PIXELS, open_image
+from lora_cot.data.images import MAX_PIXELS
 from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, Encoder, check_trained
-from lora_cot.data.lengths import Kept, LengthLimit, Measured, scaled
+from lora_cot.data.lengths import Kept, LengthLimit, Measured
 from lora_cot.errors import DataError
 from lora_cot.types import Sample
 
@@ -32,9 +31,7 @@ def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = M
         DataError: naming the sample.
     """
     try:
-        images = [open_image(image, max_pixels) for image in sample.images]
-        if scale != 1.0:
-            images = [image.resize(scaled(image.size, scale), Resampling.BICUBIC) for image in images]
+        images = [encoder.look(image, max_pixels, scale) for image in sample.images]
         return encoder.training(sample, images) if training else encoder.prompt(sample, images)
     except DataError as error:
         raise error.at(sample.id) from None
@@ -57,7 +54,8 @@ def batch(rows: Sequence[Encoded], processor: Any, image_inputs: ImageInputs, le
         left: pad on the left, as decoding wants it; training pads on the right.
 
     Returns:
-        input_ids, attention_mask, labels, stage_ids, each (B, T), and the family's image inputs.
+        input_ids, attention_mask, labels, stage_ids, each (B, T), and the family's image inputs. Of an encoder-decoder
+        the last two are as long as its longest target.
     """
     tokenizer = processor.tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -106,24 +104,26 @@ class Collator:
         if scale is None:
             scale = limit.measure(sample).scale if limit.max_length is not None else 1.0
         encoded = encode(self.encoder, sample, True, limit.max_pixels, scale)
-        slots = encoded.input_ids.count(self.encoder.image_token_id)
-        trained = len(encoded.labels) - encoded.labels.count(IGNORE_INDEX)
-        if problem := limit.too_long(sample, Measured(len(encoded.input_ids) - slots, slots, scale, trained)):
+        measured = Measured(encoded.length - encoded.slots, encoded.slots, scale, encoded.trained)
+        if problem := limit.too_long(sample, measured):
             raise DataError(problem)
         check_trained(encoded, sample)
         return encoded
 
 
-def as_dataset(kept: Kept) -> Any:
+def as_dataset(kept: Kept, is_of_images: bool = True) -> Any:
     """Samples as the `datasets.Dataset` that TRL insists on: numbers in the table, samples looked up when a row is read.
 
-    TRL takes a data set for one of images if its rows have the key `images`.
+    Args:
+        kept: the samples.
+        is_of_images: rows have the key `images`, by which TRL tells a data set for a model that takes a chat with images.
     """
     from datasets import Dataset
 
     def look_up(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
         samples = [kept.samples[number] for number in rows["number"]]
         scales = [kept.scales[number] for number in rows["number"]]
-        return {"sample": samples, "scale": scales, "images": [sample.images for sample in samples]}
+        rows_of: dict[str, list[Any]] = {"sample": samples, "scale": scales}
+        return rows_of | ({"images": [sample.images for sample in samples]} if is_of_images else {})
 
     return Dataset.from_dict({"number": range(len(kept.samples))}).with_transform(look_up)

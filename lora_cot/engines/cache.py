@@ -23,12 +23,15 @@ class KeyValues:
     grown: torch.Tensor
     """(L, 2, H, T, D) keys and values of the text, in the layers that look at text."""
     still: torch.Tensor | None = None
-    """(L', 2, H, P, D) keys and values of the images, in the layers that look at images; shared, never copied."""
+    """(L', 2, H, P, D) keys and values of the images, in the layers that look at images, or of an encoder-decoder's
+    prompt; shared, never copied."""
+    padded: bool = False
+    """`still` may be padded, since what looks at it has a mask for it."""
 
     @property
     def shape_key(self) -> tuple[int, ...]:
         """Rows can decode together where this is equal."""
-        return () if self.still is None else tuple(self.still.shape)
+        return () if self.still is None or self.padded else tuple(self.still.shape)
 
 
 class BufferedLayer(DynamicLayer):
@@ -123,6 +126,22 @@ def pack(states: Sequence[KeyValues], forks: Sequence[int], still_layers: frozen
     total = range(layers + len(still_layers))
     cache = Cache(layers=[next(images) if place in still_layers else next(text) for place in total])
     return cache, torch.tensor(padding)
+
+
+def pack_prompts(states: Sequence[KeyValues], forks: Sequence[int]) -> tuple[Cache, torch.Tensor]:
+    """A cache of what the rows of an encoder-decoder look at, padded on the right, and each row's own length.
+
+    Args:
+        states: one for each question.
+        forks: rows that each of them becomes; those of a single question share one copy.
+    """
+    prompts = [state.still for state in states if state.still is not None]
+    lengths = [prompt.shape[3] for prompt in prompts]
+    padded = [torch.nn.functional.pad(prompt, (0, 0, 0, max(lengths) - prompt.shape[3])) for prompt in prompts]
+    layers = len(padded[0])
+    filled = [KeyValues(state.grown, prompt) for state, prompt in zip(states, padded, strict=True)]
+    rows = [length for length, count in zip(lengths, forks, strict=True) for _ in range(count)]
+    return Cache(layers=list(_still(filled, forks, layers))), torch.tensor(rows)
 
 
 def _still(states: Sequence[KeyValues], forks: Sequence[int], layers: int) -> list[StillLayer]:

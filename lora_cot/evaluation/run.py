@@ -156,6 +156,7 @@ def _answer_all(opened: Opened, samples: Sequence[Sample], config: SearchSection
     cot_format = opened.recipe.format.build().spelled(opened.backbone.family.tag_style)
     engine = LocalEngine(opened.backbone, cot_format, opened.recipe.data.max_pixels)
     size = opened.recipe.evaluation.batch_size
+    opened.backbone.prepare(samples, opened.recipe.data.max_pixels)
     completions: list[Completion] = []
     with tqdm(total=len(samples), desc=config.strategy, unit="question", file=sys.stderr, mininterval=2) as bar:
         for begin in range(0, len(samples), size):

@@ -116,6 +116,7 @@ def _merge_into(
         raise MergeError(Problem(str(adapter), f"{len(left)} adapter weights were left over, {left[0]} among them"))
     merged.save_pretrained(staging)
     save_processor(backbone, staging)
+    backbone.family.save_whole(backbone.processor, staging)
     return tuned, base
 
 

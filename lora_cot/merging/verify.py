@@ -9,7 +9,6 @@ import torch
 
 from lora_cot.backbones import Backbone
 from lora_cot.data.collate import batch, encode
-from lora_cot.data.labels import Encoder
 from lora_cot.formats import CotFormat
 from lora_cot.types import Sample
 
@@ -54,13 +53,12 @@ def record(
         like: keep the logits of the tokens that this record kept.
     """
     backbone.model.eval()
-    encoder = Encoder(backbone.processor, cot_format.spelled(backbone.family.tag_style))
+    encoder = backbone.encoder(cot_format)
     ids, kept, top1, position = [], [], [], 0
     for sample in samples:
         inputs = batch([encode(encoder, sample, True, max_pixels)], backbone.processor, backbone.family.image_inputs)
-        trained = inputs.pop("labels")[0, 1:] >= 0
-        inputs.pop("stage_ids")
-        logits = backbone.model(**backbone.place(inputs)).logits[0, :-1].float().cpu()[trained]
+        logits, labels = (found[0].cpu() for found in backbone.label_logits(inputs))
+        logits = logits[labels >= 0].float()
         count = len(logits)
         chosen = logits.topk(min(KEPT, logits.shape[-1])).indices if like is None else like.ids[position : position + count]
         ids.append(chosen)

@@ -51,11 +51,11 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
     """
     import transformers
 
-    revision = recipe.model.revision
-    family = family_of(base, revision)
+    section = recipe.model
+    family = family_of(base, section.revision)
     try:
-        config = transformers.AutoConfig.from_pretrained(base, revision=revision)
-        processor = family.load_processor(base, revision)
+        config = family.load_config(base, section)
+        processor = family.load_processor(base, section)
     except (OSError, ValueError) as error:
         what = f"its configuration or its processor cannot be read: {' '.join(str(error).split())[:200]}"
         raise BackboneError(
@@ -63,12 +63,14 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
         ) from None
     config._attn_implementation = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
-        model = getattr(transformers, family.auto_class).from_config(config, dtype=dtype).eval()
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    for module in family.new_modules(model).values():
+        module.float()
     if recipe.quantization is not None:
         quantize(model, family, recipe.quantization, dtype)
     plain = recipe.lora.model_copy(update={"init_lora_weights": True})  # what it begins with takes no memory
     with torch.device("meta"):
-        backbone = attach(Backbone(family, model, processor, base, revision), plain)
+        backbone = attach(Backbone(family, model, processor, base, section.revision), plain)
     for parameter in backbone.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(compute)

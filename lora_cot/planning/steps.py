@@ -13,6 +13,7 @@ from lora_cot.planning.counting import counting
 from lora_cot.planning.workload import Workload, rows
 from lora_cot.recipe import Recipe
 from lora_cot.training.callbacks import drop_input_gradients
+from lora_cot.training.heads import fuse_head
 
 
 def training_step(backbone: Backbone, recipe: Recipe, work: Workload, gpu: bool) -> dict[str, int]:
@@ -30,7 +31,10 @@ def training_step(backbone: Backbone, recipe: Recipe, work: Workload, gpu: bool)
 
     keys, model = recipe.training.library, backbone.model
     base: Any = backbone.base_model
-    add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+    if backbone.family.is_encoder_decoder:
+        fuse_head(base)
+    else:
+        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     model.train()
     options = keys.get("gradient_checkpointing_kwargs") or {"use_reentrant": False}
     if keys.get("gradient_checkpointing", True):
@@ -51,7 +55,7 @@ def training_step(backbone: Backbone, recipe: Recipe, work: Workload, gpu: bool)
             counted.add("gradients", 4 * sum(parameter.numel() for parameter in trained))
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(keep)
-        (-model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()).backward()
+        (-model(**inputs, fused_lm_head=True).log_probs.sum()).backward()
     model.eval()
     model.gradient_checkpointing_disable()
     return {owner: size for owner, size in counted.at_peak.items() if size}
@@ -61,15 +65,12 @@ class Reader:
     """What answering takes: a prompt is read once, and each candidate goes on from a copy of its keys and values."""
 
     def __init__(self, backbone: Backbone, work: Workload, gpu: bool):
-        from transformers import DynamicCache
-
-        self.prompt = work.length - work.answer
+        self.prompt = work.length if backbone.family.is_encoder_decoder else work.length - work.answer
         still = backbone.family.still_layers(backbone.base_model)
         inputs = _inputs(backbone, work, 1, answered=False)
         inputs.pop("labels")
         with counting(backbone.model, _parts(backbone), inputs, gpu) as counted, torch.no_grad():
-            output = backbone.model(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
-            layers = output.past_key_values.layers
+            layers = read_prompt(backbone, inputs)
             sizes = [sum(t.numel() * t.element_size() for t in (layer.keys, layer.values)) for layer in layers]
         self.reading = counted.peak
         """Bytes while one prompt is read."""
@@ -82,6 +83,17 @@ class Reader:
         """Bytes of keys and values: of the prompts, and of all candidates with so many new tokens each."""
         prompt = self.prompt * self.per_token + self.per_image
         return questions * (prompt + candidates * (prompt + tokens * self.per_token))
+
+
+def read_prompt(backbone: Backbone, inputs: dict[str, Any]) -> list[Any]:
+    """The layers of the cache that reading a prompt leaves."""
+    from transformers import DynamicCache
+
+    if backbone.family.is_encoder_decoder:
+        begin = torch.zeros((len(inputs["input_ids"]), 1), dtype=torch.long)
+        return backbone.model(**inputs, decoder_input_ids=begin, use_cache=True).past_key_values.cross_attention_cache.layers
+    output = backbone.model(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
+    return output.past_key_values.layers
 
 
 def _parts(backbone: Backbone) -> dict[str, nn.Module]:

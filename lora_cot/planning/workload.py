@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lora_cot.backbones import Backbone
+from lora_cot.data.chat import image_slots
 from lora_cot.data.images import MIN_SIDE, image_size
-from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded, image_slots
+from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded
 from lora_cot.data.lengths import SHRINK, scaled
 from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, LoraCotError
@@ -32,7 +33,7 @@ class Workload:
     """What training one adapter computes."""
 
     length: int
-    """Tokens of its longest sample, image slots expanded."""
+    """Tokens of its longest sample, image slots expanded; of an encoder-decoder, those of its longer text."""
     answer: int
     """Tokens of that sample's answer."""
     mean_length: float
@@ -52,7 +53,7 @@ def workloads(recipe: Recipe, backbone: Backbone) -> list[Workload]:
         samples, _ = load_data(recipe.data, recipe.format.build())
         if not samples:
             why = "the recipe names no data"
-        elif getattr(backbone.processor, "chat_template", None):
+        elif backbone.family.is_encoder_decoder or getattr(backbone.processor, "chat_template", None):
             passes = recipe.format.build().spelled(backbone.family.tag_style).passes
             return [_measured(recipe, backbone, one, samples) for one in passes]
         else:
@@ -109,12 +110,17 @@ def _measured(recipe: Recipe, backbone: Backbone, one: CotFormat, samples: Seque
 def rows(backbone: Backbone, work: Workload, count: int, answered: bool) -> list[Encoded]:
     """The largest batch: its longest row, and others as they come; their images as the processor makes them, blank.
 
+    Of an encoder-decoder's rows the prompts are as long as samples may be: it is not known which of the two texts is.
+
     Args:
         backbone: gives the processor.
         work: how long they are.
         count: how many.
         answered: with their answers, which are trained, or the prompts alone.
     """
+    if backbone.family.is_encoder_decoder:
+        sizes = [(work.length, work.answer), *[(work.mean_length, work.mean_answer)] * (count - 1)]
+        return [_pair(*map(round, size), answered) for size in sizes]
     processor = backbone.processor
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     slots, made = image_slots(processor, [Image.new("RGB", size) for size in work.sizes])
@@ -128,3 +134,9 @@ def rows(backbone: Backbone, work: Workload, count: int, answered: bool) -> list
         return Encoded([*prompt, *trained], labels, stages, made, len(work.sizes))
 
     return [row(work.length, work.answer), *[row(work.mean_length, work.mean_answer)] * (count - 1)]
+
+
+def _pair(prompt: int, answer: int, answered: bool) -> Encoded:
+    """A row of an encoder-decoder; features of an image take as much whether there is one or not."""
+    labels = [2] * max(1, answer) if answered else []
+    return Encoded([2] * max(1, prompt), labels, [0] * len(labels), {}, is_pair=True)

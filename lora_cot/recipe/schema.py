@@ -27,6 +27,12 @@ class ModelSection(Section):
     """Commit of the hub repository."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of what is not quantised; auto takes the checkpoint's."""
+    vision_features: Literal["vit", "clip", "none"] | None = None
+    """Of a T5: what makes the features of an image; none for text alone. A checkpoint that has learned to see has its own."""
+    vision_encoder: str | None = None
+    """Hub id or folder of what makes them; vit and clip each have a default."""
+    vision_revision: str | None = None
+    """Commit of its hub repository."""
     attn_implementation: str | None = None
     """As in transformers: sdpa, flash_attention_2, eager."""
     adapter: Path | None = None
@@ -177,6 +183,9 @@ class TrainingSection(LibrarySection):
     """Weight of each stage's loss; 1 where not given."""
     long_samples: Literal["error", "drop", "shrink_image"] = "error"
     """What happens to a sample of more than max_length tokens, image slots expanded: nothing is ever cut."""
+    hand_on: Literal["gold", "predicted"] = "gold"
+    """Of a split format, what later passes are trained on: gold text of the earlier stages, or what the earlier passes
+    wrote for the same sample. They are asked with what was written either way."""
     early_stopping_patience: int | None = Field(None, gt=0)
     """Stop after so many evaluations without a better metric_for_best_model."""
     eval_generations: int = Field(64, ge=0)

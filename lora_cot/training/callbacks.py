@@ -91,10 +91,11 @@ class LivenessCheck(TrainerCallback):
         """
         self._liveness: Liveness | None = Liveness(backbone.model)
         self._waits = with_images
-        self._hook = backbone.part("vision_encoder").register_forward_hook(self._saw_image)
+        self._sees = backbone.family.sees
+        self._hook = backbone.model.register_forward_pre_hook(self._saw_image, with_kwargs=True)
 
-    def _saw_image(self, module: Any, *_: Any) -> None:
-        self._waits = self._waits and not module.training
+    def _saw_image(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
+        self._waits = self._waits and not (module.training and self._sees(inputs))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge after a few steps, once."""

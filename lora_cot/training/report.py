@@ -40,6 +40,20 @@ class PassReport:
     shrunk: int
     """Samples whose images were made smaller."""
 
+    def write(self, path: Path) -> None:
+        """Keep it for a run that goes on later; the file appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(".tmp")
+        staged.write_text(json.dumps(self.numbers()) + "\n", encoding="utf-8")
+        staged.rename(path)
+
+    @classmethod
+    def read(cls, path: Path, cot_format: CotFormat) -> PassReport:
+        """What `write` kept."""
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        parts = [PartReport(**part) for part in kept["parts"]]
+        return cls(cot_format, parts, kept["history"], kept["seconds"], kept["dropped"], kept["shrunk"])
+
     def numbers(self) -> dict[str, Any]:
         """Its figures in report.json."""
         losses = [entry for entry in self.history if "loss" in entry]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,19 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_cot.adapters.lora import attach, detach, load_adapter, report
 from lora_cot.backbones import Backbone
-from lora_cot.backbones.loading import family_of, load_backbone, resolve_base
-from lora_cot.checkpoints.folders import LOG_FILE, open_run, pass_folders, run_folder, save_adapter, write_recipe
+from lora_cot.backbones.loading import load_backbone, load_processor
+from lora_cot.checkpoints.folders import LOG_FILE, PASSES, open_run, pass_folders, run_folder, save_adapter, write_recipe
 from lora_cot.checkpoints.opening import find_adapter
 from lora_cot.data.collate import Collator
-from lora_cot.data.labels import Encoder
 from lora_cot.data.lengths import Kept, keep_fitting
 from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
-from lora_cot.search.strategies import with_stages
 from lora_cot.training.arguments import sft_config
 from lora_cot.training.callbacks import LivenessCheck, NoInputGradients, RunLog
 from lora_cot.training.console import parts_table, preview, sample_counts, show
+from lora_cot.training.hand_off import handed_on, write_texts
 from lora_cot.training.quality import answer_freely
 from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
@@ -34,8 +34,8 @@ from lora_cot.types import Sample
 from lora_cot.validation.run import limit_of
 from lora_cot.validation.start import check_gold, check_start
 
-NOTHING = "(nothing)"
-"""What a later pass is asked with where an earlier one wrote nothing: gold text in its place would flatter."""
+WRITTEN = "written"
+"""Folder of what each pass of a split format wrote for the next."""
 SHOWN_SAMPLES = 4
 """Held-out samples whose answers before and after training go into the report."""
 
@@ -43,8 +43,9 @@ SHOWN_SAMPLES = 4
 def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     """Run a recipe; returns the run's folder.
 
-    A split format is trained pass by pass, each with an adapter of its own on the same base. Later passes are trained on
-    gold text of the earlier ones and watched on what those wrote for the same sample.
+    A split format is trained pass by pass, each with an adapter of its own on the same base. Later passes are watched on
+    what the earlier ones wrote for the same sample, and trained on gold text of them or on that, as the recipe says. A run
+    of one that was stopped goes on after the last pass that it finished.
 
     Args:
         recipe: what to train, on what, how.
@@ -57,29 +58,25 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     """
     folder = run_folder(recipe, root)
     state = PartialState(cpu=not torch.accelerator.is_available())  # ranks on CPUs are only counted if it is told so
-    with open_run(folder) if state.is_main_process else nullcontext():
-        torch.manual_seed(int(recipe.training.library.get("seed", 0)))
-        family = family_of(resolve_base(recipe.model.base), recipe.model.revision)
+    with open_run(folder, recipe) if state.is_main_process else nullcontext():
+        torch.manual_seed(_seed(recipe))
+        family, processor = load_processor(recipe.model)
         for one in recipe.format.build().passes:
             sft_config(recipe, folder, family, one)  # what is wrong there is said before anything is loaded
-        Encoder(family.load_processor(resolve_base(recipe.model.base), recipe.model.revision), recipe.format.build())
+        family.encoder(processor, recipe.format.build())
         samples, held_out = _load_data(recipe)
         backbone = load_backbone(recipe.model, recipe.quantization)
         cot_format = recipe.format.build().spelled(backbone.family.tag_style)
+        with state.local_main_process_first():
+            backbone.prepare([*samples, *held_out], recipe.data.max_pixels)
         if state.is_main_process:
             write_recipe(recipe, folder)
         shown = held_out[:SHOWN_SAMPLES]
         before = answer_freely(backbone, cot_format, shown, recipe)
-        done, questions = [], held_out
-        for one, place in zip(cot_format.passes, pass_folders(folder / "adapter", recipe).values(), strict=True):
-            backbone = _adapted(recipe, backbone, place.name)
-            show(f"Training {one.name}" if cot_format.split else "", parts_table(backbone))
-            done.append(_train_pass(recipe, backbone, one, samples, held_out, questions, folder))
-            if state.is_main_process:
-                save_adapter(backbone, recipe, place, _initial(recipe, folder))
-            if cot_format.split:
-                questions = _handed_on(recipe, backbone, one, questions)
-                backbone = load_backbone(recipe.model, recipe.quantization) if recipe.lora.rewrites_base else detach(backbone)
+        data, done = Splits(samples, held_out, held_out), []
+        for one in cot_format.passes:
+            backbone, data, report = _run_pass(recipe, backbone, one, data, folder)
+            done.append(report)
         state.wait_for_everyone()
         if cot_format.split:
             if state.is_main_process:
@@ -92,6 +89,63 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
             write_report(RunReport(recipe, done, pairs, peak_memory_gb()), folder)
         state.wait_for_everyone()
         return folder
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a pass is trained, measured and asked on."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    """Their loss is measured."""
+    questions: list[Sample]
+    """The same, with what earlier passes wrote; they are answered freely."""
+
+
+def _run_pass(
+    recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path
+) -> tuple[Backbone, Splits, PassReport]:
+    """Train one adapter and leave it in the run's folder; of a split format, unless that is done, and hand its texts on.
+
+    Returns:
+        The base, without the adapter if another pass follows or followed; what the next pass takes; how it went.
+    """
+    split = one.given is not None
+    place = pass_folders(folder / "adapter", recipe)[one.name if split else "default"]
+    record = folder / PASSES / f"{one.name}.json"
+    if split and record.is_file():
+        done = PassReport.read(record, one)
+        show(f"{one.name}: trained already")
+        backbone = load_adapter(backbone, place)
+    else:
+        torch.manual_seed(_seed(recipe))  # whatever was drawn before: a run that goes on begins here
+        backbone = _adapted(recipe, backbone, place.name)
+        show(f"Training {one.name}" if split else "", parts_table(backbone))
+        done = _train_pass(recipe, backbone, one, data, folder)
+        if PartialState().is_main_process:
+            save_adapter(backbone, recipe, place, _initial(recipe, folder))
+            if split:
+                done.write(record)
+        PartialState().wait_for_everyone()
+    if not split:
+        return backbone, data, done
+    if one.name != recipe.format.build().passes[-1].name:
+        data = _hand_on(recipe, backbone, one, data, folder / WRITTEN / one.name)
+    rewritten = recipe.lora.rewrites_base
+    return load_backbone(recipe.model, recipe.quantization) if rewritten else detach(backbone), data, done
+
+
+def _hand_on(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path) -> Splits:
+    """What the next pass takes, with this one's texts as the recipe says."""
+    asked = handed_on(data.questions, one, write_texts(backbone, one, data.questions, recipe, folder / "eval.jsonl"))
+    if recipe.training.hand_on == "gold":
+        return replace(data, questions=asked)
+    trained = handed_on(data.train, one, write_texts(backbone, one, data.train, recipe, folder / "train.jsonl"))
+    return Splits(trained, asked, asked)
+
+
+def _seed(recipe: Recipe) -> int:
+    return int(recipe.training.library.get("seed", 0))
 
 
 def _load_data(recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
@@ -117,26 +171,8 @@ def _initial(recipe: Recipe, folder: Path) -> Path | None:
     return folder / "checkpoints" / "initial" if recipe.lora.rewrites_base and recipe.model.adapter is None else None
 
 
-def _train_pass(
-    recipe: Recipe,
-    backbone: Backbone,
-    one: CotFormat,
-    samples: list[Sample],
-    held_out: list[Sample],
-    questions: list[Sample],
-    folder: Path,
-) -> PassReport:
-    """Train one adapter; the whole run, unless the format is split.
-
-    Args:
-        recipe: of the run.
-        backbone: with its adapter.
-        one: the format, or a pass of it.
-        samples: trained on.
-        held_out: whose loss is measured, on gold text.
-        questions: the same, with what earlier passes wrote; they are answered freely.
-        folder: the run's.
-    """
+def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path) -> PassReport:
+    """Train one adapter, which the backbone has; the whole run, unless the format is split."""
     checkpoints = folder / "checkpoints" / (one.name if one.given is not None else "")
     arguments = sft_config(recipe, checkpoints, backbone.family, one)
     state = PartialState()
@@ -145,15 +181,16 @@ def _train_pass(
     state.wait_for_everyone()
     collator = make_collator(recipe, backbone, one)
     workers = arguments.dataloader_num_workers
-    train_set = keep_fitting(samples, collator.limit, "data.train", workers)
-    eval_set = keep_fitting(held_out, collator.limit, "data.eval", workers)
+    train_set = keep_fitting(data.train, collator.limit, "data.train", workers)
+    eval_set = keep_fitting(data.held_out, collator.limit, "data.eval", workers)
     if not train_set.samples:
         raise DataError(Problem("data.train", "every sample is too long", "raise training.max_length"))
     _check_reached(backbone, train_set.samples)
     notes = check_start(collator, train_set.samples, eval_set.samples)
     said = "" if one.given else "\n".join(notes)  # the same in each pass of a split format
     show(said, sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
-    trainer = make_trainer(recipe, arguments, backbone, one, collator, (train_set, eval_set), questions, folder / LOG_FILE)
+    kept = (train_set, eval_set)
+    trainer = make_trainer(recipe, arguments, backbone, one, collator, kept, data.questions, folder / LOG_FILE)
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
@@ -165,8 +202,10 @@ def _check_reached(backbone: Backbone, samples: list[Sample]) -> None:
     """See that every sample's loss depends on something that is trained.
 
     Raises:
-        DataError: samples without an image, where only what sees images is trained.
+        DataError: samples without an image, where only what sees images is trained; or none with one, where that is new.
     """
+    if backbone.family.new_modules(backbone.base_model) and not any(sample.images for sample in samples):
+        raise DataError(Problem("model.vision_features", "no sample has an image", "set it to none"))
     sees_images = {"vision_encoder", "projector"}
     if {line.part for line in report(backbone) if line.trained} <= sees_images:
         blind = [sample.id for sample in samples if not sample.images]
@@ -202,14 +241,3 @@ def make_trainer(
     trainer = CotTrainer(backbone, cot_format, recipe, data, asked, **options)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _handed_on(recipe: Recipe, backbone: Backbone, one: CotFormat, questions: list[Sample]) -> list[Sample]:
-    """The questions that are asked again, with what this pass wrote in place of the gold text."""
-    asked = questions[: max(recipe.training.eval_generations, SHOWN_SAMPLES)]
-    completions = answer_freely(backbone, one, asked, recipe)
-    stage = one.stages[0].name
-    return [
-        with_stages(sample, {stage: completion.text.strip() or NOTHING})
-        for sample, completion in zip(asked, completions, strict=True)
-    ]

@@ -20,6 +20,7 @@ from lora_cot.data.lengths import Kept
 from lora_cot.errors import Problem, TrainingError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.training.heads import fuse_head
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.optimizer import set_learning_rates
 from lora_cot.training.quality import measure
@@ -53,13 +54,16 @@ class CotTrainer(SFTTrainer):
         _score_labels_alone()
         precision = {name: p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
         train_set, eval_set = data
+        in_chat = not backbone.family.is_encoder_decoder
         super().__init__(
             model=backbone.model,
-            processing_class=backbone.processor,
-            train_dataset=as_dataset(train_set),
-            eval_dataset=as_dataset(eval_set) if eval_set.samples else None,
+            processing_class=backbone.processor if in_chat else backbone.processor.tokenizer,
+            train_dataset=as_dataset(train_set, in_chat),
+            eval_dataset=as_dataset(eval_set, in_chat) if eval_set.samples else None,
             **options,
         )
+        if not in_chat:
+            fuse_head(backbone.base_model)
         for name, parameter in backbone.model.named_parameters():
             if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies
                 parameter.data = parameter.data.to(precision[name])
@@ -112,8 +116,9 @@ class CotTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """See `losses.stage_loss`; without `num_items_in_batch` the mean over this batch."""
-        stage_ids = inputs.pop("stage_ids")[:, 1:]
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        stage_ids = inputs.pop("stage_ids")
+        outputs = model(**inputs, fused_lm_head=True)
+        stage_ids = stage_ids[:, -outputs.log_probs.shape[1] :]  # a causal model's first token is no label
         if model.training and not outputs.log_probs.requires_grad:
             what = "the loss of this batch does not depend on anything that is trained"
             raise TrainingError(Problem("lora.parts", what, "adapt a part that these samples use"))
@@ -126,6 +131,8 @@ class CotTrainer(SFTTrainer):
         self._sums[mode] = self._sums.get(mode, 0) + sums
         if mode == "train":
             self._tokens = self._tokens + inputs["attention_mask"].sum()
+            if self._backbone.family.is_encoder_decoder:
+                self._tokens = self._tokens + (stage_ids >= 0).sum()
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:

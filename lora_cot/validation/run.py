@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.backbones import Family
-from lora_cot.backbones.loading import family_of, resolve_base
-from lora_cot.data.labels import Encoder
+from lora_cot.backbones.loading import load_processor
 from lora_cot.data.lengths import LengthLimit
 from lora_cot.data.rows import too_many, twice
 from lora_cot.data.sources import keep_back, mixture
@@ -98,7 +97,7 @@ def plan_of_recipe(recipe: Recipe) -> Plan:
     problems: tuple[Problem, ...] = ()
     limits: tuple[LengthLimit, ...] = ()
     try:
-        family, processor = load_processor(recipe)
+        family, processor = load_processor(recipe.model)
         cot_format = cot_format.spelled(family.tag_style)
         limits = tuple(limit_of(recipe, family, processor, one) for one in cot_format.passes)
     except LoraCotError as error:
@@ -113,27 +112,12 @@ def plan_of_recipe(recipe: Recipe) -> Plan:
     return Plan(recipe.name, "recipe", setting, recipe.data, checker, problems)
 
 
-def load_processor(recipe: Recipe) -> tuple[Family, Any]:
-    """The base's family and processor.
-
-    Raises:
-        BackboneError: no such base, or not one of ours.
-        RunError: its processor cannot be loaded.
-    """
-    base = resolve_base(recipe.model.base)
-    family = family_of(base, recipe.model.revision)
-    try:
-        return family, family.load_processor(base, recipe.model.revision)
-    except (OSError, ValueError, ImportError) as error:
-        what = f"its processor cannot be loaded: {' '.join(str(error).split())[:200]}"
-        raise RunError(Problem(f"model.base {recipe.model.base}", what, "check its files")) from None
-
-
 def limit_of(recipe: Recipe, family: Family, processor: Any, one: CotFormat) -> LengthLimit:
     """How a recipe's samples are encoded in one pass of its format, and how long they may be."""
     training = recipe.training
     max_length = training.library.get("max_length")
-    return LengthLimit(Encoder(processor, one), family.image_tokens, max_length, training.long_samples, recipe.data.max_pixels)
+    encoder = family.encoder(processor, one)
+    return LengthLimit(encoder, family.image_tokens, max_length, training.long_samples, recipe.data.max_pixels)
 
 
 def plan_of_file(path: Path, cot_format: str) -> Plan:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
+from lora_cot.backbones.loading import load_processor
 from lora_cot.data.collate import encode
 from lora_cot.data.images import open_image
 from lora_cot.data.labels import Encoded, Encoder
@@ -21,7 +22,7 @@ from lora_cot.recipe import Recipe
 from lora_cot.types import Sample
 from lora_cot.validation.checks import told
 from lora_cot.validation.report import printable
-from lora_cot.validation.run import limit_of, load_processor
+from lora_cot.validation.run import limit_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def show_samples(recipe: Recipe, count: int) -> list[ShownSample]:
     Raises:
         BackboneError, DataError: the base has no processor that can be used; there is no row.
     """
-    family, processor = load_processor(recipe)
+    family, processor = load_processor(recipe.model)
     cot_format = recipe.format.build().spelled(family.tag_style)
     limits = [limit_of(recipe, family, processor, one) for one in cot_format.passes]
 
@@ -131,19 +132,25 @@ def _pass(sample: Sample, limit: LengthLimit) -> ShownPass:
     encoded = encode(limit.encoder, sample, True, limit.max_pixels, measured.scale)
     problem = limit.too_long(sample, measured)
     text = spans(encoded, limit.encoder)
-    return ShownPass(limit.encoder.format.name, text, len(encoded.input_ids), measured.trained, str(problem or ""))
+    tokens = len(encoded.input_ids) + encoded.trained * encoded.is_pair
+    return ShownPass(limit.encoder.format.name, text, tokens, measured.trained, str(problem or ""))
 
 
 def spans(encoded: Encoded, encoder: Encoder) -> list[Span]:
     """The text of a sample, cut where training begins or ends; an image's slots are one word."""
+    if encoded.is_pair:
+        texts = (encoded.input_ids, encoded.labels)
+        prompt, answer = (encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in texts)
+        return [Span(f"{prompt}\n", False), Span(answer, True)]
     found: list[Span] = []
-    slot = encoder.image_token_id
+    image_token = encoder.processor.image_token
+    slot = encoder.tokenizer.convert_tokens_to_ids(image_token)
     kinds = [(label >= 0, token == slot) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)]
     start = 0
     for (trained, is_image), group in itertools.groupby(kinds):
         count = len(list(group))
         if is_image:
-            text = f"{encoder.image_token}×{count}"
+            text = f"{image_token}×{count}"
         else:
             text = encoder.tokenizer.decode(encoded.input_ids[start : start + count], clean_up_tokenization_spaces=False)
         if found and found[-1].trained == trained:

@@ -11,7 +11,6 @@ from lora_cot.backbones import part_of
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.collate import batch, encode
-from lora_cot.data.labels import Encoder
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import AdapterError
 from lora_cot.formats import FORMATS
@@ -58,7 +57,7 @@ def trained(backbone, without=("lora_A", "lora_B")):
 
 def logits_of(backbone):
     """Logits on two training samples."""
-    encoder = Encoder(backbone.processor, FORMATS["four_stage"])
+    encoder = backbone.encoder(FORMATS["four_stage"])
     rows = [encode(encoder, make_sample(i, "train", 0), True) for i in range(2)]
     inputs = batch(rows, backbone.processor, backbone.family.image_inputs)
     backbone.model.eval()

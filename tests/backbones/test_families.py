@@ -10,8 +10,8 @@ from PIL import Image as PILImage
 
 from lora_cot.backbones import FAMILIES
 from lora_cot.data.batches import GroupedBatches
+from lora_cot.data.chat import ChatEncoder, image_slots
 from lora_cot.data.collate import Collator, batch
-from lora_cot.data.labels import Encoder, image_slots
 from lora_cot.data.lengths import LengthLimit
 from lora_cot.data.shapes import make_sample
 from lora_cot.formats import FORMATS
@@ -54,7 +54,7 @@ def whole_text(processor, sample):
 
 def encoded(backbone, words, *sizes):
     """A training sample about images of these sizes."""
-    encoder = Encoder(backbone.processor, FORMATS["four_stage"])
+    encoder = backbone.encoder(FORMATS["four_stage"])
     return encoder.training(sample_of(words, len(sizes)), [picture(size, words) for size in sizes])
 
 
@@ -71,14 +71,14 @@ def logits_of(backbone, rows):
     return [found[: len(row.input_ids)] for found, row in zip(logits, rows, strict=True)]
 
 
-def test_image_tokens_are_the_slots_of_each_image(each_tiny):
+def test_image_tokens_are_the_slots_of_each_image(each_chat):
     """From sizes alone a family tells how many slots the processor makes, of one image and of two."""
-    encoder = Encoder(each_tiny.processor, FORMATS["direct"])
+    encoder = each_chat.encoder(FORMATS["direct"])
     pairs = zip(SIZES, [*SIZES[3:], *SIZES[:3]], strict=True)
     for sizes in [*[(size,) for size in SIZES], *pairs]:
         images = [picture(size) for size in sizes]
         slots, _ = image_slots(encoder.processor, images)
-        counts = each_tiny.family.image_tokens(each_tiny.processor, sizes)
+        counts = each_chat.family.image_tokens(each_chat.processor, sizes)
         assert counts == [len(slot) for slot in slots], sizes
         sample = Sample("x", (Exchange("Which?", answer="this"),), (b"",) * len(sizes))
         ids = encoder.training(sample, images).input_ids
@@ -87,18 +87,18 @@ def test_image_tokens_are_the_slots_of_each_image(each_tiny):
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (2, 2), (1, 2)])
-def test_a_batch_is_what_the_processor_itself_makes(each_tiny, counts):
+def test_a_batch_is_what_the_processor_itself_makes(each_chat, counts):
     """Slots, pixels, tiles, grids, masks and token types of whole texts, padded on the right, equal the processor's."""
-    family, processor = each_tiny.family, each_tiny.processor
+    family, processor = each_chat.family, each_chat.processor
     if len({family.batch_key(count) for count in counts}) > 1:
         counts = (counts[1], counts[1])
-    encoder, sizes = Encoder(processor, FORMATS["direct"]), iter([(170, 56), (61, 97), (100, 300), (300, 280)])
+    encoder, sizes = ChatEncoder(processor, FORMATS["direct"]), iter([(170, 56), (61, 97), (100, 300), (300, 280)])
     images = [[picture(next(sizes)) for _ in range(count)] for count in counts]
     samples = [answered_of(words, count) for words, count in zip((4, 11), counts, strict=True)]
     rows = [encoder.training(sample, mine) for sample, mine in zip(samples, images, strict=True)]
     texts = [whole_text(processor, sample) for sample in samples]
-    theirs = each_tiny.place(processor(images=images, text=texts, **PADDED))
-    ours = inputs_of(each_tiny, rows)
+    theirs = each_chat.place(processor(images=images, text=texts, **PADDED))
+    ours = inputs_of(each_chat, rows)
     real = theirs["attention_mask"].bool()
     assert not real.all() and ours.keys() == theirs.keys()
     assert "aspect_ratio_mask" not in ours or ours["aspect_ratio_mask"].sum(-1).min() > 1, "one tile is no test"
@@ -119,24 +119,24 @@ ROWS = [
 """Words of a question, and the sizes of its images."""
 
 
-def test_a_row_of_a_training_batch_is_what_it_is_alone(each_tiny):
+def test_a_row_of_a_training_batch_is_what_it_is_alone(each_chat):
     """Batch mates of other lengths, with images of other sizes and tiles, with several or none, change no row's logits."""
-    rows = [encoded(each_tiny, *row) for row in ROWS]
-    keys = [each_tiny.family.batch_key(row.images) for row in rows]
-    alone = [logits_of(each_tiny, [row])[0] for row in rows]
+    rows = [encoded(each_chat, *row) for row in ROWS]
+    keys = [each_chat.family.batch_key(row.images) for row in rows]
+    alone = [logits_of(each_chat, [row])[0] for row in rows]
     for numbers in GroupedBatches(keys, [len(row.input_ids) for row in rows], len(rows)):
         assert len({len(rows[n].input_ids) for n in numbers}) == len(numbers) > 1, "no padding to test"
-        for number, logits in zip(numbers, logits_of(each_tiny, [rows[n] for n in numbers]), strict=True):
+        for number, logits in zip(numbers, logits_of(each_chat, [rows[n] for n in numbers]), strict=True):
             torch.testing.assert_close(logits, alone[number], atol=2e-5, rtol=1e-4, msg=f"row {number}")
 
 
-def test_the_images_of_a_row_matter(each_tiny):
+def test_the_images_of_a_row_matter(each_chat):
     """Another image, or the same two in another order, gives other logits: none is lost on the way into a batch."""
     words, first, second = 4, (170, 56), (100, 300)
-    encoder = Encoder(each_tiny.processor, FORMATS["direct"])
+    encoder = each_chat.encoder(FORMATS["direct"])
 
     def logits(*sizes):
-        return logits_of(each_tiny, [encoder.prompt(sample_of(words, len(sizes)), [picture(size) for size in sizes])])[0][-1]
+        return logits_of(each_chat, [encoder.prompt(sample_of(words, len(sizes)), [picture(size) for size in sizes])])[0][-1]
 
     seen = [logits(first), logits(second), logits(first, second), logits(second, first)]
     for number, one in enumerate(seen):
@@ -168,27 +168,27 @@ def test_transformers_alone_computes_a_mixed_batch_of_mllama_wrongly(load_tiny):
         both = mllama.model(**mllama.place(mixed)).logits
         alone = mllama.model(**mllama.place(mllama.processor(text=texts[1:], **PADDED))).logits[0]
     assert (both[1, : len(alone)] - alone).abs().max() > 1e-3
-    row = Encoder(mllama.processor, FORMATS["direct"]).training(samples[1], [])
+    row = mllama.encoder(FORMATS["direct"]).training(samples[1], [])
     torch.testing.assert_close(logits_of(mllama, [row])[0], alone, atol=0, rtol=0)
     assert mllama.family.batch_key(0) != mllama.family.batch_key(1)
 
 
 @torch.inference_mode()
-def test_the_positions_of_training_are_those_of_decoding(each_tiny):
+def test_the_positions_of_training_are_those_of_decoding(each_chat):
     """Without positions the model works out those that the family tells of, of text after a batch of images too."""
-    family = each_tiny.family
+    family = each_chat.family
     for rows in (ROWS[:3], ROWS[3:5], ROWS[5:]):
-        inputs = inputs_of(each_tiny, [encoded(each_tiny, *row) for row in rows])
-        own = each_tiny.model(**inputs).logits
-        positions, _ = family.positions(each_tiny.base_model, inputs)
-        given = each_tiny.model(**inputs, position_ids=positions).logits
+        inputs = inputs_of(each_chat, [encoded(each_chat, *row) for row in rows])
+        own = each_chat.model(**inputs).logits
+        positions, _ = family.positions(each_chat.base_model, inputs)
+        given = each_chat.model(**inputs, position_ids=positions).logits
         real = inputs["attention_mask"].bool()
         torch.testing.assert_close(own[real], given[real], atol=1e-6, rtol=1e-5)
 
 
-def test_what_makes_batches_travels_to_a_worker(each_tiny):
+def test_what_makes_batches_travels_to_a_worker(each_chat):
     """A collator that was sent to another process makes the same batch."""
-    limit = LengthLimit(Encoder(each_tiny.processor, FORMATS["four_stage"]), each_tiny.family.image_tokens)
-    collate = Collator(limit, each_tiny.family.image_inputs)
+    limit = LengthLimit(each_chat.encoder(FORMATS["four_stage"]), each_chat.family.image_tokens)
+    collate = Collator(limit, each_chat.family.image_inputs)
     samples = [{"sample": make_sample(number, "train", 0)} for number in range(2)]
     torch.testing.assert_close(pickle.loads(pickle.dumps(collate))(samples), collate(samples), atol=0, rtol=0)

@@ -9,7 +9,6 @@ from lora_cot.backbones.mini import build, corpus
 from lora_cot.backbones.mini.build import MINIS, MiniSpec, Phase
 from lora_cot.data import shapes
 from lora_cot.data.collate import Collator
-from lora_cot.data.labels import Encoder
 from lora_cot.data.lengths import LengthLimit
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import ModelSection
@@ -67,7 +66,7 @@ def test_the_shipped_base_is_what_its_specification_makes():
 @pytest.fixture
 def collate(tiny):
     """A collator of the corpus, as building a base uses it."""
-    limit = LengthLimit(Encoder(tiny.processor, FORMATS["direct"]), tiny.family.image_tokens)
+    limit = LengthLimit(tiny.encoder(FORMATS["direct"]), tiny.family.image_tokens)
     return Collator(limit, tiny.family.image_inputs)
 
 

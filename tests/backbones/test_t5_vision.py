@@ -1,130 +1,221 @@
-"""T5 that sees: the fusion is the paper's formula, and a plain T5 becomes one without losing a weight."""
+"""The T5 family: what becomes of a plain T5 when it learns to see, and what it is refused."""
 
-import numpy as np
+import json
+
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForImageTextToText,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
-from lora_cot.backbones.fusion import GatedFusion
-from lora_cot.backbones.t5_vision import T5VisionConfig, T5VisionForConditionalGeneration
+from lora_cot.adapters.lora import attach, report
+from lora_cot.backbones.loading import load_backbone, load_processor
+from lora_cot.backbones.quantization import quantized_parts
+from lora_cot.checkpoints.opening import open_model
+from lora_cot.data.collate import batch, encode
+from lora_cot.data.shapes import make_sample
+from lora_cot.errors import AdapterError, BackboneError, DataError, RecipeError
+from lora_cot.formats import FORMATS
+from lora_cot.merging.merge import merge
+from lora_cot.recipe.schema import LoraSection, ModelSection, QuantizationSection
+from lora_cot.training.run import train
 
-SIZES = {"vocab_size": 100, "d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 2, "num_heads": 2}
-SEES = {"image_width": 48, "image_patches": 5}
-
-
-def linear(layer, values):
-    """A linear layer in NumPy."""
-    return values @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
-
-
-def by_hand(fusion, text, image, projections):
-    """Equations 1 to 5 of arXiv 2302.00923, one text and one image at a time."""
-    fused = []
-    for words, patches in zip(text, image, strict=True):
-        seen = linear(fusion.image_projection, patches)
-        query, key, value = (
-            (linear(getattr(fusion, name), given) if projections else given)
-            for name, given in (("query", words), ("key", seen), ("value", seen))
-        )
-        scores = query @ key.T / np.sqrt(words.shape[-1])
-        share = np.exp(scores - scores.max(-1, keepdims=True))
-        attended = (share / share.sum(-1, keepdims=True)) @ value
-        attended = linear(fusion.output, attended) if projections else attended
-        gate = 1 / (1 + np.exp(-linear(fusion.gate, np.concatenate([words, attended], -1))))
-        fused.append((1 - gate) * words + gate * attended)
-    return np.stack(fused)
+NF4 = QuantizationSection(load_in_4bit=True)
+KINDS = {
+    "t5": {"feed_forward_proj": "relu"},
+    "flan": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
+"""T5 and UnifiedQA; T5 1.1, FLAN-T5 and FLAN-Alpaca, which do not scale what their own head is given."""
 
 
-@pytest.mark.parametrize("projections", [False, True])
-def test_the_fusion_is_the_papers(projections):
-    """Against NumPy, for several texts and images at once."""
-    torch.manual_seed(0)
-    fusion = GatedFusion(16, 12, projections)
-    text, image = torch.randn(3, 7, 16), torch.randn(3, 5, 12)
-    expected = by_hand(fusion, text.numpy(), image.numpy(), projections)
-    np.testing.assert_allclose(fusion(text, image).detach().numpy(), expected, atol=1e-6)
-
-
-def test_the_fusion_computes_in_its_own_precision():
-    """And gives the text back in the text's."""
-    fusion = GatedFusion(16, 12)
-    made = fusion(torch.randn(1, 3, 16, dtype=torch.bfloat16), torch.randn(1, 5, 12, dtype=torch.float16))
-    assert made.dtype == torch.bfloat16 and fusion.gate.weight.dtype == torch.float32
+@pytest.fixture(scope="module")
+def eye(tmp_path_factory):
+    """Folder of a tiny ViT."""
+    folder = tmp_path_factory.mktemp("vit")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
-def model():
-    """A tiny random one."""
+def plain(make_base, tmp_path):
+    """Folder of a plain T5 of a kind, as published: without vision."""
+
+    def make(kind):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(make_base("t5_vision"))
+        torch.manual_seed(0)
+        sizes = {"d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 2, "num_heads": 2, "vocab_size": len(tokenizer)}
+        model = T5ForConditionalGeneration(T5Config(**sizes, **KINDS[kind], decoder_start_token_id=0, dropout_rate=0.0))
+        if kind == "flan":
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 8)
+        model.save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+        if kind == "flan":  # as the published file has it
+            config = json.loads((tmp_path / kind / "config.json").read_text())
+            config.pop("scale_decoder_outputs", None)
+            (tmp_path / kind / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+        return tmp_path / kind
+
+    return make
+
+
+def section(base, **keys):
+    """The recipe's model section."""
+    return ModelSection(base=str(base), **keys)
+
+
+def inputs_of(backbone, count=2):
+    """A training batch."""
+    encoder = backbone.encoder(FORMATS["two_stage"].passes[0])
+    rows = [encode(encoder, make_sample(number, "train", 0), True) for number in range(count)]
+    return backbone.place(batch(rows, backbone.processor, backbone.family.image_inputs))
+
+
+def logits_of(backbone):
+    """Logits of the labels of two samples."""
+    with torch.no_grad():
+        return backbone.label_logits(inputs_of(backbone))[0].float()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_vision_it_is_the_plain_t5(plain, kind):
+    """`none`: no fusion, and every logit that of transformers' own model; the head's scale too."""
+    folder = plain(kind)
+    backbone = load_backbone(section(folder, vision_features="none"))
+    inputs = {name: value for name, value in inputs_of(backbone).items() if name != "stage_ids"}
+    own = T5ForConditionalGeneration.from_pretrained(folder).eval()
+    assert own.config.scale_decoder_outputs == (kind == "t5") and "vision_features" not in inputs
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(backbone), own(**inputs).logits, atol=0, rtol=0)
+    assert not any("fusion" in name for name, _ in backbone.model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_t5_learns_to_see_and_keeps_its_weights(plain, eye, tmp_path, kind):
+    """The fusion is new, of the encoder's shape; all else is the checkpoint's; what is saved is the same model again."""
+    folder = plain(kind)
+    backbone = load_backbone(section(folder, vision_features="vit", vision_encoder=str(eye)))
+    assert backbone.processor.features.shape == (5, 48)
+    kept = T5ForConditionalGeneration.from_pretrained(folder).state_dict()
+    for name, tensor in backbone.model.state_dict().items():
+        assert "fusion" in name or torch.equal(tensor, kept[name]), name
+    inputs = inputs_of(backbone)
+    assert inputs["vision_features"].shape == (2, 5, 48)
+    blind = backbone.label_logits({**inputs, "vision_features": torch.zeros(2, 5, 48)})[0]
+    assert (logits_of(backbone) - blind).abs().max() > 1e-3, "the image matters"
+    backbone.model.save_pretrained(tmp_path / "saved")
+    backbone.processor.save_pretrained(tmp_path / "saved")
+    again = load_backbone(section(tmp_path / "saved"))
+    assert again.processor.features.encoder == str(eye) and again.model.config.vision_features == "vit"
+    torch.testing.assert_close(logits_of(again), logits_of(backbone), atol=1e-5, rtol=1e-5)
+    without = load_backbone(section(tmp_path / "saved", vision_features="none"))
+    torch.testing.assert_close(logits_of(without), blind, atol=1e-5, rtol=1e-5)
+
+
+def test_the_beginning_of_the_fusion_follows_from_the_seed(plain, eye):
+    """Whatever was drawn before, and whether features are kept already."""
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        backbone = load_backbone(section(plain("t5"), vision_features="vit", vision_encoder=str(eye)))
+        found.append(backbone.model.encoder.fusion.gate.weight)
+    assert torch.equal(*found)
+
+
+def test_features_that_are_not_named_or_contradict_are_refused(plain, make_base, eye):
+    """Before weights are read."""
+    with pytest.raises(BackboneError, match=r"model\.vision_features · a T5 sees .* none are named"):
+        load_processor(section(plain("t5")))
+    with pytest.raises(BackboneError, match="clip, but this checkpoint was trained with vit features"):
+        load_processor(section(make_base("t5_vision"), vision_features="clip"))
+    with pytest.raises(BackboneError, match=r"breaks in float16: its activations overflow · set model\.dtype"):
+        load_backbone(section(make_base("t5_vision"), dtype="float16"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_four_bits_every_linear_layer_of_t5_is_and_no_other(plain, eye, kind, dtype):
+    """`wo` too, which transformers leaves out, and without what T5 would make of its input; the fusion in float32."""
+    model = section(plain(kind), vision_features="vit", vision_encoder=str(eye), dtype=dtype)
     torch.manual_seed(0)
-    return T5VisionForConditionalGeneration(T5VisionConfig(**SIZES, **SEES, decoder_start_token_id=0)).eval()
-
-
-def inputs(texts=2):
-    """Texts with an image each, and what is to be said."""
-    torch.manual_seed(1)
-    ids = torch.randint(3, 99, (texts, 7))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "vision_features": torch.randn(texts, 5, 48)}
-
-
-def test_what_is_generated_is_what_the_model_says(model):
-    """Greedy generation, which reads text and image once, gives the likeliest token of every whole forward."""
-    given, said = inputs(), torch.zeros(2, 1, dtype=torch.long)
-    for _ in range(6):
-        said = torch.cat([said, model(**given, decoder_input_ids=said).logits[:, -1].argmax(-1, keepdim=True)], 1)
-    model.generation_config.eos_token_id = None
-    assert model.generate(**given, max_new_tokens=6, do_sample=False).tolist() == said.tolist()
-    blind = model.generate(**{**given, "vision_features": None}, max_new_tokens=6, do_sample=False)
-    assert blind.shape == said.shape
-
-
-def test_no_image_is_zeros(model):
-    """Not a blank picture; and an image changes what is said."""
-    given, labels = inputs(), torch.tensor([[5, 6, 7], [8, 9, 1]])
-    loss = {
-        name: model(**{**given, "vision_features": features}, labels=labels).loss
-        for name, features in (("seen", given["vision_features"]), ("zeros", torch.zeros(2, 5, 48)), ("none", None))
-    }
-    assert loss["none"] == loss["zeros"] != loss["seen"]
-
-
-def test_a_row_does_not_depend_on_its_mates(model):
-    """Neither on padding nor on another row's image."""
-    given, said = inputs(), torch.zeros(2, 1, dtype=torch.long)
-    together = model(**given, decoder_input_ids=said).logits
-    padded = {
-        "input_ids": torch.nn.functional.pad(given["input_ids"][:1], (0, 4)),
-        "attention_mask": torch.nn.functional.pad(given["attention_mask"][:1], (0, 4)),
-        "vision_features": given["vision_features"][:1],
-    }
-    torch.testing.assert_close(model(**padded, decoder_input_ids=said[:1]).logits, together[:1], atol=1e-5, rtol=1e-4)
-
-
-def test_a_saved_model_is_the_same(model, tmp_path):
-    """Its fusion included, whose weights are not made anew."""
-    model.save_pretrained(tmp_path)
-    again = T5VisionForConditionalGeneration.from_pretrained(tmp_path).eval()
-    said = torch.zeros(2, 1, dtype=torch.long)
-    assert torch.equal(again(**inputs(), decoder_input_ids=said).logits, model(**inputs(), decoder_input_ids=said).logits)
-
-
-def test_a_plain_t5_becomes_one(tmp_path):
-    """All its weights stay, the embeddings tied; the fusion begins with a gate that is neither open nor shut."""
+    full = load_backbone(model)
     torch.manual_seed(0)
-    plain = T5ForConditionalGeneration(T5Config(**SIZES, decoder_start_token_id=0))
-    plain.save_pretrained(tmp_path)
-    config = T5VisionConfig.from_pretrained(tmp_path, **SEES)
-    model = T5VisionForConditionalGeneration.from_pretrained(tmp_path, config=config)
-    mine, theirs = model.state_dict(), plain.state_dict()
-    assert all(torch.equal(mine[name], weight) for name, weight in theirs.items())
-    assert {name for name in mine if name not in theirs} == {name for name in mine if "fusion" in name}
-    assert model.encoder.embed_tokens.weight is model.decoder.embed_tokens.weight is model.shared.weight
-    gate = model.encoder.fusion.gate
-    assert 0.02 < float(gate.weight.std()) < 0.3 and not gate.bias.any()
+    backbone = load_backbone(model, NF4)
+    layers = 2 * ((4 + 8) + (3 if kind == "flan" else 2) * 2)
+    assert quantized_parts(backbone.model, backbone.family) == {"projector": 0, "language_model": layers, "lm_head": 0}
+    near, exact = logits_of(backbone), logits_of(full)
+    assert torch.corrcoef(torch.stack([near.flatten(), exact.flatten()]))[0, 1] > 0.9
+    lines = {line.part: line for line in report(attach(backbone, LoraSection(r=4)))}
+    assert lines["projector"].precision == "float32" and lines["projector"].trained == lines["projector"].parameters > 0
+    assert lines["language_model"].adapted == layers and lines["lm_head"].trained == 0
+    whole = QuantizationSection(load_in_4bit=True, bnb_4bit_quant_storage="uint8")
+    with pytest.raises(RecipeError, match="bnb_4bit_quant_storage · uint8: T5 rounds"):
+        load_backbone(model, whole)
 
 
-def test_the_fusion_learns(model):
-    """Every weight of it gets a gradient, whatever else is frozen."""
-    model.requires_grad_(False)
-    model.encoder.fusion.requires_grad_(True)
-    model(**inputs(), labels=torch.tensor([[5, 6, 7], [8, 9, 1]])).loss.backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.encoder.fusion.parameters())
+def test_the_fusion_gets_no_adapter(load_tiny):
+    """It is trained in full, and a part that T5 does not have is told."""
+    for part, what in (
+        ("projector", "is new to this base and is trained in full"),
+        ("vision_encoder", "has no vision_encoder"),
+    ):
+        with pytest.raises(AdapterError, match=what):
+            attach(load_tiny("t5_vision"), LoraSection(parts=[part]))
+
+
+@pytest.mark.parametrize("options", [(), ("quantization=null",)], ids=["nf4", "full"])
+def test_what_is_trained_is_saved_merged_and_loaded_anywhere(make_recipe, plain, eye, tmp_path, options):
+    """One recipe, in four bits and not: fusion in the adapter in float32; the merged folder needs nothing else."""
+    model = {"base": str(plain("flan")), "dtype": "bfloat16", "vision_features": "vit", "vision_encoder": str(eye)}
+    keys = ("training.max_steps=3", "format.name=answer_only", "training.learning_rate=5e-2")
+    run = train(make_recipe(tmp_path, *keys, *options, model=model, search={}), tmp_path)
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    fusion = {name: tensor for name, tensor in adapter.items() if "fusion" in name}
+    assert len(fusion) == 4 and {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    tuned = open_model(str(run), "none").backbone
+    (merged_report,) = merge(run)
+    assert merged_report.adapter_vs_merged.top1_agreement >= 0.98
+    merged = AutoModelForImageTextToText.from_pretrained(run / "merged")
+    for name in ("image_projection", "gate"):
+        layer = merged.encoder.fusion.get_submodule(name)
+        for kind in ("weight", "bias"):
+            (saved,) = (tensor for key, tensor in fusion.items() if f"{name}.{kind}" in key)
+            assert torch.equal(getattr(layer, kind), saved)
+    opened = open_model(str(run / "merged")).backbone
+    assert opened.processor.features.encoder == str(run / "merged" / "vision_encoder")
+    torch.testing.assert_close(logits_of(opened), logits_of(tuned), atol=0.15, rtol=0.05)
+
+
+def test_data_without_an_image_is_told(make_recipe, make_base, tmp_path):
+    """A fusion that never sees anything would be found dead after three steps."""
+    (tmp_path / "text.jsonl").write_text('{"id": "1", "question": "2 and 2?", "answer": "4"}\n' * 1)
+    data = {"train": [{"source": "jsonl", "path": str(tmp_path / "text.jsonl")}]}
+    recipe = make_recipe(tmp_path, f"model.base={make_base('t5_vision')}", "format.name=answer_only", data=data, search={})
+    with pytest.raises(DataError, match=r"model\.vision_features · no sample has an image · set it to none"):
+        train(recipe, tmp_path)
+
+
+def test_a_vocabulary_that_is_a_sentencepiece_model_is_read(plain, eye):
+    """UnifiedQA's repositories hold nothing else."""
+    import sentencepiece
+
+    folder = plain("t5")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"Question: what is it? Options: (A) red (B) blue Solution: two words {n}" for n in range(400)))
+    prefix, ids = str(folder / "spiece"), {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=prefix, vocab_size=80, minloglevel=2, **ids)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    _, processor = load_processor(section(folder, vision_features="vit", vision_encoder=str(eye)))
+    ids = processor.tokenizer("Question: <what>")["input_ids"]
+    assert ids[-1] == 1 and 2 in ids, "no `<`, and an end"

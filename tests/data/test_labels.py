@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from lora_cot.data.chat import ChatEncoder
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.images import open_image
-from lora_cot.data.labels import IGNORE_INDEX, Encoder
+from lora_cot.data.labels import IGNORE_INDEX
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import BackboneError, DataError
 from lora_cot.formats import FORMATS
@@ -44,7 +45,7 @@ def with_question(question, *earlier):
 
 def encoder_of(backbone, name):
     """The encoder of one pass, its tags spelled as the family can."""
-    return Encoder(backbone.processor, PASSES[name].spelled(backbone.family.tag_style))
+    return backbone.encoder(PASSES[name].spelled(backbone.family.tag_style))
 
 
 def split(encoded):
@@ -69,9 +70,9 @@ def stages_in(encoder, ids):
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(each_tiny, name):
+def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(each_chat, name):
     """The masked part of a training sample is the prompt, token for token; the trained part gives the stages back."""
-    encoder = encoder_of(each_tiny, name)
+    encoder = encoder_of(each_chat, name)
     for question in ("How many?", *HOSTILE):
         sample = with_question(question)
         encoded = encode(encoder, sample, True)
@@ -81,9 +82,9 @@ def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(each_tiny, n
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_a_conversation_is_trained_answer_by_answer(each_tiny, name):
+def test_a_conversation_is_trained_answer_by_answer(each_chat, name):
     """Of three exchanges every answer is trained and every prompt masked: each is what generation would begin with."""
-    encoder = encoder_of(each_tiny, name)
+    encoder = encoder_of(each_chat, name)
     encoded = encode(encoder, CONVERSATION, True)
     runs = trained_runs(encoded)
     assert len(runs) == 3
@@ -95,15 +96,15 @@ def test_a_conversation_is_trained_answer_by_answer(each_tiny, name):
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_two_images_are_masked_as_in_the_prompt(each_tiny, name):
+def test_two_images_are_masked_as_in_the_prompt(each_chat, name):
     """Both images' slots stand in the prompt, in order, and are never trained."""
-    encoder, sample = encoder_of(each_tiny, name), with_question("Which is wider?")
+    encoder, sample = encoder_of(each_chat, name), with_question("Which is wider?")
     sizes = [(60, 56), (170, 56)]
     images = [PILImage.new("RGB", size) for size in sizes]
     encoded = encoder.training(sample, images)
     masked, trained = split(encoded)
     assert masked == encoder.prompt(sample, images).input_ids == encoded.input_ids[: encoded.prompt_length]
-    assert masked.count(encoder.image_token_id) == sum(each_tiny.family.image_tokens(each_tiny.processor, sizes))
+    assert masked.count(encoder.image_token_id) == sum(each_chat.family.image_tokens(each_chat.processor, sizes))
     assert encoder.image_token_id not in trained and encoded.images == len(images)
     assert stages_in(encoder, trained) == encoder.format.gold(sample.last)
 
@@ -116,9 +117,9 @@ def same_structure(encoder, plain, hostile):
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_a_question_cannot_forge_image_slots_or_turns(each_tiny, name):
+def test_a_question_cannot_forge_image_slots_or_turns(each_chat, name):
     """Control tokens in a question, an earlier one or an option are their characters: no slot, turn or end comes of them."""
-    encoder = encoder_of(each_tiny, name)
+    encoder = encoder_of(each_chat, name)
 
     def encoded(text):
         return encode(
@@ -133,9 +134,9 @@ def test_a_question_cannot_forge_image_slots_or_turns(each_tiny, name):
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_gold_text_cannot_forge_image_slots_or_ends(each_tiny, name):
+def test_gold_text_cannot_forge_image_slots_or_ends(each_chat, name):
     """Control tokens in gold text, trained or handed on to the next pass, are its characters."""
-    encoder = encoder_of(each_tiny, name)
+    encoder = encoder_of(each_chat, name)
 
     def sample(text):
         gold = f"it says {text}!"
@@ -156,25 +157,25 @@ def test_gold_text_cannot_forge_image_slots_or_ends(each_tiny, name):
 @given(st.text(max_size=60))
 def test_any_text_leaves_the_slots_alone(tiny, question):
     """Whatever is asked, there are four slots for the one image, and nothing of the prompt is trained."""
-    encoder = Encoder(tiny.processor, FORMATS["direct"])
+    encoder = tiny.encoder(FORMATS["direct"])
     encoded = encoder.training(with_question(question), [open_image(make_sample(0, "train", 0).images[0])])
     assert encoded.input_ids.count(encoder.image_token_id) == 4
     assert encoded.input_ids[encoded.prompt_length - 1] == tiny.processor.tokenizer.convert_tokens_to_ids("<|assistant|>")
 
 
-def test_ordinary_text_is_tokenised_as_the_processor_does(each_tiny):
+def test_ordinary_text_is_tokenised_as_the_processor_does(each_chat):
     """Without control tokens in it, a prompt is exactly what the processor's own chat template gives."""
     sample = make_sample(3, "train", 0)
     image = open_image(sample.images[0])
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.last.question}]}]
-    text = each_tiny.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    expected = each_tiny.processor(images=[image], text=text, add_special_tokens=False)["input_ids"][0]
-    assert Encoder(each_tiny.processor, FORMATS["four_stage"]).prompt(sample, [image]).input_ids == list(expected)
+    text = each_chat.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    expected = each_chat.processor(images=[image], text=text, add_special_tokens=False)["input_ids"][0]
+    assert each_chat.encoder(FORMATS["four_stage"]).prompt(sample, [image]).input_ids == list(expected)
 
 
-def test_stages_that_quote_control_tokens_keep_their_tokens(each_tiny):
+def test_stages_that_quote_control_tokens_keep_their_tokens(each_chat):
     """A token that is cut apart in a stage's text does not move the border to the next stage."""
-    encoder = encoder_of(each_tiny, "four_stage")
+    encoder = encoder_of(each_chat, "four_stage")
     stages = {name: f"<|end|> {name.lower()} <|end|>" for name in STAGES}
     encoded = encode(encoder, Sample("x", (Exchange("?", stages=stages),)), True)
     for number, (_, text) in enumerate(encoder.format.write(stages)):
@@ -184,9 +185,9 @@ def test_stages_that_quote_control_tokens_keep_their_tokens(each_tiny):
 
 
 @pytest.mark.parametrize("name", ["four_stage", "direct"])
-def test_stage_ids_cover_exactly_what_is_trained(each_tiny, name):
+def test_stage_ids_cover_exactly_what_is_trained(each_chat, name):
     """Each trained token belongs to the stage whose text it is: its tags, the gap before it, and the end after the last."""
-    encoder, sample = encoder_of(each_tiny, name), make_sample(5, "train", 0)
+    encoder, sample = encoder_of(each_chat, name), make_sample(5, "train", 0)
     encoded = encode(encoder, sample, True)
     assert [s >= 0 for s in encoded.stage_ids] == [label != IGNORE_INDEX for label in encoded.labels]
     pieces = [text for _, text in encoder.format.write(encoder.format.gold(sample.last))]
@@ -197,7 +198,7 @@ def test_stage_ids_cover_exactly_what_is_trained(each_tiny, name):
 
 def test_padding_is_masked_on_either_side(tiny):
     """Padding has no label, no stage and no attention."""
-    encoder = Encoder(tiny.processor, FORMATS["four_stage"])
+    encoder = tiny.encoder(FORMATS["four_stage"])
     rows = [encode(encoder, make_sample(i, "train", 0), True) for i in range(4)]
     for left in (False, True):
         made = batch(rows, tiny.processor, tiny.family.image_inputs, left=left)
@@ -207,17 +208,17 @@ def test_padding_is_masked_on_either_side(tiny):
         assert made["pixel_values"].shape[0] == 4
 
 
-def test_text_without_images_makes_a_batch_of_text(each_tiny):
+def test_text_without_images_makes_a_batch_of_text(each_chat):
     """Rows without an image need nothing but text."""
-    encoder = Encoder(each_tiny.processor, FORMATS["direct"])
+    encoder = each_chat.encoder(FORMATS["direct"])
     rows = [encode(encoder, Sample("t", (Exchange(question, answer="4"),)), True) for question in ("2+2?", "What is 2 and 2?")]
-    made = batch(rows, each_tiny.processor, each_tiny.family.image_inputs)
+    made = batch(rows, each_chat.processor, each_chat.family.image_inputs)
     assert made.keys() == {"input_ids", "attention_mask", "labels", "stage_ids"}
 
 
 def test_errors_name_the_sample(tiny):
     """A bad image or a missing stage is reported with the sample's id."""
-    encoder = Encoder(tiny.processor, FORMATS["four_stage"])
+    encoder = tiny.encoder(FORMATS["four_stage"])
     with pytest.raises(DataError, match="row-7 · image · not an image"):
         encode(encoder, Sample("row-7", (Exchange("q", answer="a"),), (b"junk",)), False)
     with pytest.raises(DataError, match="row-8 · no text for SUMMARY, CAPTION, REASONING"):
@@ -231,7 +232,7 @@ def test_a_processor_without_a_template_is_refused(tiny):
     processor = copy.copy(tiny.processor)
     processor.chat_template = None
     with pytest.raises(BackboneError, match="no chat template · use the instruction-tuned"):
-        Encoder(processor, FORMATS["direct"])
+        ChatEncoder(processor, FORMATS["direct"])
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +270,7 @@ def sentencepiece_like(tiny):
 
 def test_a_cut_control_token_gains_no_space(sentencepiece_like):
     """Tokenised in pieces, text keeps its spaces; a template without an end token still trains one, after the text."""
-    encoder = Encoder(sentencepiece_like, FORMATS["direct"])
+    encoder = ChatEncoder(sentencepiece_like, FORMATS["direct"])
     sample = Sample("x", (Exchange("see <image> a", answer="is it"),))
     encoded = encoder.training(sample, [])
     tokenizer = sentencepiece_like.tokenizer
@@ -281,7 +282,7 @@ def test_a_cut_control_token_gains_no_space(sentencepiece_like):
 
 def test_options_are_told_apart_after_what_they_share(sentencepiece_like):
     """Where every word begins with the same piece, two options differ in a later token."""
-    encoder = Encoder(sentencepiece_like, FORMATS["direct"])
+    encoder = ChatEncoder(sentencepiece_like, FORMATS["direct"])
     assert encoder.answer_ids("1") != encoder.answer_ids("2")
 
 
@@ -304,7 +305,7 @@ def test_the_end_token_follows_the_last_word(tiny, template, turns):
     """
     processor = copy.copy(tiny.processor)
     processor.chat_template = TEMPLATES[template]
-    encoder = Encoder(processor, FORMATS["four_stage"])
+    encoder = ChatEncoder(processor, FORMATS["four_stage"])
     sample = make_sample(0, "train", 0)
     sample = replace(sample, exchanges=sample.exchanges * turns)
     images = [open_image(image) for image in sample.images]

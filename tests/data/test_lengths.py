@@ -12,13 +12,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lora_cot.data.collate import Collator, encode
-from lora_cot.data.labels import IGNORE_INDEX, Encoder
+from lora_cot.data.labels import IGNORE_INDEX
 from lora_cot.data.lengths import LengthLimit, keep_fitting
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.types import Exchange, Sample
-from tests.conftest import ARCHITECTURES
+from tests.conftest import CHAT
 
 FOUR_STAGE = FORMATS["four_stage"]
 SHRINKING = ("qwen2_vl", "llava_next")
@@ -47,7 +47,7 @@ def limit(load_tiny):
 
     def make(name, max_length=None, policy="error"):
         base = load_tiny(name)
-        return LengthLimit(Encoder(base.processor, FOUR_STAGE), base.family.image_tokens, max_length, policy)
+        return LengthLimit(base.encoder(FOUR_STAGE), base.family.image_tokens, max_length, policy)
 
     return make
 
@@ -72,7 +72,7 @@ def refusals(samples, limit):
 
 @settings(max_examples=15)
 @given(st.lists(st.tuples(SIDES, SIDES), max_size=2), st.integers(0, 9), st.integers(0, 2))
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CHAT)
 def test_the_length_is_that_of_the_encoded_sample(limit, name, sizes, number, turns):
     """Headers and text alone tell the number of tokens, for several images and several turns too."""
     earlier = tuple(make_sample(turn, "train", 1).last for turn in range(turns))

@@ -7,7 +7,6 @@ import pytest
 
 from lora_cot.data import scienceqa
 from lora_cot.data.images import open_image
-from lora_cot.data.labels import Encoder
 from lora_cot.data.rows import collect
 from lora_cot.data.sources import load_mixture, rows_of
 from lora_cot.errors import DataError
@@ -295,7 +294,7 @@ def test_the_real_problems_load_format_and_tokenise_in_seconds(real, tiny):
     _, samples, seconds = real
     begin, tokens = time.perf_counter(), 0
     for one in TWO_STAGE.passes:
-        encoder = Encoder(tiny.processor, one)
+        encoder = tiny.encoder(one)
         for sample in (sample for found in samples.values() for sample in found if sample.last.stages.get("RATIONALE")):
             tokens += len(encoder.training(sample, []).input_ids)
     assert tokens > 100_000

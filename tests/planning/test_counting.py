@@ -9,16 +9,16 @@ import torch
 import trl.trainer.utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import DynamicCache
 
 from lora_cot.adapters.lora import attach
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.data.collate import batch
 from lora_cot.planning.counting import BATCH, REST, counting
 from lora_cot.planning.outline import outline
-from lora_cot.planning.steps import Reader, training_step
+from lora_cot.planning.steps import Reader, read_prompt, training_step
 from lora_cot.planning.workload import Workload, rows
 from lora_cot.training.callbacks import drop_input_gradients
+from lora_cot.training.heads import fuse_head
 
 WORK = Workload(150, 60, 120, 50, ((90, 60),), None, "")
 """Longer than most of the built-in samples, its rows of two lengths."""
@@ -77,7 +77,10 @@ def prepared(backbone, count, answered):
 def real_step(backbone, recipe):
     """Peak of forward and backward on real tensors."""
     model = backbone.model
-    trl.trainer.utils.add_fused_lm_head(backbone.base_model, outputs=("log_probs", "entropy", "is_top1"))
+    if backbone.family.is_encoder_decoder:
+        fuse_head(backbone.base_model)
+    else:
+        trl.trainer.utils.add_fused_lm_head(backbone.base_model, outputs=("log_probs", "entropy", "is_top1"))
     model.train()
     if recipe.training.library["gradient_checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -85,7 +88,7 @@ def real_step(backbone, recipe):
     inputs = prepared(backbone, recipe.training.library["per_device_train_batch_size"], answered=True)
     compact = mock.patch.object(trl.trainer.utils, "_use_triton", lambda device: True)
     with compact, Real(model, inputs) as counted:
-        (-model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()).backward()
+        (-model(**inputs, fused_lm_head=True).log_probs.sum()).backward()
     return counted.peak
 
 
@@ -108,7 +111,8 @@ def test_a_run_takes_what_was_counted(make_recipe, tmp_path, each_base, options)
     check_reading(real, Reader(outlined, WORK, gpu=False))
     with small_tiles():
         counted = training_step(outlined, recipe, WORK, gpu=False)
-        assert sum(counted.values()) == pytest.approx(real_step(real, recipe), rel=0.01)
+        near = 0.05 if real.family.is_encoder_decoder else 0.01  # a T5 so small is mostly what is made on the way
+        assert sum(counted.values()) == pytest.approx(real_step(real, recipe), rel=near)
     assert counted[BATCH] and counted[REST] and counted["language_model"]
 
 
@@ -117,9 +121,9 @@ def check_reading(real, reader):
     inputs = prepared(real, 1, answered=False)
     inputs.pop("labels")
     with Real(real.model, inputs) as counted, torch.no_grad():
-        output = real.model(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
+        layers = read_prompt(real, inputs)
     assert reader.reading == pytest.approx(counted.peak, rel=0.02)
-    kept = sum(t.nbytes for layer in output.past_key_values.layers for t in (layer.keys, layer.values))
+    kept = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
     assert reader.cache(1, 0, 9) == kept
     assert reader.cache(2, 3, 10) == pytest.approx(2 * (4 * kept + 3 * 10 * reader.per_token))
     assert bool(reader.per_image) == (real.family.name == "mllama")

@@ -10,8 +10,9 @@ import yaml
 from PIL import Image
 
 from lora_cot.backbones.loading import family_of
-from lora_cot.data.labels import image_slots
+from lora_cot.data.chat import image_slots
 from lora_cot.planning.outline import PUBLISHED, published
+from lora_cot.recipe.schema import ModelSection
 from tests.conftest import ROOT
 
 BILLIONS = {
@@ -60,10 +61,10 @@ def test_a_configuration_is_that_of_its_base(name, no_network):
     folder = str(PUBLISHED / name)
     family = family_of(folder)
     with torch.device("meta"):
-        model = getattr(transformers, family.auto_class).from_config(transformers.AutoConfig.from_pretrained(folder))
+        model = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.from_pretrained(folder))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(BILLIONS[name] * 1e9, rel=0.005)
     assert set(family.parts.values()) <= {path for path, _ in model.named_modules()}
-    processor = family.load_processor(folder, None)
+    processor = family.load_processor(folder, ModelSection(base=folder))
     sizes = (1024, 768), (336, 336)
     assert tuple(family.image_tokens(processor, [size])[0] for size in sizes) == IMAGE_TOKENS[name]
     (slots,), _ = image_slots(processor, [Image.new("RGB", sizes[0])])

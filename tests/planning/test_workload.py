@@ -119,14 +119,14 @@ def test_a_tokenizer_without_a_template_is_no_obstacle(make_recipe, tmp_path, ti
     assert work.samples == 16 and "tokenizer is not at hand" in work.said
 
 
-def test_rows_are_what_was_measured(each_tiny):
+def test_rows_are_what_was_measured(each_chat):
     """A batch of the longest row and usual ones, trained or as prompts, with its images' slots and pixels."""
     work = workload.Workload(150, 60, 120, 50, ((90, 60),), None, "")
-    made = batch(rows(each_tiny, work, 3, answered=True), each_tiny.processor, each_tiny.family.image_inputs)
+    made = batch(rows(each_chat, work, 3, answered=True), each_chat.processor, each_chat.family.image_inputs)
     assert made["attention_mask"].sum(-1).tolist() == [150, 120, 120]
     assert (made["labels"] != -100).sum(-1).tolist() == [60, 50, 50]
-    slots = (made["input_ids"] == each_tiny.processor.image_token_id).sum(-1)
-    assert slots.tolist() == each_tiny.family.image_tokens(each_tiny.processor, [(90, 60)]) * 3
+    slots = (made["input_ids"] == each_chat.processor.image_token_id).sum(-1)
+    assert slots.tolist() == each_chat.family.image_tokens(each_chat.processor, [(90, 60)]) * 3
     assert "pixel_values" in made
-    prompts = batch(rows(each_tiny, work, 1, answered=False), each_tiny.processor, each_tiny.family.image_inputs, left=True)
+    prompts = batch(rows(each_chat, work, 1, answered=False), each_chat.processor, each_chat.family.image_inputs, left=True)
     assert prompts["input_ids"].shape == (1, 90) and torch.all(prompts["labels"] == -100)

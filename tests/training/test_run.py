@@ -12,7 +12,6 @@ from lora_cot.checkpoints import opening
 from lora_cot.checkpoints.opening import find_adapter, open_model, saved_recipe
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.images import open_image
-from lora_cot.data.labels import Encoder
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, DataError, RecipeError, RunError
@@ -189,9 +188,9 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
         train(make_recipe(tmp_path, data={"train": []}), tmp_path)
 
 
-def test_the_preview_marks_what_is_trained(each_tiny):
+def test_the_preview_marks_what_is_trained(each_chat):
     """The run shows one sample with its answer between marks."""
-    encoder = Encoder(each_tiny.processor, FORMATS["four_stage"])
+    encoder = each_chat.encoder(FORMATS["four_stage"])
     text = console.mark_trained(encode(encoder, make_sample(0, "train", 0), True), encoder)
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
@@ -259,7 +258,7 @@ def test_an_adapter_of_another_base_is_refused(make_recipe, tmp_path):
 def outputs_of(backbone, cot_format):
     """Loss and logits of two samples that were trained on, as one pass of a format writes them."""
     backbone.use_adapter()
-    encoder = Encoder(backbone.processor, cot_format)
+    encoder = backbone.encoder(cot_format)
     rows = [encode(encoder, make_sample(number, "train", 0), True) for number in range(2)]
     inputs = batch(rows, backbone.processor, backbone.family.image_inputs)
     inputs.pop("stage_ids")

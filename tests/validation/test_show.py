@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lora_cot.data.collate import encode
-from lora_cot.data.labels import IGNORE_INDEX, Encoder
+from lora_cot.data.labels import IGNORE_INDEX
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError, RunError
 from lora_cot.formats import FORMATS
@@ -15,9 +15,9 @@ from lora_cot.validation.show import lines, show_samples, spans, write_page
 from tests.validation.conftest import plain
 
 
-def test_spans_are_the_tokens(each_tiny):
+def test_spans_are_the_tokens(each_chat):
     """Trained and other text in order; the slots of each image are one word with their number."""
-    encoder = Encoder(each_tiny.processor, FORMATS["four_stage"])
+    encoder = each_chat.encoder(FORMATS["four_stage"])
     sample = make_sample(0, "train", 0)
     two = replace(sample, images=sample.images * 2, exchanges=(replace(sample.last, question=f"{encoder.image_token}?"),))
     for one in (sample, two):

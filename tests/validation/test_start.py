@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from lora_cot.data.collate import Collator
-from lora_cot.data.labels import Encoder
 from lora_cot.data.lengths import LengthLimit
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError
@@ -19,9 +18,7 @@ from lora_cot.validation.start import check_start, spread
 @pytest.fixture(scope="module")
 def collator(tiny):
     """What encodes samples on the tiny base."""
-    return Collator(
-        LengthLimit(Encoder(tiny.processor, FORMATS["four_stage"]), tiny.family.image_tokens), tiny.family.image_inputs
-    )
+    return Collator(LengthLimit(tiny.encoder(FORMATS["four_stage"]), tiny.family.image_tokens), tiny.family.image_inputs)
 
 
 def samples(count, split="train"):

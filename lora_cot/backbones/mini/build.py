@@ -158,15 +158,17 @@ class Architecture:
     """(tokenizer, width, layers) to a random model."""
     make_processor: Callable[[Any, str], Any]
     """(tokenizer, chat template) to its processor."""
-    image: str
+    image: str = ""
     """What the chat template writes for an image."""
-    special_tokens: tuple[str, ...]
+    special_tokens: tuple[str, ...] = ()
     """Control tokens for images that are part of the vocabulary."""
+    own_tokenizer: Callable[[int], Any] | None = None
+    """Size of a vocabulary to the tokenizer, of a kind that takes no chat."""
 
 
 def architecture(name: str) -> Architecture:
     """The architecture of that `model_type`."""
-    from lora_cot.backbones.mini import llava, mllama, qwen2_vl
+    from lora_cot.backbones.mini import llava, mllama, qwen2_vl, t5_vision
 
     marks = {module: (module.IMAGE, module.SPECIAL_TOKENS) for module in (llava, mllama, qwen2_vl)}
     return {
@@ -176,6 +178,7 @@ def architecture(name: str) -> Architecture:
         "mllama": Architecture(mllama.make_model, mllama.make_processor, *marks[mllama]),
         "qwen2_vl": Architecture(qwen2_vl.make_model, qwen2_vl.make_processor, *marks[qwen2_vl]),
         "qwen2_5_vl": Architecture(qwen2_vl.make_2_5_model, qwen2_vl.make_2_5_processor, *marks[qwen2_vl]),
+        "t5_vision": Architecture(t5_vision.make_model, t5_vision.make_processor, own_tokenizer=t5_vision.make_tokenizer),
     }[name]
 
 
@@ -184,7 +187,8 @@ def random_base(spec: MiniSpec) -> tuple[Any, Any]:
     import torch
 
     made = architecture(spec.family)
-    tokenizer = make_tokenizer(spec.vocab_size, made.image, made.special_tokens)
+    own = made.own_tokenizer
+    tokenizer = own(spec.vocab_size) if own else make_tokenizer(spec.vocab_size, made.image, made.special_tokens)
     torch.manual_seed(spec.seed)
     return made.make_model(tokenizer, spec.width, spec.layers), made.make_processor(tokenizer, chat_template(made.image))
 
@@ -219,12 +223,11 @@ def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
 
     from lora_cot.backbones import FAMILIES
     from lora_cot.data.collate import Collator
-    from lora_cot.data.labels import Encoder
     from lora_cot.data.lengths import LengthLimit
     from lora_cot.formats import FORMATS
 
     (family,) = (family for family in FAMILIES.values() if model.config.model_type in family.model_types)
-    collate = Collator(LengthLimit(Encoder(processor, FORMATS["direct"]), family.image_tokens), family.image_inputs)
+    collate = Collator(LengthLimit(family.encoder(processor, FORMATS["direct"]), family.image_tokens), family.image_inputs)
     total = sum(phase.steps for phase in spec.phases)
     start = 0
     with tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5) as bar:

@@ -1,0 +1,52 @@
+"""TRL's fused head, which gives each label's log-probability without the full logits, for an encoder-decoder.
+
+TRL patches causal models: hidden states of one text, labels one token ahead. An encoder-decoder's labels are the tokens
+that its decoder writes at the same place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+from trl.trainer.utils import add_fused_lm_head
+
+
+def fuse_head(model: Any) -> None:
+    """Let `model(..., labels=labels, fused_lm_head=True)` give `log_probs` and `is_top1` (B, T), in TRL's own form.
+
+    Args:
+        model: with `decoded(labels, …)`, the states that its head takes; TRL's own patch of it is undone.
+    """
+    model.__dict__.pop("forward", None)
+    head: Any = _Decoder(model)
+    add_fused_lm_head(head, outputs=("log_probs", "entropy", "is_top1"))
+    plain = model.forward
+
+    def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return plain(*args, **kwargs)
+        given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names all that T5 could take
+        labels = given.pop("labels")
+        return head.forward(fused_lm_head=True, shift_labels=labels, written=labels, **given)
+
+    model.forward = forward
+
+
+class _Decoder:
+    """What TRL's patch asks of a causal model."""
+
+    def __init__(self, model: Any):
+        self._model, self.config = model, model.config
+
+    def base_model(self, written: torch.Tensor, use_cache: bool, **inputs: Any) -> BaseModelOutput:
+        """The states that its head is given."""
+        return BaseModelOutput(self._model.decoded(written, **inputs))
+
+    def get_output_embeddings(self) -> Any:
+        """The head itself."""
+        return self._model.get_output_embeddings()
+
+    def forward(self) -> None:
+        """Replaced by the patch."""
