@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -41,17 +42,17 @@ class Kind:
     model: str
     """Its class in transformers."""
     processor: str
-    """Its image processor's. The one without torchvision: with it, resizing gives other pixels."""
+    """Its image processor's, where its preprocessor_config.json names none."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the model is loaded with."""
 
 
 KINDS = {
     "vit": Kind(
-        "google/vit-large-patch32-384", ("vit",), "ViTModel", "ViTImageProcessorPil", {"add_pooling_layer": False}
+        "google/vit-large-patch32-384", ("vit",), "ViTModel", "ViTImageProcessor", {"add_pooling_layer": False}
     ),  # (145, 1024), after the final norm
     "clip": Kind(
-        "openai/clip-vit-large-patch14-336", ("clip", "clip_vision_model"), "CLIPVisionModel", "CLIPImageProcessorPil"
+        "openai/clip-vit-large-patch14-336", ("clip", "clip_vision_model"), "CLIPVisionModel", "CLIPImageProcessor"
     ),  # (577, 1024); CLIP has no norm after its last layer but for the class token
 }
 """Kinds by name: `model.vision_features`."""
@@ -137,7 +138,7 @@ class LoadedEncoder:
         self.encoder, self.device = encoder, device
         options = {"revision": encoder.revision} if encoder.revision else {}
         with _said_by_us(encoder), _quietly(), _whole():
-            self._processor = getattr(transformers, kind.processor).from_pretrained(encoder.path, **options)
+            self._processor = _processor(encoder.path, kind.processor, options)
             model, loaded = getattr(transformers, kind.model).from_pretrained(
                 encoder.path, dtype=torch.float32, output_loading_info=True, **options, **kind.options
             )
@@ -165,10 +166,20 @@ class LoadedEncoder:
         Images are computed together only on a GPU (`VisionFeatures.fill`): the last digit can depend on what else is in
         the batch.
         """
-        # Not inference_mode: what it makes can never be part of a graph that is differentiated.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _full_precision():
             states = self._model(pixel_values=pixels.to(self.device)).last_hidden_state
         return states.to("cpu", torch.float16)
+
+
+def _processor(path: str, default: str, options: Mapping[str, Any]) -> Any:
+    """The image processor that a checkpoint names, in its form without torchvision, whose resizing gives other pixels."""
+    import transformers
+
+    # Not AutoImageProcessor: in transformers 5.17 it needs torchvision whatever it is asked for.
+    values, _ = transformers.BaseImageProcessor.get_image_processor_dict(path, **options)
+    named = values.get("image_processor_type") or values.get("feature_extractor_type") or default
+    name = re.sub("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$", "ImageProcessorPil", named)
+    return getattr(transformers, name).from_dict(values)
 
 
 @contextlib.contextmanager

@@ -82,13 +82,11 @@ def picture(seed=0, size=(48, 40), mode="RGB", **options):
     return file.getvalue()
 
 
-def by_transformers(folder, image):
+def by_transformers(folder, image, processor_class=None):
     """What a reader of transformers' documentation would compute."""
-    kind = "vit" if folder.name.startswith("vit") else "clip"
-    model_class, processor_class = {
-        "vit": (transformers.ViTModel, transformers.ViTImageProcessorPil),
-        "clip": (transformers.CLIPVisionModel, transformers.CLIPImageProcessorPil),
-    }[kind]
+    is_vit = folder.name.startswith("vit")
+    model_class = transformers.ViTModel if is_vit else transformers.CLIPVisionModel
+    processor_class = processor_class or (transformers.ViTImageProcessorPil if is_vit else transformers.CLIPImageProcessorPil)
     pixels = processor_class.from_pretrained(folder)(images=image, return_tensors="pt")
     with torch.inference_mode():
         return model_class.from_pretrained(folder).eval()(**pixels).last_hidden_state[0].half()
@@ -141,6 +139,20 @@ def test_shapes_of_the_encoders_that_are_named_by_default(tmp_path, monkeypatch)
         assert features._encoder.revision == "0123abc", "everything else is read of the commit that config.json is of"
 
 
+@pytest.mark.parametrize("named", ["DeiTFeatureExtractor", "DeiTImageProcessorFast", "ViTFeatureExtractor", None])
+def test_images_are_prepared_as_the_checkpoint_says(make, encoders, tmp_path, named):
+    """DeiT's are ViTs of which each image's middle is shown; older checkpoints name their processor otherwise."""
+    folder = shutil.copytree(encoders["vit"], tmp_path / "vit_named")
+    values = {"size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    is_deit = named is not None and named.startswith("DeiT")
+    values |= {"size": 40, "do_center_crop": True, "crop_size": 32} if is_deit else {}
+    key = "feature_extractor_type" if named and "Extractor" in named else "image_processor_type"
+    (folder / "preprocessor_config.json").write_text(json.dumps({**values, **({key: named} if named else {})}))
+    own = transformers.DeiTImageProcessorPil if is_deit else transformers.ViTImageProcessorPil
+    expected = by_transformers(folder, open_image(picture()), own)
+    torch.testing.assert_close(make(encoder=str(folder)).of(picture()), expected, rtol=0, atol=0)
+
+
 def test_images_that_are_not_square(tmp_path):
     """Height and width of image and patch may be given apart."""
     config = {"model_type": "vit", "hidden_size": 8, "num_attention_heads": 2, "image_size": [32, 64], "patch_size": [8, 16]}
@@ -153,6 +165,7 @@ def test_what_is_kept_is_what_would_be_computed(make, tmp_path, decoded, capsys)
     images = [picture(seed, (20 + seed, 30)) for seed in range(5)]
     alone = [make(cache=tmp_path / "elsewhere").of(image) for image in images]
     filling = make()
+    filling._memory = Memory(limit=1000)
     assert filling.fill([*images, images[0]]) == 5 and len(entries(tmp_path)) == 5
     decoded.clear()
     for features in (filling, make(), pickle.loads(pickle.dumps(filling))):
@@ -174,6 +187,18 @@ def test_batches_of_other_sizes_differ_by_rounding(make, monkeypatch, name):
         torch.testing.assert_close(features.of(image), fresh.of(image), **CLOSE)
     sizes = {tensor.untyped_storage().nbytes() for tensor in features._memory._kept.values()}
     assert sizes == {17 * 32 * 2}, "no image keeps its whole batch in memory"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["vit", "clip"])
+def test_a_gpu_computes_the_same(make, monkeypatch, name):
+    """But for rounding: a model trained on features of a GPU answers on a CPU."""
+    images, features = [picture(seed) for seed in range(6)], make(name)
+    assert features.fill(images) == 6
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fresh = make(name, cache=features.cache / "fresh")
+    for image in images:
+        torch.testing.assert_close(features.of(image), fresh.of(image), **CLOSE)
 
 
 def test_filling_says_how_far_it_is_and_frees_the_encoder(make, capsys):
@@ -230,16 +255,16 @@ def test_other_weights_are_another_encoder(make, encoders, tmp_path):
 
 def test_a_hub_encoder_is_known_by_its_commit(make, encoders, tmp_path, monkeypatch):
     """`main` moves; weights and processor are read of the commit that the features are named after."""
-    commits, asked = iter(["c1", "c2"]), []
-    keys = []
-    real = {name: getattr(transformers, name).from_pretrained for name in ("ViTModel", "ViTImageProcessorPil")}
-    for name in real:
+    commits, asked, keys = iter(["c1", "c2"]), [], []
+    taken = {"from_pretrained": transformers.ViTModel, "get_image_processor_dict": transformers.BaseImageProcessor}
+    for name, owner in taken.items():
+        real = getattr(owner, name)
 
-        def load(path, revision, name=name, **options):
+        def load(path, revision, real=real, **options):
             asked.append((path, revision))
-            return real[name](encoders["vit"], **options)
+            return real(encoders["vit"], **options)
 
-        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", load)
+        monkeypatch.setattr(owner, name, load)
     for _ in range(2):
         snapshot = shutil.copytree(encoders["vit"], tmp_path / "snapshots" / next(commits))
         monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, at=snapshot, **__: str(at / "config.json"))
@@ -388,8 +413,9 @@ def test_pickled_without_its_encoder(make):
 
 def test_workers_compute_on_the_cpu_what_is_missing(make, tmp_path, monkeypatch):
     """Whatever GPU there is: a forked process cannot use it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: vision_features.get_worker_info() is None)
     features, images = make(), [picture(seed) for seed in range(3)]
+    features._loaded = SimpleNamespace(device=torch.device("cuda", 0))  # what a fork inherits
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loader = DataLoader(
         images, batch_size=3, collate_fn=lambda batch: torch.stack([features.of(i) for i in batch]), num_workers=1
     )
@@ -530,6 +556,8 @@ def lacking(folder, how):
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
     elif how == "processor":
         (folder / "preprocessor_config.json").unlink()
+    elif how == "another processor":
+        (folder / "preprocessor_config.json").write_text('{"image_processor_type": "OwnImageProcessor"}')
     elif how == "its size":
         preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
         (folder / "preprocessor_config.json").write_text(json.dumps({**preprocessor, "size": {"height": 30, "width": 40}}))
@@ -544,6 +572,7 @@ LACKING = {
     "torn weights": r"cannot be loaded: .* · name a folder or hub id with weights",
     "a tensor": r"its weights lack 1 tensors, embeddings\.cls_token among them",
     "processor": r"cannot be loaded: .*preprocessor_config",
+    "another processor": r"cannot be loaded: .*OwnImageProcessorPil",
     "its size": r"its processor makes 40×30 pixels of an image, it takes 32×32",
 }
 
