@@ -282,6 +282,8 @@ def spoiled(path, how, others):
     data = path.read_bytes()
     if how == "torn":
         path.write_bytes(data[:-7])
+    elif how == "longer":
+        path.write_bytes(data + b"x")
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "noise":
@@ -301,7 +303,17 @@ def spoiled(path, how, others):
         path.mkdir()
 
 
-WHOLE = ["torn", "empty", "noise", "zeros at its end", "another image's", "another name", "another shape", "bfloat16"]
+WHOLE = [
+    "torn",
+    "longer",
+    "empty",
+    "noise",
+    "zeros at its end",
+    "another image's",
+    "another name",
+    "another shape",
+    "bfloat16",
+]
 
 
 @pytest.mark.parametrize("how", [*WHOLE, "a folder"])
@@ -319,7 +331,7 @@ def test_what_is_not_an_images_own_entry_is_computed_anew(make, tmp_path, how, c
     assert ("vision features are not kept" in capsys.readouterr().err) == (how == "a folder")
 
 
-@pytest.mark.parametrize("how", ["torn", "empty", "another shape"])
+@pytest.mark.parametrize("how", ["torn", "longer", "empty", "another shape"])
 def test_filling_mends_what_is_of_another_length(make, tmp_path, how):
     """It looks at the length alone."""
     make().of(picture())
