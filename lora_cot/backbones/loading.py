@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_cot.backbones import FAMILIES
 from lora_cot.backbones.base import Backbone, Family
+from lora_cot.backbones.hub import checkpoint_file
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.schema import ModelSection, QuantizationSection
 
@@ -39,24 +40,7 @@ def family_of(base: str, revision: str | None = None) -> Family:
 
 
 def _config(base: str, revision: str | None) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    path = Path(base) / "config.json"
-    if not path.is_file():
-        if Path(base).is_dir():
-            raise BackboneError(Problem(f"model.base {base}", "the folder holds no config.json", "name a checkpoint's folder"))
-        try:
-            path = Path(hf_hub_download(base, "config.json", revision=revision))
-        except GatedRepoError:
-            remedy = "accept its licence on its hub page, then run `hf auth login`"
-            raise BackboneError(Problem(f"model.base {base}", "access to this repository is not granted", remedy)) from None
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-            remedy = "check the name, the network, or `hf auth login`"
-            raise BackboneError(
-                Problem(f"model.base {base}", "neither a folder nor a hub id that can be read", remedy)
-            ) from None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(checkpoint_file("model.base", base, "config.json", revision).read_text(encoding="utf-8"))
 
 
 def load_backbone(model: ModelSection, quantization: QuantizationSection | None = None) -> Backbone:

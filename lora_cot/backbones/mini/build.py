@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_cot.backbones.cache_root import cache_root
 from lora_cot.data.images import open_image
 from lora_cot.errors import BackboneError, Problem, nearest
 from lora_cot.types import Image, Sample
@@ -98,17 +98,12 @@ def locate(name: str, taught: bool = True) -> Path:
     shipped = SHIPPED / name
     if (shipped / "built_from.json").is_file() and _built_from(shipped) == fingerprint:
         return shipped
-    folder = cache_root() / f"{name}-{fingerprint}"
+    folder = cache_root("mini") / f"{name}-{fingerprint}"
     if not folder.is_dir() and not taught:
-        folder = cache_root() / f"{name}-{fingerprint}-untaught"
+        folder = cache_root("mini") / f"{name}-{fingerprint}-untaught"
     if not folder.is_dir():
         build(spec, folder, taught)
     return folder
-
-
-def cache_root() -> Path:
-    """Where built bases are kept."""
-    return Path(os.environ.get("LORA_COT_CACHE", Path.home() / ".cache" / "lora_cot")) / "mini"
 
 
 def _built_from(folder: Path) -> str:
