@@ -14,6 +14,7 @@ from typing import Any
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.engines.image_parts import image_part
 from lora_cot.formats import CotFormat, Stage
+from lora_cot.formats.direct import DIRECT
 from lora_cot.types import Exchange, Sample
 
 WANTED = {
@@ -43,7 +44,7 @@ def messages(
     Raises:
         DataError: an image that cannot be opened.
     """
-    text = f"{cot_format.question(sample.last, sample.choices)}\n\n{_instruction(cot_format, sample, gold)}"
+    text = f"{DIRECT.question(sample.last, sample.choices)}\n\n{_instruction(cot_format, sample, gold)}"
     images = [image_part(image, max_pixels) for image in sample.images]
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}] if images else text}]
 
