@@ -79,8 +79,10 @@ def disagreement(said: str, gold: str, choices: Sequence[str]) -> Aside | None:
 
 
 def read_verdict(text: str) -> bool | None:
-    """Whether a second question was answered with valid; None if with neither word. Never guessed: the released code
-    takes everything without 'invalid' in it for valid (`generate.py` of LLaVA-CoT)."""
+    """Whether a second question was answered with valid; None if with neither word.
+
+    Never guessed: the released code takes all that has no 'invalid' in it for valid (`generate.py` of LLaVA-CoT).
+    """
     match = re.match(r"\W*(valid|invalid)\b", text, flags=re.IGNORECASE)
     return None if match is None else match.group(1).lower() == VERDICTS[0]
 

@@ -24,9 +24,7 @@ class RationaleRow(StrictRow):
     output: str
 
 
-def with_rationales(
-    rows: Iterable[SampleReader], path: Path, keep_gold: CotFormat | None = None
-) -> Iterator[SampleReader]:
+def with_rationales(rows: Iterable[SampleReader], path: Path, keep_gold: CotFormat | None = None) -> Iterator[SampleReader]:
     """The rows with the rationales of a file as their stage RATIONALE.
 
     Args:

@@ -139,8 +139,8 @@ class ChatServer:
         """
         try:
             return [model.id for model in self._ask("GET", "models", None, _models).data]
-        except (RejectedError, AccessError) as error:
-            if getattr(error, "status", 0) in (401, 403):
+        except RejectedError as error:  # AccessError is one: a server without such a list answers 404
+            if error.status in (401, 403):
                 raise
             return None
 
