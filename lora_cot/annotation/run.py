@@ -106,38 +106,34 @@ def annotate(
         EngineError: the teacher gave no answer to `GIVE_UP_AFTER` rows running; what was done is kept.
     """
     begin = time.perf_counter()
-    chosen = _format(what, cot_format)
+    chosen, url = _format(what, cot_format), base_url(teacher.url)
     only = rationale_stage(chosen)
-    url = base_url(teacher.url)
-    sections = sections_of(what, part, source, split)
-    if only and len(sections) > 1:
-        told = f"data.{part} has {len(sections)} sources, and a file of rationales belongs to one"
-        raise RunError(Problem(str(output), told, "annotate each into a file of its own: --source NUMBER"))
-    rows = read_rows(sections, chosen, everything, output)
+    rows = read_rows(_sections(what, part, source, split, only), chosen, everything, output)
     wanted = rows.wanted[:limit]
     setting = {"teacher": url, "model": teacher.model, "format": chosen.name, "prompt": version(chosen, faithful)}
-    if not only:
-        setting["image_root"] = str(rows.root)
-    use = f"rationales: {output}" if only else f"{{source: jsonl, path: {output}, image_root: {rows.root}}}"
-    if only and len(rows.wanted) < len(rows.samples):
-        use += ", rationales_for: missing"
+    setting |= {} if only else {"image_root": str(rows.root)}
+    own = len(rows.samples) - len(rows.wanted)
     with Store(output, setting) as store:
-        if retry_aside:
-            store.forget_aside({sample.id for sample in wanted})
-        todo = [sample for sample in wanted if sample.id not in store.done and sample.id not in store.reasons]
-        report = Report(
-            str(output), str(store.aside), use, len(rows.samples), len(rows.samples) - len(rows.wanted), len(wanted)
-        )
+        report = Report(str(output), str(store.aside), _train_with(output, rows, only), len(rows.samples), own, len(wanted))
         report.foreign = len({*store.done, *store.reasons} - {sample.id for sample in rows.samples})
-        if todo:
+        left = store.done if retry_aside else {*store.done, *store.reasons}
+        if todo := [sample for sample in wanted if sample.id not in left]:
             max_pixels = what.data.max_pixels if isinstance(what, Recipe) else MAX_PIXELS
             with closing(ChatServer(teacher.url, teacher.key, teacher.patience)) as server:
                 _check_model(server, teacher.model)
-                asker = Asker(server, teacher, chosen, faithful, max_pixels)
-                _ask_all(asker, todo, store, rows, report, concurrency)
+                store.forget_aside({sample.id for sample in todo})
+                _ask_all(Asker(server, teacher, chosen, faithful, max_pixels), todo, store, rows, report, concurrency)
         report.used, report.aside = len(store.done), store.counts()
     report.seconds = time.perf_counter() - begin
     return report
+
+
+def _sections(what: Recipe | Path, part: str, source: int | None, split: str | None, only: str | None) -> list[Any]:
+    sections = sections_of(what, part, source, split)
+    if only and len(sections) > 1:
+        told = f"{len(sections)} sources, and a file of rationales belongs to one"
+        raise RunError(Problem(f"data.{part}", told, "annotate each into a file of its own: --source NUMBER"))
+    return sections
 
 
 def _format(what: Recipe | Path, name: str | None) -> CotFormat:
@@ -146,6 +142,14 @@ def _format(what: Recipe | Path, name: str | None) -> CotFormat:
     if name not in FORMATS:
         raise RunError(Problem("--format", f"no format '{name}'", nearest(name, FORMATS)))
     return FORMATS[name]
+
+
+def _train_with(output: Path, rows: Rows, only: str | None) -> str:
+    """What a recipe says to train on the output."""
+    if only is None:
+        return f"{{source: jsonl, path: {output}, image_root: {rows.root}}}"
+    more = ", rationales_for: missing" if len(rows.wanted) < len(rows.samples) else ""
+    return f"rationales: {output}{more}"
 
 
 def _check_model(server: ChatServer, model: str) -> None:
