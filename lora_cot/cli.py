@@ -261,12 +261,14 @@ def annotate(
     if part not in ("train", "eval"):
         raise RunError(Problem("--part", f"no part '{part}'", nearest(part, ("train", "eval"))))
     from lora_cot.annotation.asking import Teacher
+    from lora_cot.annotation.rows import Selection
     from lora_cot.annotation.run import annotate as run
     from lora_cot.engines.chat import Patience, read_key
 
     asked = Teacher(teacher, model, read_key(api_key_file), max_tokens, temperature, Patience(timeout))
     what = recipe_or_path(path)
-    report = run(what, asked, output, cot_format, part, source, split, everything, faithful, retry_aside, limit, concurrency)
+    chosen = Selection(part, source, split, everything, limit)
+    report = run(what, asked, output, cot_format, chosen, faithful, retry_aside, concurrency)
     _print(report.to_json(), as_json, report.lines())
     if report.failed:
         raise typer.Exit(1)

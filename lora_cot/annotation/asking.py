@@ -110,6 +110,8 @@ def in_threads(
             try:
                 done.put((item, work(item)))
             except BaseException as error:
+                if type(error) is not EngineError:  # of no use to ask for more
+                    stop.set()
                 done.put((item, error))
         done.put(None)
 

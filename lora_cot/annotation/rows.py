@@ -31,6 +31,22 @@ from lora_cot.validation.files import source_of
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which rows are asked for."""
+
+    part: str = "train"
+    """train or eval, of a recipe."""
+    source: int | None = None
+    """Number of one source in that part; all of them if not given."""
+    split: str | None = None
+    """Of a folder, or of a table without a recipe."""
+    everything: bool = False
+    """Also rows that have reasoning of their own."""
+    limit: int | None = None
+    """Only the first so many."""
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of all sources."""
 
@@ -41,19 +57,14 @@ class Rows:
     """Folder that all images lie under, or will: see `row_of`."""
 
 
-def sections_of(what: Recipe | Path, part: str, number: int | None, split: str | None) -> list[Any]:
-    """The sources that are named.
-
-    Args:
-        what: a recipe, a file of data, or the folder of a published set of questions.
-        part: train or eval, of a recipe.
-        number: of one source in that part; all of them if not given.
-        split: of a folder or a table.
+def sections_of(what: Recipe | Path, selection: Selection) -> list[Any]:
+    """The sources of a recipe, or the one of a file of data or of the folder of a published set of questions.
 
     Raises:
         RunError: there is no such source.
         DataError: no such file, or none of the kinds that are known.
     """
+    part, number, split = selection.part, selection.source, selection.split
     if isinstance(what, Recipe):
         if split is not None:
             raise RunError(Problem("--split", "a recipe's sources have their own splits", "change it in the recipe"))

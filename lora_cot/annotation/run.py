@@ -19,7 +19,7 @@ from typing import Any
 
 from lora_cot.annotation.asking import Asker, Teacher, in_threads
 from lora_cot.annotation.prompts import version
-from lora_cot.annotation.rows import Rows, gold_answer, rationale_stage, read_rows, row_of, sections_of
+from lora_cot.annotation.rows import Rows, Selection, gold_answer, rationale_stage, read_rows, row_of, sections_of
 from lora_cot.annotation.store import Store
 from lora_cot.annotation.verdicts import Aside
 from lora_cot.data.images import MAX_PIXELS
@@ -74,13 +74,9 @@ def annotate(
     teacher: Teacher,
     output: Path,
     cot_format: str | None = None,
-    part: str = "train",
-    source: int | None = None,
-    split: str | None = None,
-    everything: bool = False,
+    selection: Selection | None = None,
     faithful: bool = False,
     retry_aside: bool = False,
-    limit: int | None = None,
     concurrency: int = 4,
 ) -> Report:
     """The reasoning of rows that have none, written by a teacher; a row that is done is not asked again.
@@ -90,13 +86,9 @@ def annotate(
         teacher: who is asked.
         output: JSONL: `id` and `output` where the format's only reasoning is a RATIONALE, rows of the source `jsonl` else.
         cot_format: name of a format; a recipe's own, or four_stage, if not given.
-        part: train or eval, of a recipe.
-        source: number of one source in that part.
-        split: of a folder or a table.
-        everything: ask for rows that have their own as well.
+        selection: which rows; those of data.train that have no reasoning if not given.
         faithful: ask as LLaVA-CoT does.
         retry_aside: ask again for rows that were kept aside.
-        limit: only the first so many rows that lack reasoning.
         concurrency: requests at once.
 
     Raises:
@@ -108,8 +100,9 @@ def annotate(
     begin = time.perf_counter()
     chosen, url = _format(what, cot_format), base_url(teacher.url)
     only = rationale_stage(chosen)
-    rows = read_rows(_sections(what, part, source, split, only), chosen, everything, output)
-    wanted = rows.wanted[:limit]
+    selection = selection or Selection()
+    rows = read_rows(_sections(what, selection, only), chosen, selection.everything, output)
+    wanted = rows.wanted[: selection.limit]
     setting = {"teacher": url, "model": teacher.model, "format": chosen.name, "prompt": version(chosen, faithful)}
     setting |= {} if only else {"image_root": str(rows.root)}
     own = len(rows.samples) - len(rows.wanted)
@@ -128,11 +121,11 @@ def annotate(
     return report
 
 
-def _sections(what: Recipe | Path, part: str, source: int | None, split: str | None, only: str | None) -> list[Any]:
-    sections = sections_of(what, part, source, split)
+def _sections(what: Recipe | Path, selection: Selection, only: str | None) -> list[Any]:
+    sections = sections_of(what, selection)
     if only and len(sections) > 1:
         told = f"{len(sections)} sources, and a file of rationales belongs to one"
-        raise RunError(Problem(f"data.{part}", told, "annotate each into a file of its own: --source NUMBER"))
+        raise RunError(Problem(f"data.{selection.part}", told, "annotate each into a file of its own: --source NUMBER"))
     return sections
 
 

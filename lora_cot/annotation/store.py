@@ -77,6 +77,8 @@ class Store:
         """Take rows out of the file of those aside, since they will be asked again."""
         kept = {name: row for name, row in self._read(self.aside).items() if name not in names}
         if len(kept) < len(self.reasons):
+            if file := self._files.pop(self.aside, None):  # it is another file then
+                file.close()
             _write_whole(self.aside, "".join(map(_line, kept.values())))
             self.reasons = {name: self.reasons[name] for name in kept}
 
