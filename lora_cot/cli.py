@@ -247,7 +247,9 @@ def annotate(
     source: Annotated[int | None, typer.Option(min=0, help="Only this source of that part, counted from 0.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a folder or table without a recipe; train if not given.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Ask for rows that have reasoning of their own too.")] = False,
-    faithful: Annotated[bool, typer.Option(help="As LLaVA-CoT: it sees the gold answer, and judges its own.")] = False,
+    faithful: Annotated[
+        bool, typer.Option("--faithful", help="As LLaVA-CoT: it sees the gold answer, and judges its own.")
+    ] = False,
     retry_aside: Annotated[bool, typer.Option("--retry-aside", help="Ask again for rows kept aside.")] = False,
     api_key_file: Annotated[Path | None, typer.Option(help="One line; the variable OPENAI_API_KEY if not given.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 4,

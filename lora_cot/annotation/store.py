@@ -87,10 +87,14 @@ class Store:
         return dict(sorted(Counter(self.reasons.values()).items()))
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
-        if path not in self._files:
-            self._files[path] = path.open("a", encoding="utf-8")
-        self._files[path].write(_line(row))
-        self._files[path].flush()
+        try:
+            if path not in self._files:
+                self._files[path] = path.open("a", encoding="utf-8")
+            self._files[path].write(_line(row))
+            self._files[path].flush()
+        except OSError as error:
+            remedy = "what is there is kept: the same command goes on from here"
+            raise RunError(Problem(str(path), f"cannot be written: {error.strerror}", remedy)) from None
 
     def _check(self, setting: Mapping[str, Any]) -> None:
         """See that what is there was written with the same setting; write down whose it is."""
