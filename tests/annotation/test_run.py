@@ -213,10 +213,11 @@ def test_the_limit_counts_rows_without_reasoning(data, tmp_path, teach):
 
 
 def test_what_a_request_holds(data, tmp_path, teach):
-    """Model, budget of all stages, temperature, key."""
+    """Model, budget of all stages, temperature, key; nowhere the gold answer."""
     with serve(right(four)) as server:
-        teach(data(1), server, tmp_path / "out.jsonl")
+        teach(data(1, {0: {"answer": "zero point nil"}}), server, tmp_path / "out.jsonl")
     (body,) = server.requests
+    assert "zero point nil" not in json.dumps(body) and "tandard answer" not in json.dumps(body)
     assert (body["model"], body["temperature"]) == ("teacher", 0.0)
     assert body["max_tokens"] == sum(stage.max_new_tokens for stage in FORMATS["four_stage"].stages)
     assert set(server.keys) == {f"Bearer {KEY}"}
