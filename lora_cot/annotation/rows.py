@@ -113,7 +113,7 @@ def read_rows(sections: Sequence[Any], cot_format: CotFormat, everything: bool, 
             raise error.at(f"data source {number} ({section.source})") from None
         samples += found.samples
         has_file = {isinstance(image, Path) for sample in found.samples for image in sample.images}
-        roots += [_root(section)] * (True in has_file) + [image_folder(output).parent] * (False in has_file)
+        roots += [_root(section) if one else image_folder(output).parent for one in has_file]
     _check_ids(samples)
     wanted = tuple(sample for sample in samples if everything or not has_gold(sample, cot_format))
     return Rows(tuple(samples), wanted, Path(os.path.commonpath(roots or [image_folder(output).parent])))

@@ -189,6 +189,19 @@ def test_several_sources(data, tmp_path, teach):
         assert teach(recipe, server, tmp_path / "out.jsonl", source=1).used == 3
 
 
+def test_the_built_in_data(tmp_path, teach):
+    """Whose images are made when they are asked for, and have reasoning of their own."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: r\nmodel: {base: mini/llava}\ndata: {train: [{source: shapes, limit: 4}]}")
+    recipe = load_recipe(path)
+    gold = {sample.last.question: sample.last.answer for sample in loaded("four_stage", {"source": "shapes", "limit": 4})}
+    with serve(lambda body, _: four(gold[text_of(body).partition("\n\nWrite")[0].partition("\nOptions")[0]])) as server:
+        assert teach(recipe, server, tmp_path / "none.jsonl").asked == 0 and server.requests == []
+        report = teach(recipe, server, tmp_path / "out.jsonl", everything=True)
+    samples = loaded("four_stage", yaml.safe_load(report.train_with))
+    assert report.used == len(samples) == 4 and all(open_image(sample.images[0]).width > 8 for sample in samples)
+
+
 # What is asked
 
 
