@@ -7,7 +7,8 @@ One line, read left to right:
 `recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
 base; `validation` says what is wrong with the rows; `adapters` attach LoRA by part; `training` runs TRL's trainer with
 losses by stage; `checkpoints` are folders; `merging` writes one model and proves it; `engines` run a model for a
-`search`; `evaluation` says what it is worth, and `planning`, before anything is loaded, what it will take.
+`search`; `evaluation` says what it is worth, and `planning`, before anything is loaded, what it will take. `annotation` has a
+teacher write the reasoning that rows lack.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_cot.annotation.run import annotate
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.errors import LoraCotError
     from lora_cot.evaluation.ask import ask
@@ -28,10 +30,23 @@ if TYPE_CHECKING:
     from lora_cot.validation.run import validate
 
 __version__ = "0.1.0.dev0"
-__all__ = ["LoraCotError", "ask", "evaluate", "load_recipe", "merge", "open_model", "plan", "score", "train", "validate"]
+__all__ = [
+    "LoraCotError",
+    "annotate",
+    "ask",
+    "evaluate",
+    "load_recipe",
+    "merge",
+    "open_model",
+    "plan",
+    "score",
+    "train",
+    "validate",
+]
 
 _HOMES = {
     "LoraCotError": "errors",
+    "annotate": "annotation.run",
     "ask": "evaluation.ask",
     "evaluate": "evaluation.run",
     "load_recipe": "recipe.load",

@@ -14,6 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from lora_cot.errors import DataError, LoraCotError, Problem, RunError, nearest
+from lora_cot.options import (
+    AsJson,
+    Candidates,
+    Data,
+    JudgeAdapter,
+    Model,
+    Quantize,
+    Scorer,
+    Split,
+    Strategy,
+    quantization_name,
+    recipe_or_path,
+    search_keys,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,16 +36,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Fine-tune, merge, search and evaluate vision-language models that reason in named stages.",
 )
-
-Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
-Data = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
-Split = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
-Strategy = Annotated[str | None, typer.Option(help="greedy, sample or stage_beam; the recipe's if not given.")]
-Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn for each stage.")]
-Scorer = Annotated[str | None, typer.Option(help="logprob or self_judge.")]
-JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
-Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
 
 
 def main() -> None:
@@ -113,8 +117,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
-    search = _search(strategy, candidates, scorer, judge_adapter)
-    how = _quantization(quantization)
+    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    how = quantization_name(quantization)
     from lora_cot.evaluation.run import evaluate as run
 
     report = run(model, benchmark, split, limit, search, output, how, data)
@@ -164,8 +168,8 @@ def ask(
     quantization: Quantize = "auto",
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
-    search = _search(strategy, candidates, scorer, judge_adapter)
-    how = _quantization(quantization)
+    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    how = quantization_name(quantization)
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.evaluation.ask import ask as run
 
@@ -211,14 +215,10 @@ def validate(
 
     if cot_format not in FORMATS:
         raise RunError(Problem("--format", f"no format '{cot_format}'", nearest(cot_format, FORMATS)))
-    what: Any = path
-    if path.suffix in (".yaml", ".yml"):
-        from lora_cot.recipe import load_recipe
-
-        what = load_recipe(path)
-    elif samples is not None:
+    what = recipe_or_path(path)
+    if what is path and samples is not None:
         raise RunError(Problem("--show", "a file has no processor to show samples with", "name a recipe"))
-    elif field is not None or source_of(path) is None:
+    if what is path and (field is not None or source_of(path) is None):
         counts = count_outcomes(path, FORMATS[cot_format], field or PREDICTION)
         rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
         rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
@@ -236,6 +236,46 @@ def validate(
         raise typer.Exit(1)
 
 
+@app.command()
+def annotate(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe, a file of data, or ScienceQA's folder.")],
+    teacher: Annotated[str, typer.Option(help="Address of any OpenAI-compatible server: http://HOST:PORT/v1.")],
+    model: Annotated[str, typer.Option(help="Its name for the model that is asked.")],
+    output: Annotated[Path, typer.Option(help="JSONL; it goes on where it was stopped. Beside it lie those kept aside.")],
+    cot_format: Annotated[str | None, typer.Option("--format", help="A recipe's own, or four_stage, if not given.")] = None,
+    part: Annotated[str, typer.Option(help="train or eval: the rows of a recipe that are meant.")] = "train",
+    source: Annotated[int | None, typer.Option(min=0, help="Only this source of that part, counted from 0.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a folder or table without a recipe; train if not given.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Ask for rows that have reasoning of their own too.")] = False,
+    faithful: Annotated[
+        bool, typer.Option("--faithful", help="As LLaVA-CoT: it sees the gold answer, and judges its own.")
+    ] = False,
+    retry_aside: Annotated[bool, typer.Option("--retry-aside", help="Ask again for rows kept aside.")] = False,
+    api_key_file: Annotated[Path | None, typer.Option(help="One line; the variable OPENAI_API_KEY if not given.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 4,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows that lack reasoning.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; the stages' budgets if not given.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the teacher.")] = 0.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one answer.")] = 300.0,
+    as_json: AsJson = False,
+) -> None:
+    """Have a teacher write the reasoning that rows lack; only what agrees with their gold answers is used."""
+    if part not in ("train", "eval"):
+        raise RunError(Problem("--part", f"no part '{part}'", nearest(part, ("train", "eval"))))
+    from lora_cot.annotation.asking import Teacher
+    from lora_cot.annotation.rows import Selection
+    from lora_cot.annotation.run import annotate as run
+    from lora_cot.engines.chat import Patience, read_key
+
+    asked = Teacher(teacher, model, read_key(api_key_file), max_tokens, temperature, Patience(timeout))
+    what = recipe_or_path(path)
+    chosen = Selection(part, source, split, everything, limit)
+    report = run(what, asked, output, cot_format, chosen, faithful, retry_aside, concurrency)
+    _print(report.to_json(), as_json, report.lines())
+    if report.failed:
+        raise typer.Exit(1)
+
+
 def _show(recipe: Any, count: int, page: Path, as_json: bool) -> None:
     """Print samples as the model sees them, and write them to a page."""
     from lora_cot.validation.show import lines, show_samples, write_page
@@ -245,34 +285,6 @@ def _show(recipe: Any, count: int, page: Path, as_json: bool) -> None:
     values = {"recipe": recipe.name, "html": str(page), "samples": [sample.to_json() for sample in shown]}
     print(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines(shown)))
     print(f"page: {page}", file=sys.stderr)
-
-
-def _search(strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None) -> dict[str, Any]:
-    """Search keys given on the command line.
-
-    Raises:
-        RunError: a name that does not exist.
-    """
-    from typing import get_args
-
-    from lora_cot.recipe.schema import SearchSection
-
-    given = {"strategy": strategy, "candidates": candidates, "scorer": scorer}
-    for key in ("strategy", "scorer"):
-        allowed = get_args(SearchSection.model_fields[key].annotation)
-        if given[key] is not None and given[key] not in allowed:
-            raise RunError(Problem(f"--{key}", f"no {key} '{given[key]}'", nearest(str(given[key]), allowed)))
-    if judge_adapter not in (None, "on", "off"):
-        raise RunError(Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off"))
-    keys = {key: value for key, value in given.items() if value is not None}
-    return keys | ({} if judge_adapter is None else {"judge_adapter": judge_adapter == "on"})
-
-
-def _quantization(name: str) -> Any:
-    allowed = ("auto", "nf4", "none")
-    if name not in allowed:
-        raise RunError(Problem("--quantization", f"no quantisation '{name}'", nearest(name, allowed)))
-    return name
 
 
 def _print(values: dict[str, Any], as_json: bool, rows: list[tuple[str, Any]]) -> None:

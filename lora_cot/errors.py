@@ -104,6 +104,25 @@ class SearchError(LoraCotError, ValueError):
     exit_code = 2
 
 
+class EngineError(LoraCotError, RuntimeError):
+    """A model server that gives no answer."""
+
+
+class RejectedError(EngineError):
+    """A request that a model server takes for wrong: it would be refused again."""
+
+    def __init__(self, problems: str | Problem | Iterable[Problem], status: int = 0):
+        super().__init__(problems)
+        self.status = status
+        """Of HTTP."""
+
+
+class AccessError(RejectedError):
+    """A model server's address, key or model that is wrong: no request of any kind would be answered."""
+
+    exit_code = 2
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Sentence naming the closest of the choices, or all of them when none is close."""
     choices = sorted(choices)

@@ -54,7 +54,7 @@ def test_help_answers_without_torch():
     """Help lists all verbs, and nothing heavy is imported for it."""
     done = python("-X", "importtime", "-m", "lora_cot.cli", "--help")
     assert done.returncode == 0
-    assert all(f" {verb} " in done.stdout for verb in ("train", "merge", "eval", "score", "ask", "validate"))
+    assert all(f" {verb} " in done.stdout for verb in ("train", "merge", "eval", "score", "ask", "validate", "annotate"))
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert imported & set(HEAVY) == set()

@@ -17,8 +17,8 @@ ORDER = [
     "checkpoints",
     "engines",
     "search",
-    "training merging",
-    "evaluation planning",
+    "training merging annotation",
+    "evaluation planning options",
     "cli",
 ]
 """A module may import from its own row's package and from rows above it."""

@@ -53,6 +53,13 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
+def read_bytes(image: Image) -> bytes:
+    """The bytes of the image's file."""
+    if isinstance(image, Path):
+        return image.read_bytes()
+    return image if isinstance(image, bytes) else image.read()
+
+
 def open_image(image: Image, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
     """The image as upright RGB; the first frame of an animation; transparent parts on white.
 
@@ -109,7 +116,7 @@ def _open(image: Image, max_pixels: int, use: Callable[[PILImage.Image], T]) -> 
     """What `use` makes of the opened, not yet decoded image; all errors in our words."""
     where = str(image) if isinstance(image, Path) else "image"
     try:
-        source = image if isinstance(image, Path) else io.BytesIO(image if isinstance(image, bytes) else image.read())
+        source = image if isinstance(image, Path) else io.BytesIO(read_bytes(image))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # our own limit is checked below
             with PILImage.open(source, formats=FORMATS) as opened:

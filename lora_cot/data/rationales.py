@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lora_cot.data.rows import SampleReader, StrictRow, checked, not_empty, read_json_rows, tolerate
 from lora_cot.errors import DataError, Problem
+from lora_cot.formats import CotFormat
 from lora_cot.recipe.sources import SourceSection
 from lora_cot.types import Sample
 
@@ -23,14 +24,19 @@ class RationaleRow(StrictRow):
     output: str
 
 
-def with_rationales(rows: Iterable[SampleReader], path: Path) -> Iterator[SampleReader]:
+def with_rationales(rows: Iterable[SampleReader], path: Path, keep_gold: CotFormat | None = None) -> Iterator[SampleReader]:
     """The rows with the rationales of a file as their stage RATIONALE.
+
+    Args:
+        rows: of a source.
+        path: the file.
+        keep_gold: a row that has gold text for all stages of this format is left as it is.
 
     Raises:
         DataError: no such file. Of a row, when it is read: the file has no rationale for it.
     """
     written, _ = read_rationales(path)
-    return ((where, partial(_given, where, read, written, path)) for where, read in rows)
+    return ((where, partial(_given, where, read, written, path, keep_gold)) for where, read in rows)
 
 
 def check_foreign(samples: Sequence[Sample], source: SourceSection) -> None:
@@ -69,8 +75,22 @@ def read_rationales(path: Path) -> tuple[dict[str, str], list[Problem]]:
     return written, problems
 
 
-def _given(where: str, read: Callable[[], Sample], written: Mapping[str, str], path: Path) -> Sample:
+def has_gold(sample: Sample, cot_format: CotFormat) -> bool:
+    """Whether every exchange has gold text for every stage."""
+    try:
+        for exchange in sample.exchanges:
+            cot_format.gold(exchange)
+    except DataError:
+        return False
+    return True
+
+
+def _given(
+    where: str, read: Callable[[], Sample], written: Mapping[str, str], path: Path, keep_gold: CotFormat | None
+) -> Sample:
     sample = read()
+    if keep_gold is not None and has_gold(sample, keep_gold):
+        return sample
     if sample.id not in written:
         raise DataError(Problem(where, f"{path.name} has no rationale for this sample", kind="empty", row=sample.id))
     return _with(sample, written[sample.id])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lora_cot.data import aokvqa, jsonl, llava_cot_100k, messages, scienceqa, shapes
@@ -12,6 +14,7 @@ from lora_cot.data.rationales import check_foreign, with_rationales
 from lora_cot.data.rows import SampleReader, collect
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
+from lora_cot.formats.one_stage import ANSWER_ONLY
 from lora_cot.recipe.schema import DataSection
 from lora_cot.types import Sample
 
@@ -28,8 +31,31 @@ SOURCES: dict[str, Callable[[Any, CotFormat], Iterator[SampleReader]]] = {
 
 def rows_of(source: Any, cot_format: CotFormat) -> Iterator[SampleReader]:
     """The rows of a source up to its limit, with the rationales that it names."""
-    rows = itertools.islice(SOURCES[source.source](source, cot_format), source.limit)
-    return rows if source.rationales is None else with_rationales(rows, source.rationales)
+    if source.rationales is None:
+        return itertools.islice(SOURCES[source.source](source, cot_format), source.limit)
+    keep_gold = cot_format if source.rationales_for == "missing" else None
+    return with_rationales(rows_with_answers(source, cot_format), source.rationales, keep_gold)
+
+
+def rows_with_answers(source: Any, cot_format: CotFormat) -> Iterator[SampleReader]:
+    """The rows of a source up to its limit, also those that have no reasoning: they come with their answer alone."""
+    load = SOURCES[source.source]
+    pairs = zip(load(source, cot_format), load(source, ANSWER_ONLY), strict=True)
+    both = ((where, partial(_read_either, whole, answer, cot_format)) for (where, whole), (_, answer) in pairs)
+    return itertools.islice(both, source.limit)
+
+
+def _read_either(whole: Callable[[], Sample], answer: Callable[[], Sample], cot_format: CotFormat) -> Sample:
+    """The row by its format; where it is not in it, its answer, unless that is a text with some of the format's tags."""
+    try:
+        return whole()
+    except DataError as error:
+        sample, stage = answer(), ANSWER_ONLY.answer_stage.name
+        texts = [(exchange.stages or {}).get(stage, "") for exchange in sample.exchanges]
+        if cot_format.is_tagged and any(cot_format.parse(text).outcome != "none" for text in texts):
+            raise error from None
+        exchanges = (replace(e, stages={stage: text} if text else {}) for e, text in zip(sample.exchanges, texts, strict=True))
+        return replace(sample, exchanges=tuple(exchanges))
 
 
 def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tuple[list[Sample], list[Sample]]:

@@ -22,7 +22,10 @@ class SourceSection(Section):
     max_bad_share: float = Field(1.0, ge=0, le=1)
     """Of the rows, the largest share that drop may leave out, and that `rationales` may lack; above it, they are refused."""
     rationales: Path | None = None
-    """JSONL with `id` and `output`: rationales that a model wrote, which take the place of the gold ones, by id."""
+    """JSONL with `id` and `output`: rationales that a model wrote, which take the place of the gold ones, by id. The data
+    then need none of their own."""
+    rationales_for: Literal["all", "missing"] = "all"
+    """Which rows take theirs from that file: all, or those alone that have no gold one."""
 
 
 class ShapesSource(SourceSection):

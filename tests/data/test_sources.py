@@ -520,3 +520,46 @@ def test_held_out_rows_are_kept_back():
     assert load_data(section, FORMATS["four_stage"])[1] == held_out
     with pytest.raises(DataError, match=r"data.held_out · 20 of 20 rows are kept back"):
         load_data(section.model_copy(update={"held_out": 20}), FORMATS["four_stage"])
+
+
+# Rationales from a file
+
+
+@pytest.mark.parametrize("rationales_for", ["all", "missing"])
+def test_rationales_from_a_file_need_none_in_the_data(tmp_path, rationales_for):
+    """Of no source; a gold one is kept where it is asked for, and broken stages are no answer."""
+    two = FORMATS["two_stage"]
+    turn = lambda text: [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]  # noqa: E731
+    whole = "<RATIONALE> gold </RATIONALE>\n\n<ANSWER> B </ANSWER>"
+    forms = {
+        "jsonl": [{"question": "?", "answer": "A"}, {"question": "?", "stages": {"RATIONALE": "gold", "ANSWER": "B"}}],
+        "messages": [{"messages": turn("A")}, {"messages": turn(whole)}],
+    }
+    written = tmp_path / "rationales.jsonl"
+    written.write_text("".join(json.dumps({"id": str(n), "output": f"written {n}"}) + "\n" for n in range(2)))
+    keys = {"rationales": str(written), "rationales_for": rationales_for}
+    for source, rows in forms.items():
+        path = tmp_path / f"{source}.jsonl"
+        path.write_text("\n".join(json.dumps({"id": str(n), **row}) for n, row in enumerate(rows)))
+        data = DataSection.model_validate({"train": [{"source": source, "path": str(path), **keys}]})
+        found = [two.gold(sample.last) for sample in load_data(data, two)[0]]
+        second = "gold" if rationales_for == "missing" else "written 1"
+        assert found == [{"RATIONALE": "written 0", "ANSWER": "A"}, {"RATIONALE": second, "ANSWER": "B"}]
+    path.write_text(json.dumps({"id": "0", "messages": turn("<RATIONALE> half </RATIONALE> B")}))
+    with pytest.raises(DataError, match="not a text in the format two_stage: <ANSWER> is missing"):
+        load_data(data, two)
+
+
+def test_plain_answers_in_llavas_form_serve_where_nothing_is_reasoned(tmp_path):
+    """A format with stages refuses them, and half of the stages are an answer to none."""
+    row = lambda text: {"id": "0", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": text}]}  # noqa: E731
+    path = tmp_path / "rows.json"
+    data = DataSection.model_validate({"train": [{"source": "llava_cot_100k", "path": str(path)}]})
+    path.write_text(json.dumps([row(" B ")]))
+    assert load_data(data, FORMATS["direct"])[0][0].last.answer == "B"
+    with pytest.raises(DataError, match="no stage tag in the text"):
+        load_data(data, FORMATS["four_stage"])
+    for text in ("<SUMMARY> s </SUMMARY> B", " "):
+        path.write_text(json.dumps([row(text)]))
+        with pytest.raises(DataError):
+            load_data(data, FORMATS["direct"])

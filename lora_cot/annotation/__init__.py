@@ -1,0 +1,1 @@
+"""Rationales from a teacher, for rows that have none."""

@@ -1,0 +1,204 @@
+"""`annotate`: a teacher writes the reasoning that rows lack, and only what agrees with their gold answers is used.
+
+Multimodal-CoT (arXiv 2302.00923, section 6) had InstructBLIP and ChatGPT write such pseudo-rationales for ScienceQA;
+LLaVA-CoT (arXiv 2411.10440, section 3.2) had GPT-4o write its four stages. Where we differ from the latter: the teacher
+does not see the gold answer, and its own is compared by `formats.answers`; `faithful` shows it, and lets the teacher judge
+answers that differ as texts (the released code always asks, and takes what it cannot read for valid). A row is asked once,
+not twice: `retry_aside` asks for all that failed again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_cot.annotation.asking import Asker, Teacher, in_threads
+from lora_cot.annotation.prompts import version
+from lora_cot.annotation.rows import Rows, Selection, gold_answer, rationale_stage, read_rows, row_of, sections_of
+from lora_cot.annotation.store import Store
+from lora_cot.annotation.verdicts import Aside
+from lora_cot.data.images import MAX_PIXELS
+from lora_cot.engines.chat import ChatServer, base_url
+from lora_cot.errors import AccessError, EngineError, Problem, RunError, nearest
+from lora_cot.formats import FORMATS, CotFormat
+from lora_cot.recipe import Recipe
+from lora_cot.types import Sample
+
+GIVE_UP_AFTER = 5
+"""Rows in a row without an answer, after which the server counts as dead."""
+
+
+@dataclass
+class Report:
+    """What was asked, and what there is now."""
+
+    output: str
+    aside_file: str
+    train_with: str
+    """How a recipe names the output."""
+    rows: int
+    with_gold: int
+    """Rows that have what is asked for; they are left alone."""
+    wanted: int
+    asked: int = 0
+    """Rows asked now; the rest of `wanted` was there already."""
+    used: int = 0
+    """Rows in the output."""
+    aside: dict[str, int] = field(default_factory=dict)
+    """Rows kept aside by reason."""
+    foreign: int = 0
+    """Rows in the files that the data have no longer."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Rows without an answer, to be asked again, and why."""
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object."""
+        return asdict(self)
+
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people."""
+        counts = [("rows", self.rows), ("have their own", self.with_gold), ("asked now", self.asked), ("used", self.used)]
+        aside = [("kept aside", sum(self.aside.values())), *((f"  {name}", n) for name, n in self.aside.items())]
+        rest = [("of no row", self.foreign)] * bool(self.foreign) + [("no answer", len(self.failed))] * bool(self.failed)
+        return [*counts, *aside, *rest, ("output", self.output), ("train with", self.train_with)]
+
+
+def annotate(
+    what: Recipe | Path,
+    teacher: Teacher,
+    output: Path,
+    cot_format: str | None = None,
+    selection: Selection | None = None,
+    faithful: bool = False,
+    retry_aside: bool = False,
+    concurrency: int = 4,
+) -> Report:
+    """The reasoning of rows that have none, written by a teacher; a row that is done is not asked again.
+
+    Args:
+        what: a recipe, a file of data, or the folder of ScienceQA or A-OKVQA.
+        teacher: who is asked.
+        output: JSONL: `id` and `output` where the format's only reasoning is a RATIONALE, rows of the source `jsonl` else.
+        cot_format: name of a format; a recipe's own, or four_stage, if not given.
+        selection: which rows; those of data.train that have no reasoning if not given.
+        faithful: ask as LLaVA-CoT does.
+        retry_aside: ask again for rows that were kept aside.
+        concurrency: requests at once.
+
+    Raises:
+        DataError: rows that cannot be asked; damaged files.
+        RunError: names that do not exist; an output that belongs to something else.
+        AccessError: the teacher's address, key or model is wrong.
+        EngineError: the teacher gave no answer to `GIVE_UP_AFTER` rows running; what was done is kept.
+    """
+    begin = time.perf_counter()
+    chosen, url = _format(what, cot_format), base_url(teacher.url)
+    only = rationale_stage(chosen)
+    selection = selection or Selection()
+    rows = read_rows(_sections(what, selection, only), chosen, selection.everything, output)
+    wanted = rows.wanted[: selection.limit]
+    setting = {"teacher": url, "model": teacher.model, "format": chosen.name, "prompt": version(chosen, faithful)}
+    setting |= {} if only else {"image_root": str(rows.root)}
+    own = len(rows.samples) - len(rows.wanted)
+    with Store(output, setting) as store:
+        report = Report(str(output), str(store.aside), _train_with(output, rows, only), len(rows.samples), own, len(wanted))
+        report.foreign = len({*store.done, *store.reasons} - {sample.id for sample in rows.samples})
+        left = store.done if retry_aside else {*store.done, *store.reasons}
+        if todo := [sample for sample in wanted if sample.id not in left]:
+            max_pixels = what.data.max_pixels if isinstance(what, Recipe) else MAX_PIXELS
+            with closing(ChatServer(teacher.url, teacher.key, teacher.patience)) as server:
+                _check_model(server, teacher.model)
+                store.forget_aside({sample.id for sample in todo})
+                _ask_all(Asker(server, teacher, chosen, faithful, max_pixels), todo, store, rows, report, concurrency)
+        report.used, report.aside = len(store.done), store.counts()
+    report.seconds = time.perf_counter() - begin
+    return report
+
+
+def _sections(what: Recipe | Path, selection: Selection, only: str | None) -> list[Any]:
+    sections = sections_of(what, selection)
+    if only and len(sections) > 1:
+        told = f"{len(sections)} sources, and a file of rationales belongs to one"
+        raise RunError(Problem(f"data.{selection.part}", told, "annotate each into a file of its own: --source NUMBER"))
+    return sections
+
+
+def _format(what: Recipe | Path, name: str | None) -> CotFormat:
+    if name is None:
+        return what.format.build() if isinstance(what, Recipe) else FORMATS["four_stage"]
+    if name not in FORMATS:
+        raise RunError(Problem("--format", f"no format '{name}'", nearest(name, FORMATS)))
+    return FORMATS[name]
+
+
+def _train_with(output: Path, rows: Rows, only: str | None) -> str:
+    """What a recipe says to train on the output."""
+    if only is None:
+        return f"{{source: jsonl, path: {output}, image_root: {rows.root}}}"
+    more = ", rationales_for: missing" if len(rows.wanted) < len(rows.samples) else ""
+    return f"rationales: {output}{more}"
+
+
+def _check_model(server: ChatServer, model: str) -> None:
+    """See that the server has the model, where it tells which it has."""
+    known = server.models()
+    if known and model not in known and f"{model}:latest" not in known:
+        raise AccessError(Problem(server.url, f"no model '{model}'", nearest(model, known)))
+
+
+def _ask_all(asker: Asker, todo: Sequence[Sample], store: Store, rows: Rows, report: Report, concurrency: int) -> None:
+    """Ask for all samples and write each as it is done."""
+    from tqdm import tqdm
+
+    failures, often = 0, 0.5 if sys.stderr.isatty() else 10
+    with tqdm(total=len(todo), desc="annotating", unit="row", file=sys.stderr, mininterval=often) as bar:
+        try:
+            for sample, outcome in in_threads(asker, todo, min(concurrency, len(todo))):
+                report.asked += 1
+                failures = failures + 1 if _is_failure(outcome) else 0
+                why = _keep(sample, outcome, asker.cot_format, store, rows)
+                if why:
+                    report.failed[sample.id] = why
+                if isinstance(outcome, AccessError):
+                    raise outcome
+                if failures >= GIVE_UP_AFTER:
+                    raise _dead(outcome, store)
+                bar.set_postfix(used=len(store.done), aside=len(store.reasons), refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped: {len(store.done)} rows are kept; the same command goes on from here", file=sys.stderr)
+            raise
+
+
+def _is_failure(outcome: Any) -> bool:
+    return isinstance(outcome, EngineError) or (isinstance(outcome, Aside) and outcome.reason == "rejected")
+
+
+def _keep(sample: Sample, outcome: Any, cot_format: CotFormat, store: Store, rows: Rows) -> str:
+    """Write a row that is done; of one without an answer, why."""
+    if isinstance(outcome, EngineError):
+        return str(outcome)
+    if isinstance(outcome, Aside):
+        store.put_aside(sample.id, outcome)
+    elif stage := rationale_stage(cot_format):
+        store.take(sample.id, {"id": sample.id, "output": outcome[stage]})
+    else:
+        gold = gold_answer(sample.last, cot_format)
+        store.take(sample.id, row_of(sample, outcome, gold, rows.root, store.output))
+    return ""
+
+
+def _dead(outcome: Any, store: Store) -> EngineError:
+    """The error of a server that answers nothing any more."""
+    last, more = str(outcome), ""
+    if isinstance(outcome, Aside):
+        last, more = outcome.detail, "; the rows it rejected are aside, --retry-aside asks for them again"
+    what = f"{GIVE_UP_AFTER} rows running got no answer, the last: {last}"
+    return EngineError(Problem("", what, f"{len(store.done)} rows are kept; the same command goes on from here{more}"))

@@ -1,0 +1,270 @@
+"""Asking a model server over HTTP: OpenAI's chat completions; bounded retries, and no key in any text.
+
+Tried again, after a wait that doubles and is jittered, or that the server's `Retry-After` asks for: a connection that is
+refused, dropped or too slow, statuses 408, 425, 429 and 5xx, and answers that are no chat completion (half a JSON, a
+proxy's page). Any other status says that the same request would fail again: it is raised at once.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from pydantic import BaseModel, Field, ValidationError
+
+from lora_cot.errors import AccessError, EngineError, Problem, RejectedError
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+"""Environment variable that the key is read from where no file is named."""
+CONNECT_SECONDS = 10.0
+MOST_BYTES = 32 * 2**20
+"""Of an answer; a server that sends more is not one that is asked here."""
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One choice of a chat completion."""
+
+    text: str
+    finish_reason: str = ""
+    """stop, length, content_filter, …"""
+    refusal: str = ""
+    """The server's own words for why it does not answer."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for."""
+
+    timeout_seconds: float = 300.0
+    """For a whole answer, each time it is asked."""
+    tries: int = 5
+    first_wait_seconds: float = 1.0
+    """Before the second try; it doubles for each further one."""
+    longest_wait_seconds: float = 60.0
+    """A server that asks for a longer wait counts as one that does not answer."""
+
+    def wait(self, tried: int, asked: float | None) -> float | None:
+        """Seconds before the next try; None if it is not worth waiting for.
+
+        Args:
+            tried: how often it was asked.
+            asked: what its `Retry-After` says.
+        """
+        if tried >= self.tries or (asked or 0) > self.longest_wait_seconds:
+            return None
+        own = min(self.first_wait_seconds * 2 ** (tried - 1), self.longest_wait_seconds)
+        return max(asked or 0.0, own * random.uniform(0.5, 1.0))
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class ChatServer:
+    """An OpenAI-compatible server. One object serves any number of threads."""
+
+    def __init__(self, url: str, key: str | None = None, patience: Patience | None = None):
+        """
+        Args:
+            url: its address, with or without `/v1`.
+            key: sent with every request, and in no text that comes from here.
+            patience: how long it is waited for.
+
+        Raises:
+            AccessError: the address is none.
+        """
+        self.url, self.patience, self._key = base_url(url), patience or Patience(), key
+        self._closed = threading.Event()
+        timeout = httpx2.Timeout(self.patience.timeout_seconds, connect=CONNECT_SECONDS, pool=None)
+        limits = httpx2.Limits(max_connections=None)
+        self._client = httpx2.Client(timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+    def close(self) -> None:
+        """End all waits between tries; nothing can be asked afterwards."""
+        self._closed.set()
+        self._client.close()
+
+    def complete(self, body: Mapping[str, Any]) -> list[Reply]:
+        """The choices of a chat completion.
+
+        Args:
+            body: `model`, `messages` and whatever else the server takes: `max_tokens`, `n`, `stop`, `temperature`.
+
+        Raises:
+            AccessError: the server wants another key, or knows no such address or model.
+            RejectedError: it takes this request for wrong.
+            EngineError: it gave no answer, however often it was asked.
+        """
+        found = self._ask("POST", "chat/completions", body, _Completion.model_validate_json)
+        return [
+            Reply(self._hide(c.message.content or ""), c.finish_reason or "", self._hide(c.message.refusal or ""))
+            for c in found.choices
+        ]
+
+    def models(self) -> list[str] | None:
+        """The models that the server lists; None if it has no list.
+
+        Raises:
+            AccessError: the server wants another key.
+            EngineError: it gave no answer.
+        """
+        try:
+            return [model.id for model in self._ask("GET", "models", None, _models).data]
+        except RejectedError as error:  # AccessError is one: a server without such a list answers 404
+            if error.status in (401, 403):
+                raise
+            return None
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[bytes], Read]) -> Read:
+        tried, content = 0, None if body is None else json.dumps(body).encode()
+        while True:
+            tried, asked = tried + 1, None
+            try:
+                status, headers, data = self._send(method, path, content)
+                if 200 <= status < 300:
+                    return read(data)
+                fault = f"it answers {status}{self._told(data)}"
+                if status not in (408, 425, 429) and status < 500:
+                    raise self._refused(path, status, fault, headers.get("location", ""))
+                asked = retry_after(headers.get("retry-after", ""))
+            except ValidationError:
+                fault = "its answer is no chat completion" if body else "its answer is no list of models"
+            except httpx2.RequestError as error:
+                fault = _in_words(error, self.patience.timeout_seconds)
+            wait = self.patience.wait(tried, asked)
+            if wait is None or self._closed.wait(wait):
+                more = f", and asks to wait {asked:.0f} s" if asked else ""
+                what = f"no answer after {tried} {'try' if tried == 1 else 'tries'}: {fault}{more}"
+                raise EngineError(Problem(self.url, what, "see that the server runs and is not overloaded"))
+
+    def _send(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx2.Headers, bytes]:
+        """Status, headers and body; a server that sends its answer in drops has no more time than another."""
+        if self._closed.is_set():
+            raise httpx2.ReadError("closed")
+        end = time.monotonic() + self.patience.timeout_seconds
+        headers = {"Content-Type": "application/json"} if content else {}
+        data = bytearray()
+        with self._client.stream(method, f"{self.url}/{path}", content=content, headers=headers) as response:
+            for piece in response.iter_bytes():
+                data += piece
+                if time.monotonic() > end:
+                    raise httpx2.ReadTimeout("too slow")
+                if len(data) > MOST_BYTES:
+                    raise httpx2.ReadError("too long")
+        return response.status_code, response.headers, bytes(data)
+
+    def _refused(self, path: str, status: int, fault: str, location: str) -> EngineError:
+        if status in (401, 403):
+            remedy = f"give a key that it takes: --api-key-file, or the variable {KEY_VARIABLE}"
+        elif status < 400:
+            fault, remedy = f"{fault}: it is elsewhere", f"name that address: {self._hide(location)}"
+        elif status in (404, 405):
+            remedy = f"check the address ({self.url}/{path} was asked) and the model's name"
+        else:
+            return RejectedError(Problem(self.url, fault), status)
+        return AccessError(Problem(self.url, fault, remedy), status)
+
+    def _told(self, data: bytes) -> str:
+        """The server's own words, short and in one line."""
+        text = data[:4000].decode("utf-8", "replace")
+        try:
+            error = json.loads(data)["error"]
+            text = error["message"] if isinstance(error, dict) else error
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        line = " ".join(self._hide(str(text)).split())
+        return f": {line[:200]}" if line else ""
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _models(data: bytes) -> _Models:
+    return _Models.model_validate_json(data)
+
+
+def base_url(url: str) -> str:
+    """The address that `/chat/completions` is put after.
+
+    Raises:
+        AccessError: it is no address, or holds a key.
+    """
+    remedy = "expected http://HOST:PORT/v1"
+    try:
+        parsed = httpx2.URL(url.strip())
+    except (httpx2.InvalidURL, TypeError):
+        raise AccessError(Problem("the server's address", "it cannot be read", remedy)) from None
+    if parsed.userinfo or parsed.query:
+        what = "it holds a user, a password or a query"
+        raise AccessError(Problem("the server's address", what, f"{remedy}, and the key in --api-key-file"))
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise AccessError(Problem(url, "no address of a server", remedy))
+    path = parsed.path.rstrip("/").removesuffix("/chat/completions")
+    return str(parsed.copy_with(path=path or "/v1", fragment=None)).rstrip("/")
+
+
+def read_key(path: Path | None) -> str | None:
+    """The key in a file; that of the environment if no file is named; None if there is none.
+
+    Raises:
+        AccessError: the file cannot be read, or holds no single line.
+    """
+    if path is None:
+        return os.environ.get(KEY_VARIABLE, "").strip() or None
+    try:
+        key = path.read_text("ascii").strip()
+    except (OSError, UnicodeError):
+        raise AccessError(Problem(str(path), "the file of the key cannot be read", "one line of ASCII")) from None
+    if not key or len(key.split()) > 1:
+        raise AccessError(Problem(str(path), "the file holds no key", "one line, the key alone"))
+    return key
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds that a `Retry-After` header asks for, in either of its forms; None if it cannot be read."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _in_words(error: httpx2.RequestError, timeout: float) -> str:
+    """The error without what a library puts in its text."""
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return "it cannot be reached"
+    if isinstance(error, httpx2.TimeoutException):
+        return f"it took longer than {timeout:g} s"
+    return "the connection broke off before the answer was whole"

@@ -1,0 +1,66 @@
+"""Options that several verbs of the command line share, and what their values may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lora_cot.errors import Problem, RunError, nearest
+
+Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Data = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
+Split = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
+Strategy = Annotated[str | None, typer.Option(help="greedy, sample or stage_beam; the recipe's if not given.")]
+Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn for each stage.")]
+Scorer = Annotated[str | None, typer.Option(help="logprob or self_judge.")]
+JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
+Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
+
+
+def search_keys(strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None) -> dict[str, Any]:
+    """Search keys given on the command line.
+
+    Raises:
+        RunError: a name that does not exist.
+    """
+    from typing import get_args
+
+    from lora_cot.recipe.schema import SearchSection
+
+    given = {"strategy": strategy, "candidates": candidates, "scorer": scorer}
+    for key in ("strategy", "scorer"):
+        allowed = get_args(SearchSection.model_fields[key].annotation)
+        if given[key] is not None and given[key] not in allowed:
+            raise RunError(Problem(f"--{key}", f"no {key} '{given[key]}'", nearest(str(given[key]), allowed)))
+    if judge_adapter not in (None, "on", "off"):
+        raise RunError(Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off"))
+    keys = {key: value for key, value in given.items() if value is not None}
+    return keys | ({} if judge_adapter is None else {"judge_adapter": judge_adapter == "on"})
+
+
+def quantization_name(name: str) -> Any:
+    """The name.
+
+    Raises:
+        RunError: there is no such quantisation.
+    """
+    allowed = ("auto", "nf4", "none")
+    if name not in allowed:
+        raise RunError(Problem("--quantization", f"no quantisation '{name}'", nearest(name, allowed)))
+    return name
+
+
+def recipe_or_path(path: Path) -> Any:
+    """The recipe, if the path's name is that of one; the path else.
+
+    Raises:
+        RecipeError: all mistakes in it.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        return path
+    from lora_cot.recipe import load_recipe
+
+    return load_recipe(path)
