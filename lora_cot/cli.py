@@ -57,9 +57,9 @@ def train(
     from lora_cot.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from lora_cot.training.run import train as run
+    from lora_cot.evaluation.after import train_and_evaluate
 
-    folder = run(loaded)
+    folder = train_and_evaluate(loaded)
     print(f"adapter  {folder / 'adapter'}\nreport   {folder / 'report.html'}")
 
 

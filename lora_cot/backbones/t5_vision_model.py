@@ -78,6 +78,9 @@ class T5VisionForConditionalGeneration(T5ForConditionalGeneration):
     _keep_in_fp32_modules_strict = ["fusion"]  # noqa: RUF012 (as transformers declares it)
 
     def __init__(self, config: T5VisionConfig):
+        if not config.scale_decoder_outputs:  # T5 1.1: its head is its own, which transformers finds out by its values alone
+            tied = type(self)._tied_weights_keys
+            self._tied_weights_keys = {key: to for key, to in tied.items() if key != "lm_head.weight"}
         super().__init__(config)
         encoder = T5VisionConfig(**{**config.to_dict(), "is_decoder": False, "use_cache": False})
         self.encoder = SeeingEncoder(encoder)

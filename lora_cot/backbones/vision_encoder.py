@@ -37,6 +37,8 @@ class Kind:
 
     encoder: str
     """Hub id of the encoder, unless another is named."""
+    shape: tuple[int, int]
+    """(P, D_image) of its features."""
     model_types: tuple[str, ...]
     """Values of `model_type` in the config.json of what it reads."""
     model: str
@@ -49,11 +51,15 @@ class Kind:
 
 KINDS = {
     "vit": Kind(
-        "google/vit-large-patch32-384", ("vit",), "ViTModel", "ViTImageProcessor", {"add_pooling_layer": False}
-    ),  # (145, 1024), after the final norm
+        "google/vit-large-patch32-384", (145, 1024), ("vit",), "ViTModel", "ViTImageProcessor", {"add_pooling_layer": False}
+    ),  # after the final norm
     "clip": Kind(
-        "openai/clip-vit-large-patch14-336", ("clip", "clip_vision_model"), "CLIPVisionModel", "CLIPImageProcessor"
-    ),  # (577, 1024); CLIP has no norm after its last layer but for the class token
+        "openai/clip-vit-large-patch14-336",
+        (577, 1024),
+        ("clip", "clip_vision_model"),
+        "CLIPVisionModel",
+        "CLIPImageProcessor",
+    ),  # CLIP has no norm after its last layer but for the class token
 }
 """Kinds by name: `model.vision_features`."""
 

@@ -74,12 +74,13 @@ class VisionFeatures:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(P, D_image), as the encoder's config.json tells it.
+        """(P, D_image), as the encoder's config.json tells it; known of the kind's own without asking the hub.
 
         Raises:
             BackboneError: there is no such encoder.
         """
-        return self._encoder.shape
+        kind = KINDS[self.kind]
+        return kind.shape if self.encoder == kind.encoder else self._encoder.shape
 
     @functools.cached_property
     def _encoder(self) -> Encoder:

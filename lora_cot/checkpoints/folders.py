@@ -63,6 +63,17 @@ def open_run(folder: Path, recipe: Recipe) -> Iterator[None]:
         lock.unlink(missing_ok=True)
 
 
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds a run of this recipe, trained to its end."""
+    return (folder / "report.json").is_file() and _is_of(folder, recipe)
+
+
+def _is_of(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder's run is one of this recipe, with whatever versions."""
+    path = folder / RECIPE_FILE
+    return path.is_file() and load_saved(path).model_copy(update={"versions": None}) == recipe
+
+
 def _goes_on(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder holds a run to go on with.
 
@@ -74,10 +85,7 @@ def _goes_on(folder: Path, recipe: Recipe) -> bool:
     remedy = "set another name=, or remove the folder"
     if (folder / "report.json").exists() or not recipe.format.build().split:
         raise RunError(Problem(str(folder), "there is a run in this folder already", remedy))
-    if (
-        not (folder / RECIPE_FILE).is_file()
-        or load_saved(folder / RECIPE_FILE).model_copy(update={"versions": None}) != recipe
-    ):
+    if not _is_of(folder, recipe):
         raise RunError(Problem(str(folder), "there is an unfinished run of another recipe in this folder", remedy))
     return True
 

@@ -110,4 +110,4 @@ class _CausalRows(Rows):
         """See `Rows.state`."""
         origin = self._origins[place]
         kv = unpack(self._cache, place, int(self._padding[place]), self._decoder.still, origin.kv.still)
-        return State(kv, last, origin.ahead, origin.held)
+        return State(kv, last, origin.ahead, origin.held, begun=True)

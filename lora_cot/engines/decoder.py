@@ -24,6 +24,8 @@ class State:
     """What a token's position is ahead of its number in the text."""
     held: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """(1, 1, …) inputs that every further token is fed with too."""
+    begun: bool = False
+    """The last token was generated."""
 
 
 class Rows(ABC):

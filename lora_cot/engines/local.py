@@ -37,6 +37,8 @@ class _Row:
 
     question: int
     draws: random.Random
+    after: int | None
+    """The generated token that the candidate goes on from, if there is one."""
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
 
@@ -117,7 +119,8 @@ class LocalEngine:
             groups.setdefault(state.kv.shape_key, []).append(question)
         found: list[list[Candidate]] = [[] for _ in states]
         for questions in groups.values():
-            rows = [_Row(q, random.Random(seed)) for q in questions for seed in seeds[q]]
+            after = [state.last if state.begun else None for state in states]
+            rows = [_Row(q, random.Random(seed), after[q]) for q in questions for seed in seeds[q]]
             decoding = self._decoder.rows([states[q] for q in questions], [len(seeds[q]) for q in questions])
             for row, candidate in zip(
                 rows, self._decode(decoding, rows, stop, max_new_tokens, sampling, keep_states), strict=True
@@ -151,10 +154,15 @@ class LocalEngine:
 
     def _candidate(self, row: _Row, closed: bool, state: State | None) -> Candidate:
         visible = row.ids[:-1] if row.ids[-1] in self._ends else row.ids
-        return Candidate(self._text(visible), len(row.ids), row.logprob, closed, state)
+        return Candidate(self._text(visible, row.after), len(row.ids), row.logprob, closed, state)
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _text(self, ids: Sequence[int], after: int | None = None) -> str:
+        """The text of tokens; SentencePiece leaves out the space before the first of them, unless it is told what was before."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if after is None:
+            return text
+        before, whole = self._text([after]), self._text([after, *ids])
+        return whole.removeprefix(before) if whole.startswith(before) else text
 
     def _closed(self, ids: list[int], stop: str | None) -> bool | None:
         """Whether the row ends here: True as it should, False otherwise, None if it goes on."""

@@ -97,4 +97,4 @@ class _Seq2SeqRows(Rows):
         """See `Rows.state`."""
         origin = self._origins[place]
         kv = unpack(self._cache.self_attention_cache, place, int(self._padding[place]), frozenset())
-        return replace(origin, kv=replace(origin.kv, grown=kv.grown), last=last)
+        return replace(origin, kv=replace(origin.kv, grown=kv.grown), last=last, begun=True)

@@ -53,7 +53,7 @@ def workloads(recipe: Recipe, backbone: Backbone) -> list[Workload]:
         samples, _ = load_data(recipe.data, recipe.format.build())
         if not samples:
             why = "the recipe names no data"
-        elif backbone.family.is_encoder_decoder or getattr(backbone.processor, "chat_template", None):
+        elif _reads_text(backbone):
             passes = recipe.format.build().spelled(backbone.family.tag_style).passes
             return [_measured(recipe, backbone, one, samples) for one in passes]
         else:
@@ -63,6 +63,13 @@ def workloads(recipe: Recipe, backbone: Backbone) -> list[Workload]:
     return [_assumed(recipe, backbone, len(samples) or None, why)]
 
 
+def _reads_text(backbone: Backbone) -> bool:
+    """Whether the tokenizer is the base's own: those that come with this package know nothing but special tokens."""
+    if backbone.family.is_encoder_decoder:
+        return len(backbone.processor.tokenizer) > backbone.base_model.config.vocab_size // 2  # type: ignore[union-attr,operator,return-value]
+    return bool(getattr(backbone.processor, "chat_template", None))
+
+
 def _assumed(recipe: Recipe, backbone: Backbone, samples: int | None, why: str) -> Workload:
     """A sample as long as it may be, with a photograph: one that is made smaller where the whole has no room."""
     limit, size = recipe.training.library.get("max_length"), PHOTOGRAPH
@@ -70,7 +77,7 @@ def _assumed(recipe: Recipe, backbone: Backbone, samples: int | None, why: str) 
         size = scaled(size, SHRINK)
     images = _image_tokens(backbone, size)
     length = max(limit or LENGTH, images + 2)
-    answer = (length - images) // 2
+    answer = length if backbone.family.is_encoder_decoder else (length - images) // 2
     said = f"{'max_length' if limit else 'assumed'} and an image of {size[0]}×{size[1]} ({why})"
     return Workload(length, answer, length, answer, (size,), samples, said)
 
@@ -120,7 +127,7 @@ def rows(backbone: Backbone, work: Workload, count: int, answered: bool) -> list
     """
     if backbone.family.is_encoder_decoder:
         sizes = [(work.length, work.answer), *[(work.mean_length, work.mean_answer)] * (count - 1)]
-        return [_pair(*map(round, size), answered) for size in sizes]
+        return [_pair(round(prompt), round(answer), answered) for prompt, answer in sizes]
     processor = backbone.processor
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     slots, made = image_slots(processor, [Image.new("RGB", size) for size in work.sizes])

@@ -225,6 +225,8 @@ class EvaluationSection(Section):
     limit: int | None = Field(None, gt=0)
     batch_size: int = Field(8, gt=0)
     """Questions answered at once; each takes memory for all its candidates."""
+    after_training: bool = False
+    """Whether the run that training leaves is measured at once; into evaluation.json, each answer into evaluation.jsonl."""
 
 
 class Recipe(Section):

@@ -9,7 +9,7 @@ import transformers
 import yaml
 from PIL import Image
 
-from lora_cot.backbones.loading import family_of
+from lora_cot.backbones.loading import family_of, load_processor
 from lora_cot.data.chat import image_slots
 from lora_cot.planning.outline import PUBLISHED, published
 from lora_cot.recipe.schema import ModelSection
@@ -26,6 +26,14 @@ BILLIONS = {
     "qwen2.5-vl-3b-instruct": 3.75,
     "llama-3.2-11b-vision-instruct": 10.67,
     "llama-3.2-90b-vision-instruct": 88.6,
+}
+TEXT_BILLIONS = {
+    "t5-large": 0.738,
+    "unifiedqa-t5-base": 0.223,
+    "flan-t5-base": 0.248,
+    "flan-t5-large": 0.783,
+    "flan-alpaca-base": 0.248,
+    "flan-alpaca-large": 0.783,
 }
 """Parameters as their pages say."""
 IMAGE_TOKENS = {
@@ -73,16 +81,30 @@ def test_a_configuration_is_that_of_its_base(name, no_network):
     assert model.config.text_config.vocab_size > processor.tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("name", TEXT_BILLIONS)
+def test_a_t5_is_the_published_one(name, no_network):
+    """As many parameters, its head its own or not; what makes an image's features is known without the network."""
+    section = ModelSection(base=str(PUBLISHED / name), vision_features="vit")
+    family, processor = load_processor(section)
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(family.load_config(section.base, section))
+    fusion = sum(p.numel() for p in model.encoder.fusion.parameters())
+    assert sum(p.numel() for p in model.parameters()) - fusion == pytest.approx(TEXT_BILLIONS[name] * 1e9, rel=0.005)
+    assert processor.features.shape == (145, 1024)
+    assert processor.tokenizer("x")["input_ids"][-1] == processor.tokenizer.eos_token_id == model.config.eos_token_id
+
+
 def test_every_folder_is_known():
     """Each has its figures above."""
-    assert {folder.name for folder in PUBLISHED.iterdir()} == set(BILLIONS)
+    assert {folder.name for folder in PUBLISHED.iterdir()} == {*BILLIONS, *TEXT_BILLIONS}
 
 
 def test_precisions_are_those_of_the_checkpoints():
-    """LLaVA's are in float16, the rest in bfloat16."""
+    """T5's are in float32, LLaVA's in float16, the rest in bfloat16."""
     for folder in PUBLISHED.iterdir():
         dtype = json.loads((folder / "config.json").read_text())["dtype"]
-        assert dtype == ("float16" if folder.name.startswith("llava") else "bfloat16")
+        other = "float16" if folder.name.startswith("llava") else "bfloat16"
+        assert dtype == ("float32" if folder.name in TEXT_BILLIONS else other)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
