@@ -17,7 +17,9 @@ from lora_cot.merging.merge import merge
 from lora_cot.recipe.load import load_recipe
 from lora_cot.recipe.schema import ModelSection
 from lora_cot.training.run import train
+from tests import published
 from tests.conftest import ROOT
+from tests.published import aokvqa_record, problem
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 KINDS = {
@@ -25,6 +27,8 @@ KINDS = {
     "llava_1_5_7b": "llava",
     "llava_onevision_7b": "llava_onevision",
     "qwen2_vl_7b": "qwen2_vl",
+    "flan_alpaca_base": "t5_vision",
+    "flan_alpaca_large": "t5_vision",
 }
 """`model_type` of the base of each folder of recipes."""
 
@@ -52,7 +56,19 @@ def llava_cot_file(tmp_path_factory):
     return folder / "train.jsonl"
 
 
-def shrunk(path, base, llava_cot_file):
+@pytest.fixture(scope="session")
+def question_folders(tmp_path_factory):
+    """Folders of ScienceQA and A-OKVQA in their original forms, by the name of the source."""
+    root, numbers = tmp_path_factory.mktemp("questions"), [str(number) for number in range(6)]
+    problems = {number: problem(image="image.png" if int(number) % 2 else None) for number in numbers}
+    splits = {"train": numbers[:4], "val": numbers[4:], "test": numbers[4:]}
+    records = [aokvqa_record(question_id=f"q{number}") for number in numbers]
+    for split in ("train", "val"):
+        published.aokvqa(root / "aokvqa", records, split)
+    return {"scienceqa": published.scienceqa(root / "scienceqa", problems, splits), "aokvqa": root / "aokvqa"}
+
+
+def shrunk(path, base, llava_cot_file, question_folders):
     """The recipe on a tiny base, on a few rows, for two steps."""
     values = yaml.safe_load(path.read_text())
     overrides = [f"model.base={base}", "training.max_steps=2", "training.per_device_train_batch_size=2"]
@@ -65,15 +81,17 @@ def shrunk(path, base, llava_cot_file):
             if source["source"] == "llava_cot_100k":
                 overrides += [f"data.{part}.{number}.path={llava_cot_file}", f"data.{part}.{number}.limit=8"]
                 overrides += [f"data.{part}.{number}.image_root={llava_cot_file.parent}"]
+            elif folder := question_folders.get(source["source"]):
+                overrides += [f"data.{part}.{number}.path={folder}", f"data.{part}.{number}.image_root=null"]
     stages = [stage.name for stage in load_recipe(path).format.build().stages]
     overrides += [f"search.stages.{stage}.max_new_tokens=4" for stage in stages]
     return load_recipe(path, overrides)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_recipe_trains_merges_and_answers(path, make_base, llava_cot_file, tmp_path):
+def test_a_recipe_trains_merges_and_answers(path, make_base, llava_cot_file, question_folders, tmp_path):
     """Two steps, a merged model that is the adapter's, and an answer by the recipe's own strategy."""
-    recipe = shrunk(path, make_base(kind_of(path)), llava_cot_file)
+    recipe = shrunk(path, make_base(kind_of(path)), llava_cot_file, question_folders)
     run = train(recipe, tmp_path)
     report = json.loads((run / "report.json").read_text())
     assert [one["steps"] for one in report["passes"]] == [2] * len(recipe.format.build().passes)

@@ -157,7 +157,7 @@ class LocalEngine:
         return Candidate(self._text(visible, row.after), len(row.ids), row.logprob, closed, state)
 
     def _text(self, ids: Sequence[int], after: int | None = None) -> str:
-        """The text of tokens; SentencePiece leaves out the space before the first of them, unless it is told what was before."""
+        """The text of tokens; SentencePiece drops the space before the first of them, unless it is told what was before."""
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if after is None:
             return text

@@ -103,7 +103,8 @@ def _pack(layer: Any, config: Any, dtype: torch.dtype) -> None:
         return
     kind, nested = config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant
     weight = torch.empty(shape, dtype=dtype, device="meta")
-    packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
+    storage = config.bnb_4bit_quant_storage
+    packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=nested, quant_storage=storage)
     options = {"quant_state": state, "quant_type": kind, "bnb_quantized": True, "module": layer}
     layer.weight = Params4bit(packed, requires_grad=False, **options)
 

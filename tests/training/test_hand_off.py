@@ -52,11 +52,13 @@ def weights(folder):
     return texts, [load_file(folder / "adapter" / name / "adapter_model.safetensors") for name in ("rationale", "answer")]
 
 
-@pytest.mark.parametrize("step", ["before the texts", "among the texts", "in the answer pass"])
-@pytest.mark.parametrize("kind", ["gold", "predicted"])
+STEPS = {"before the texts": "gold", "among the texts": "predicted", "in the answer pass": "gold"}
+
+
+@pytest.mark.parametrize(("step", "kind"), STEPS.items())
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(two_stage, tmp_path, monkeypatch, step, kind):
     """The same adapters, texts and log, and no pass trained twice."""
-    recipe = two_stage(f"training.hand_on={kind}", "evaluation.batch_size=1")
+    recipe = two_stage(f"training.hand_on={kind}", "evaluation.batch_size=1", "data.train.0.limit=6", "data.eval.0.limit=3")
     whole = run.train(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         if step == "before the texts":
