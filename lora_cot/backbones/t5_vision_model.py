@@ -104,7 +104,10 @@ class T5VisionForConditionalGeneration(T5ForConditionalGeneration):
         """
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, vision_features=vision_features)
         output = self.decoder(
-            input_ids=self._shift_right(labels), encoder_hidden_states=encoded[0], encoder_attention_mask=attention_mask
+            input_ids=self._shift_right(labels),
+            encoder_hidden_states=encoded[0],
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
         )
         scale = self.model_dim**-0.5 if self.config.scale_decoder_outputs else 1.0
         return output[0] * scale

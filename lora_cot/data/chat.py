@@ -79,6 +79,10 @@ class ChatEncoder:
         """See `Encoder.control_tokens`."""
         return self._safe.control_tokens(text)
 
+    def unknown_characters(self, text: str) -> list[str]:
+        """See `Encoder.unknown_characters`."""
+        return self._safe.unknown_characters(text)
+
     def answer_ids(self, answer: str) -> list[int]:
         """See `Encoder.answer_ids`."""
         encoded = self.training(Sample("", (Exchange("?", answer=answer),)), [])

@@ -97,6 +97,9 @@ class Encoder(Protocol):
     def control_tokens(self, text: str) -> list[str]:
         """The tokenizer's own tokens that a text quotes, in order; they are tokenised as plain characters."""
 
+    def unknown_characters(self, text: str) -> list[str]:
+        """The characters of a text that the vocabulary lacks, sorted."""
+
     def answer_ids(self, answer: str) -> list[int]:
         """The tokens of a short answer as a model would write them after any prompt."""
 

@@ -57,6 +57,10 @@ class Seq2SeqEncoder:
         """See `Encoder.control_tokens`."""
         return self._safe.control_tokens(text)
 
+    def unknown_characters(self, text: str) -> list[str]:
+        """See `Encoder.unknown_characters`."""
+        return self._safe.unknown_characters(text)
+
     def answer_ids(self, answer: str) -> list[int]:
         """See `Encoder.answer_ids`."""
         return self.training(Sample("", (Exchange("?", answer=answer),)), []).labels
@@ -64,10 +68,10 @@ class Seq2SeqEncoder:
     def _encode(self, sample: Sample, images: Sequence[Any], answered: bool, staged: bool = True) -> Encoded:
         if len(sample.exchanges) > 1:
             what = f"a conversation of {len(sample.exchanges)} exchanges, and this model answers single questions"
-            raise DataError(Problem("", what, "make each exchange a sample of its own", kind="exchanges"))
+            raise DataError(Problem("", what, "make each exchange a sample of its own", kind="not_taken"))
         if len(images) > 1:
             what = f"{len(images)} images, and this model sees one"
-            raise DataError(Problem("", what, "join them to one image", kind="image_slots"))
+            raise DataError(Problem("", what, "join them to one image", kind="not_taken"))
         question = self.format.question(sample.last, sample.choices)
         source = [*self._safe.tokens([(_spaced(question), False)]), self.tokenizer.eos_token_id]
         target, stages = self._target(sample.last, staged) if answered else ([], [])

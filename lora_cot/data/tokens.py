@@ -17,12 +17,22 @@ class SafeTokenizer:
             extra: further texts that must not be taken for control tokens.
         """
         self._tokenizer = tokenizer
+        self._spelled: dict[str, bool] = {}
         control = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, *extra}
         self._control = re.compile("|".join(re.escape(token) for token in sorted(control, key=len, reverse=True)))
 
     def control_tokens(self, text: str) -> list[str]:
         """The tokenizer's own tokens that a text quotes, in order."""
         return self._control.findall(text)
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """The characters of a text that the vocabulary lacks, sorted; white space is never one."""
+        if self._tokenizer.unk_token_id is None:
+            return []
+        for character in set(text) - self._spelled.keys():
+            ids = [] if character.isspace() else self._ids(character)
+            self._spelled[character] = self._tokenizer.unk_token_id not in ids
+        return sorted(character for character in set(text) if not self._spelled[character])
 
     def tokens(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         """Tokens of the joined pieces; False marks text that is not trusted."""

@@ -39,10 +39,12 @@ CHECKS = {
     "no_image": "no image, where only what sees images is trained",
     "image_slots": "more or fewer places marked for images than there are images; the images are shown all the same",
     "duplicate_row": "the same text and images as an earlier row",
+    "not_taken": "several exchanges or images, and this base takes one",
+    "unknown_characters": "characters that the base's vocabulary lacks; it reads and writes its unknown token for them",
     "control_tokens": "text that quotes control tokens; they are trained as the plain characters they are",
 }
 """Every check with what it finds."""
-NOTES = frozenset({"leak_question", "leak_image", "image_slots", "duplicate_row", "control_tokens"})
+NOTES = frozenset({"leak_question", "leak_image", "image_slots", "duplicate_row", "control_tokens", "unknown_characters"})
 """Checks of rows that are trained on all the same."""
 Severity = Literal["fails", "dropped", "note"]
 """What training does: it stops, it leaves the row out, or it takes the row all the same."""
@@ -134,7 +136,9 @@ class Checker:
     def _control(self, sample: Sample) -> list[Finding]:
         text = "\n".join(text for exchange in sample.exchanges for text in texts_of(exchange)) + "\n".join(sample.choices)
         tokens = self.limits[0].encoder.control_tokens(text) if self.limits else KNOWN_CONTROL.findall(text)
-        return [Finding("control_tokens", "note", f"quotes {', '.join(dict.fromkeys(tokens))}")] if tokens else []
+        found = [Finding("control_tokens", "note", f"quotes {', '.join(dict.fromkeys(tokens))}")] if tokens else []
+        unknown = self.limits[0].encoder.unknown_characters(text) if self.limits else []
+        return found + ([Finding("unknown_characters", "note", f"has {' '.join(unknown)}")] if unknown else [])
 
     def _gold(self, sample: Sample) -> list[Problem]:
         problems: list[Problem] = []

@@ -121,3 +121,10 @@ def test_the_limit_is_on_each_of_the_two_texts(t5, name):
         assert (measured.length, measured.images) == (max(len(encoded.input_ids), len(encoded.labels)), 0)
         assert measured.trained == len(encoded.labels)
         assert (limit.too_long(sample, measured) is None) == (measured.length <= 50)
+
+
+def test_characters_that_cannot_be_spelled_are_told(t5, load_tiny):
+    """`<` and braces; a vocabulary of bytes spells anything."""
+    text = "if 2 < 3 {\n\tx} then ≤"
+    assert t5.encoder(FORMATS["direct"]).unknown_characters(text) == ["<", "{", "}", "≤"]
+    assert load_tiny("llava").encoder(FORMATS["direct"]).unknown_characters(text) == []

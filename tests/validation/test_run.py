@@ -440,3 +440,15 @@ def test_base_weights_are_not_loaded(source, recipe_of, folder, make_base):
     assert validate(recipe, workers=0).splits["train"]["tokens"]["total"] > 0
     with pytest.raises(OSError):
         load_backbone(recipe.model)
+
+
+def test_what_a_t5_cannot_take_or_spell(source, recipe_of, make_base, tmp_path):
+    """A row of two images stops training, and is told; characters that the vocabulary lacks are noted."""
+    overrides = [f"model.base={make_base('t5_vision')}"]
+    recipe = recipe_of(source(*with_row(plain(9, question="Is 2 < 3?"))), overrides=overrides)
+    report = validate(recipe, workers=0)
+    assert report.valid and [(check, severity) for check, severity, *_ in found(report)] == [("unknown_characters", "note")]
+    recipe = recipe_of(source(*with_row(plain(9, images=["1.png", "3.png"]))), overrides=overrides)
+    assert [(check, severity) for check, severity, *_ in found(validate(recipe, workers=0))] == [("not_taken", "fails")]
+    with pytest.raises(DataError, match="2 images, and this model sees one"):
+        train(recipe, tmp_path)
