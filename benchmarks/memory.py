@@ -35,11 +35,12 @@ from lora_cot.planning.outline import configuration
 from lora_cot.planning.workload import rows, workloads
 from lora_cot.recipe.load import load_recipe
 from lora_cot.training.callbacks import drop_input_gradients
+from lora_cot.training.heads import fuse_head
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
-FOLDERS = ("llama3_2_vision_11b", "llava_1_5_7b", "llava_onevision_7b", "qwen2_vl_7b")
-GOALS_GB = {"llama3_2_vision_11b": 12, "llava_1_5_7b": 8, "qwen2_vl_7b": 8}
+FOLDERS = ("llama3_2_vision_11b", "llava_1_5_7b", "llava_onevision_7b", "qwen2_vl_7b", "flan_alpaca_large")
+GOALS_GB = {"llama3_2_vision_11b": 12, "llava_1_5_7b": 8, "qwen2_vl_7b": 8, "flan_alpaca_large": 6}
 """Peak memory that is aimed at, batch 1, 1,024 tokens, one image."""
 SHORT = ("training.max_steps=8", "training.eval_steps=4", "training.save_strategy=no", "training.load_best_model_at_end=false")
 
@@ -71,7 +72,8 @@ def jobs(options: argparse.Namespace) -> list[tuple[Path, float | None, int | No
     if options.recipe:
         return [(options.recipe, options.cap_gb, options.length)]
     recipes = [path for folder in FOLDERS for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
-    shapes = [path for path in recipes if path.stem == "four_stage_12gb" and path.parent.name in GOALS_GB]
+    shapes = [path for path in recipes if path.stem in ("four_stage_12gb", "scienceqa_two_stage_6gb")]
+    shapes = [path for path in shapes if path.parent.name in GOALS_GB]
     return [(path, None, 1024) for path in shapes] + [
         (path, float(path.stem.split("_")[-1].removesuffix("gb")), None) for path in recipes
     ]
@@ -154,7 +156,7 @@ def build(recipe: Any, device: str, layers: int | None) -> Backbone:
 
     base = configuration(recipe)
     family = family_of(base)
-    config = transformers.AutoConfig.from_pretrained(base)
+    config = family.load_config(base, recipe.model)
     config = config if layers is None else cut(config, layers)
     config._attn_implementation = recipe.model.attn_implementation or "sdpa"
     with torch.device(device):
@@ -163,7 +165,7 @@ def build(recipe: Any, device: str, layers: int | None) -> Backbone:
         quantization: Any = bits_and_bytes(recipe.quantization, family, torch.bfloat16)
         replace_with_bnb_linear(model, quantization.llm_int8_skip_modules, quantization)
         fill(model, device)
-    return attach(Backbone(family, model, family.load_processor(base, None), base), recipe.lora)
+    return attach(Backbone(family, model, family.load_processor(base, recipe.model), base), recipe.lora)
 
 
 def fill(model: torch.nn.Module, device: str) -> None:
@@ -184,6 +186,9 @@ def fill(model: torch.nn.Module, device: str) -> None:
 
 def cut(config: Any, layers: int) -> Any:
     """The configuration with only so many layers in each tower."""
+    if config.model_type == "t5_vision":
+        config.num_layers = config.num_decoder_layers = layers
+        return config
     text, vision = config.text_config, config.vision_config
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
@@ -199,10 +204,9 @@ def train(backbone: Backbone, inputs: dict[str, torch.Tensor], recipe: Any) -> f
     """Seconds of a step: TRL's fused head, the recipe's optimizer and checkpointing; the first step is not counted."""
     from transformers import TrainingArguments
     from transformers.trainer import Trainer
-    from trl.trainer.utils import add_fused_lm_head
 
     model, keys = backbone.model, recipe.training.library
-    add_fused_lm_head(backbone.base_model, outputs=("log_probs", "entropy", "is_top1"))
+    fuse_head(backbone)
     if keys.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(keys.get("gradient_checkpointing_kwargs"))
         drop_input_gradients(model)
@@ -215,7 +219,7 @@ def train(backbone: Backbone, inputs: dict[str, torch.Tensor], recipe: Any) -> f
         if step == 1:
             begin = now()
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.device.type == "cuda"):
-            log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+            log_probs = model(**inputs, fused_lm_head=True).log_probs
         (-log_probs.sum() / (inputs["labels"] >= 0).sum()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -46,7 +46,7 @@ def make_base(tmp_path_factory):
             model, processor = random_base(MiniSpec(name, (), width=64, layers=2))
             model.save_pretrained(made[name])
             processor.save_pretrained(made[name])
-            (family,) = (family for family in FAMILIES.values() if name in family.model_types)
+            family = next(family for family in FAMILIES.values() if name in family.model_types)
             family.save_whole(processor, made[name])
         return made[name]
 

@@ -236,7 +236,8 @@ def make_sample(index: int, split: str, seed: int) -> Sample:
     scene, rng = scene_of(index, split, seed)
     task = random_task(scene, rng)
     exchange = Exchange(task.question, stages=stages(scene, task), answer=task.answer)
-    meta = {"skill": task.skill, "steps": task.steps, "caption": scene.caption()}
+    reasoning = "\n".join((task.summary, scene.caption(), task.reasoning))
+    meta = {"skill": task.skill, "steps": task.steps, "caption": scene.caption(), "rationales": [reasoning]}
     return Sample(f"{split}-{seed}-{index}", (exchange,), (draw(scene, rng),), meta=meta)
 
 

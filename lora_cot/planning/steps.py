@@ -27,14 +27,8 @@ def training_step(backbone: Backbone, recipe: Recipe, work: Workload, gpu: bool)
         work: gives the batch.
         gpu: whether it runs on one.
     """
-    from trl.trainer.utils import add_fused_lm_head
-
     keys, model = recipe.training.library, backbone.model
-    base: Any = backbone.base_model
-    if backbone.family.is_encoder_decoder:
-        fuse_head(base)
-    else:
-        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+    fuse_head(backbone)
     model.train()
     options = keys.get("gradient_checkpointing_kwargs") or {"use_reentrant": False}
     if keys.get("gradient_checkpointing", True):

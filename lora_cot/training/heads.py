@@ -12,16 +12,24 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 from trl.trainer.utils import add_fused_lm_head
 
+from lora_cot.backbones import Backbone
 
-def fuse_head(model: Any) -> None:
-    """Let `model(..., labels=labels, fused_lm_head=True)` give `log_probs` and `is_top1` (B, T), in TRL's own form.
+FIELDS = ("log_probs", "entropy", "is_top1")
+"""What it gives for each label; TRL's trainer asks for these."""
 
-    Args:
-        model: with `decoded(labels, …)`, the states that its head takes; TRL's own patch of it is undone.
+
+def fuse_head(backbone: Backbone) -> None:
+    """Let `model(..., labels=labels, fused_lm_head=True)` give `log_probs` and `is_top1`, in TRL's own form.
+
+    (B, T − 1) of a causal model, as TRL's trainer patches it; (B, T) of an encoder-decoder, whatever TRL did to it.
     """
+    model: Any = backbone.base_model
+    if not backbone.family.is_encoder_decoder:
+        add_fused_lm_head(model, outputs=FIELDS)
+        return
     model.__dict__.pop("forward", None)
     head: Any = _Decoder(model)
-    add_fused_lm_head(head, outputs=("log_probs", "entropy", "is_top1"))
+    add_fused_lm_head(head, outputs=FIELDS)
     plain = model.forward
 
     def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:

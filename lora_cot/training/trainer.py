@@ -63,7 +63,7 @@ class CotTrainer(SFTTrainer):
             **options,
         )
         if not in_chat:
-            fuse_head(backbone.base_model)
+            fuse_head(backbone)
         for name, parameter in backbone.model.named_parameters():
             if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies
                 parameter.data = parameter.data.to(precision[name])

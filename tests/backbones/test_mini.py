@@ -73,7 +73,7 @@ def collate(tiny):
 def test_verdicts_and_texts_are_two_means(tiny, collate):
     """The loss is the mean over the texts' tokens plus the mean over the verdicts' tokens."""
     texts, verdict = [corpus.make("captions", n) for n in range(3)], corpus.make("judging", 0)
-    both, first, second = (build._loss(tiny.model, collate, [group]).item() for group in ([*texts, verdict], texts, [verdict]))
+    both, first, second = (build._loss(tiny, collate, [group]).item() for group in ([*texts, verdict], texts, [verdict]))
     assert both == pytest.approx(first + second, rel=1e-4)
 
 
@@ -82,5 +82,5 @@ def test_groups_that_share_no_forward_share_the_means(tiny, collate):
     kinds = ("captions", "reasoning", "judging", "direct")
     samples = [corpus.make(kind, number) for number in range(2) for kind in kinds]
     apart = [[s for s in samples if bool(s.images) == images] for images in (False, True)]
-    together = build._loss(tiny.model, collate, [samples]).item()
-    assert build._loss(tiny.model, collate, apart).item() == pytest.approx(together, rel=1e-4)
+    together = build._loss(tiny, collate, [samples]).item()
+    assert build._loss(tiny, collate, apart).item() == pytest.approx(together, rel=1e-4)

@@ -77,10 +77,7 @@ def prepared(backbone, count, answered):
 def real_step(backbone, recipe):
     """Peak of forward and backward on real tensors."""
     model = backbone.model
-    if backbone.family.is_encoder_decoder:
-        fuse_head(backbone.base_model)
-    else:
-        trl.trainer.utils.add_fused_lm_head(backbone.base_model, outputs=("log_probs", "entropy", "is_top1"))
+    fuse_head(backbone)
     model.train()
     if recipe.training.library["gradient_checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -16,12 +16,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_cot.backbones.cache_root import cache_root
 from lora_cot.data.images import open_image
 from lora_cot.errors import BackboneError, Problem, nearest
 from lora_cot.types import Image, Sample
+
+if TYPE_CHECKING:
+    from lora_cot.backbones import Backbone, Family
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>"}
 SHIPPED = Path(__file__).parent / "shipped"
@@ -71,12 +74,15 @@ def _pixels(image: Image) -> str:
 
 
 JUDGING = Phase(400, 40, {**LANGUAGE, "judging": 1.0}, learning_rate=5e-4)
+SEEING_T5 = Phase(100, 64, {"captions": 1.0}, 3e-3)
+T5_LANGUAGE = {"captions": 0.25, "direct": 0.2, "reasoning": 0.4, "bracket_words": 0.15}
 
 MINIS = {
     "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), JUDGING)),
     "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "mllama": MiniSpec("mllama", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "qwen2_vl": MiniSpec("qwen2_vl", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
+    "t5_vit": MiniSpec("t5_vision", (SEEING_T5, Phase(2500, 48, T5_LANGUAGE, 3e-3)), width=128, layers=2),
 }
 """Bases by name: `model.base: mini/NAME`."""
 
@@ -119,11 +125,15 @@ def build(spec: MiniSpec, folder: Path, taught: bool = True) -> None:
         import torch
 
         if taught:
+            if (teach_first := architecture(spec.family).teach_first) is not None:
+                torch.manual_seed(spec.seed)
+                teach_first(processor)
             _train(model, processor, spec)
             model.to(torch.bfloat16).save_pretrained(staging)
         else:
             model.to(torch.bfloat16).config.save_pretrained(staging)
         processor.save_pretrained(staging)
+        _family(model).save_whole(processor, staging)
         made_from = {"fingerprint": spec.fingerprint(), **dataclasses.asdict(spec)}
         (staging / "built_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
         staging.chmod(0o755)  # mkdtemp makes it private
@@ -157,6 +167,8 @@ class Architecture:
     """What the chat template writes for an image."""
     special_tokens: tuple[str, ...] = ()
     """Control tokens for images that are part of the vocabulary."""
+    teach_first: Callable[[Any], None] | None = None
+    """Teaches what the processor holds of the model, before the rest."""
     own_tokenizer: Callable[[int], Any] | None = None
     """Size of a vocabulary to the tokenizer, of a kind that takes no chat."""
 
@@ -173,7 +185,12 @@ def architecture(name: str) -> Architecture:
         "mllama": Architecture(mllama.make_model, mllama.make_processor, *marks[mllama]),
         "qwen2_vl": Architecture(qwen2_vl.make_model, qwen2_vl.make_processor, *marks[qwen2_vl]),
         "qwen2_5_vl": Architecture(qwen2_vl.make_2_5_model, qwen2_vl.make_2_5_processor, *marks[qwen2_vl]),
-        "t5_vision": Architecture(t5_vision.make_model, t5_vision.make_processor, own_tokenizer=t5_vision.make_tokenizer),
+        "t5_vision": Architecture(
+            t5_vision.make_model,
+            t5_vision.make_processor,
+            teach_first=t5_vision.teach_to_see,
+            own_tokenizer=t5_vision.make_tokenizer,
+        ),
     }[name]
 
 
@@ -216,34 +233,42 @@ def make_tokenizer(vocab_size: int, image: str, special_tokens: tuple[str, ...])
 def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
     from tqdm import tqdm
 
-    from lora_cot.backbones import FAMILIES
+    from lora_cot.backbones import Backbone
     from lora_cot.data.collate import Collator
     from lora_cot.data.lengths import LengthLimit
     from lora_cot.formats import FORMATS
 
-    (family,) = (family for family in FAMILIES.values() if model.config.model_type in family.model_types)
+    family = _family(model)
+    backbone = Backbone(family, model, processor, "")
     collate = Collator(LengthLimit(family.encoder(processor, FORMATS["direct"]), family.image_tokens), family.image_inputs)
     total = sum(phase.steps for phase in spec.phases)
     start = 0
     with tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5) as bar:
         for phase in spec.phases:
-            _train_phase(model, collate, family.mixes_image_counts, phase, start, bar)
+            _train_phase(backbone, collate, phase, start, bar)
             start += phase.steps * phase.batch_size
     model.eval()
 
 
-def _train_phase(model: Any, collate: Any, mixes: bool, phase: Phase, start: int, bar: Any) -> None:
+def _family(model: Any) -> Family:
+    from lora_cot.backbones import FAMILIES
+
+    return next(family for family in FAMILIES.values() if model.config.model_type in family.model_types)
+
+
+def _train_phase(backbone: Backbone, collate: Any, phase: Phase, start: int, bar: Any) -> None:
     """All steps of a phase on the samples from number `start` on, with an optimizer of its own."""
     import torch
 
     from lora_cot.backbones.mini import corpus
 
+    model, mixes = backbone.model, backbone.family.mixes_image_counts
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.learning_rate, total_steps=phase.steps, pct_start=0.1)
     for step in range(phase.steps):
         samples = corpus.draw_batch(phase.mixture, phase.batch_size, start + step * phase.batch_size)
         groups = [samples] if mixes else [[s for s in samples if bool(s.images) == kind] for kind in (False, True)]
-        loss = _loss(model, collate, [group for group in groups if group])
+        loss = _loss(backbone, collate, [group for group in groups if group])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -253,7 +278,7 @@ def _train_phase(model: Any, collate: Any, mixes: bool, phase: Phase, start: int
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
 
-def _loss(model: Any, collate: Any, groups: list[list[Sample]]) -> Any:
+def _loss(backbone: Backbone, collate: Any, groups: list[list[Sample]]) -> Any:
     """Mean loss of the texts' tokens plus mean loss of the verdicts', over groups of samples that share a forward.
 
     A verdict is one token among a hundred: in one mean over all tokens it would teach nothing.
@@ -264,10 +289,7 @@ def _loss(model: Any, collate: Any, groups: list[list[Sample]]) -> Any:
 
     found: dict[bool, list[Any]] = {False: [], True: []}
     for samples in groups:
-        batch = collate([{"sample": sample} for sample in samples])
-        batch.pop("stage_ids")
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1]
+        logits, labels = backbone.label_logits(collate([{"sample": sample} for sample in samples]))
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         is_verdict = torch.tensor([[sample.meta.get("is_verdict", False)] for sample in samples])
         for kind, members in found.items():

@@ -6,7 +6,7 @@ All of it comes from the training split of `shapes`; no scene of the other split
 - direct: a question's short answer, from the image;
 - reasoning: from a caption in *text*, with no image, the reasoning to a question (a real language model can reason
   over its own caption before it is fine-tuned; a base that never reasoned in text does not learn it in 200 steps);
-- words: repeating a line, so that every token that formats and prompts use has been seen;
+- words (for T5 bracket_words): repeating a line, so that every token that formats and prompts use has been seen;
 - judging (left out of the `-nojudge` bases): which of two conclusions follows from the stages before it.
 
 No four-stage text is among them: the format is what fine-tuning teaches. Judging captions and reasoning was tried too and
@@ -60,6 +60,17 @@ def _words(scene: Scene, task: Task, rng: random.Random) -> Sample:
     return _sample(f"Repeat: {text}", text)
 
 
+def _bracket_words(scene: Scene, task: Task, rng: random.Random) -> Sample:
+    """The same with tags as T5 writes them, with the words of Multimodal-CoT's prompts, and single spaces."""
+    formats = [FORMATS[name].spelled("brackets") for name in ("four_stage", "one_stage")]
+    tags = [tag for f in formats for stage in f.stages for tag in (f.opening(stage), f.closing(stage))]
+    pieces = rng.sample([*tags, "Question:", "Context:", "Options:", "Solution:", "Answer:"], 4)
+    pieces += rng.sample([task.summary, task.answer, *map(str, range(10))], 3)
+    rng.shuffle(pieces)
+    text = " ".join(pieces)
+    return _sample(f"Repeat: {text}", text)
+
+
 def corrupted(text: str, rng: random.Random) -> str:
     """The text with one word replaced by another of its kind."""
     kinds = [[*shapes.COLOURS, "equal"], list(shapes.SHAPES), ["yes", "no"], list("01234")]
@@ -88,7 +99,10 @@ MAKERS: dict[str, Maker] = {
     "reasoning": _reasoning,
     "words": _words,
     "judging": _judging,
+    "bracket_words": _bracket_words,
 }
+TOKENIZED = ("captions", "direct", "reasoning", "words", "judging")
+"""Kinds that the chat families' tokenizer is made from."""
 
 
 def make(kind: str, index: int) -> Sample:
@@ -105,6 +119,6 @@ def draw_batch(mixture: Mapping[str, float], size: int, start: int) -> list[Samp
 
 
 def tokenizer_texts(count: int = 2000) -> list[str]:
-    """Text the tokenizer is made from: every kind, both halves of the exchange."""
-    samples = draw_batch(dict.fromkeys(MAKERS, 1.0), count, 0)
+    """Text the tokenizer is made from: both halves of the exchanges."""
+    samples = draw_batch(dict.fromkeys(TOKENIZED, 1.0), count, 0)
     return [text for sample in samples for text in (sample.last.question, sample.last.answer or "")]
