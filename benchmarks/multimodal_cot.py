@@ -57,7 +57,7 @@ def main() -> None:
     base_seconds = time.perf_counter() - begin
     jobs = [(arm, seed) for seed in options.seeds for arm in ARMS]
     with ThreadPoolExecutor(options.together) as pool:
-        runs = list(pool.map(lambda job: run(*job, options.output), jobs))
+        runs = list(pool.map(lambda job: run(*job, options.output, *ARMS[job[0]]), jobs))
     report = {
         "device": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}",
         "seconds": time.perf_counter() - begin - base_seconds,
@@ -78,13 +78,21 @@ def resolve_base() -> None:
     resolve("mini/t5_vit")
 
 
-def run(arm: str, seed: int, output: Path) -> dict[str, Any]:
-    """Train and measure one recipe with one seed."""
-    recipe, overrides = ARMS[arm]
+def run(arm: str, seed: int, output: Path, recipe: str, overrides: Sequence[str], scenes: int | None = None) -> dict[str, Any]:
+    """Train and measure one recipe with one seed.
+
+    Args:
+        arm: what it is called.
+        seed: of the run.
+        output: its log goes there.
+        recipe: a miniature's.
+        overrides: keys to change.
+        scenes: seed of the training scenes; the run's own if not given.
+    """
     name = f"{'-'.join(arm.replace(',', '').split())}-{seed}"
     shutil.rmtree(Path("runs") / name, ignore_errors=True)
     command = [sys.executable, str(ROOT / "train.py"), str(ROOT / "recipes" / "mini" / recipe), f"name={name}"]
-    command += [f"training.seed={seed}", f"data.train.0.seed={seed}", *overrides]
+    command += [f"training.seed={seed}", f"data.train.0.seed={seed if scenes is None else scenes}", *overrides]
     start = time.perf_counter()
     with (output / f"{name}.log").open("w") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})

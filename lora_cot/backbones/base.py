@@ -124,9 +124,10 @@ class Backbone:
         return next(self.model.parameters()).device
 
     def place(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Inputs on the model's device; pixels and other fractions in its precision."""
+        """Inputs on the model's device; pixels in its precision, vision features as they are: what reads them has its own."""
         dtype, device = self.model.dtype, self.device
-        return {name: t.to(device, dtype) if t.is_floating_point() else t.to(device) for name, t in inputs.items()}
+        cast = {name for name, t in inputs.items() if t.is_floating_point() and name != "vision_features"}
+        return {name: t.to(device, dtype) if name in cast else t.to(device) for name, t in inputs.items()}
 
     def part(self, name: str) -> nn.Module:
         """The module of a part."""

@@ -1,6 +1,7 @@
 """The T5 family: what becomes of a plain T5 when it learns to see, and what it is refused."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 from lora_cot.adapters.lora import attach, report
 from lora_cot.backbones.loading import load_backbone, load_processor
 from lora_cot.backbones.quantization import quantized_parts
+from lora_cot.backbones.vision_features import VisionFeatures
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
@@ -219,3 +221,26 @@ def test_a_vocabulary_that_is_a_sentencepiece_model_is_read(plain, eye):
     _, processor = load_processor(section(folder, vision_features="vit", vision_encoder=str(eye)))
     ids = processor.tokenizer("Question: <what>")["input_ids"]
     assert ids[-1] == 1 and 2 in ids, "no `<`, and an end"
+
+
+@pytest.mark.slow
+def test_a_second_epoch_spends_next_to_nothing_on_vision(make_recipe, make_base, tmp_path, monkeypatch):
+    """Under 2 % of its time, workers aside; nothing is computed after the first look at each image."""
+    spent, computed = [], []
+    real, compute = VisionFeatures.of, VisionFeatures._compute
+
+    def timed(self, *given):
+        begin = time.perf_counter()
+        found = real(self, *given)
+        spent.append((begin, time.perf_counter() - begin))
+        return found
+
+    monkeypatch.setattr(VisionFeatures, "of", timed)
+    monkeypatch.setattr(VisionFeatures, "_compute", lambda *given: computed.append(time.perf_counter()) or compute(*given))
+    keys = ("training.max_steps=-1", "training.num_train_epochs=2", "training.per_device_train_batch_size=16", "data.eval=[]")
+    recipe = make_recipe(tmp_path, f"model.base={make_base('t5_vision')}", *keys, "data.train.0.limit=320")
+    train(recipe, tmp_path)
+    looks = spent[-320:]  # one a sample: of the second epoch
+    share = sum(seconds for _, seconds in looks) / (looks[-1][0] - looks[0][0])
+    print(f"share of the second epoch that went into vision features: {share:.2%}")
+    assert share < 0.02 and max(computed) < looks[0][0]

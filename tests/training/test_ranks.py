@@ -63,7 +63,7 @@ def recipe(make_base, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("kind", ["mllama", "llava"])
+@pytest.mark.parametrize("kind", ["mllama", "llava", "t5_vision"])
 def test_two_processes_train_as_one(recipe, tmp_path, kind):
     """Two ranks with batches of two are one with batches of four, in training and evaluation."""
     runs = []
@@ -77,6 +77,28 @@ def test_two_processes_train_as_one(recipe, tmp_path, kind):
     assert one[0][-1] != pytest.approx(one[0][0], rel=1e-2), "nothing was learned that could differ"
     weights = [load_file(run / "adapter" / "adapter_model.safetensors") for run in runs]
     torch.testing.assert_close(weights[1], weights[0], atol=1e-4, rtol=1e-2)
+
+
+def test_two_processes_hand_on_what_they_wrote_together(recipe, tmp_path):
+    """Each rank writes a share of a split format's texts; both passes are trained, and the texts are one process's."""
+    written = []
+    short = [
+        "format.name=two_stage",
+        "training.hand_on=predicted",
+        "training.max_steps=2",
+        "search.stages={RATIONALE: {max_new_tokens: 4}, ANSWER: {max_new_tokens: 4}}",
+    ]
+    for ranks in (1, 2):
+        size = f"training.per_device_train_batch_size={4 // ranks}"
+        run = launch(
+            tmp_path, recipe("t5_vision", 9), ranks, size, *short, "training.hand_on=predicted", "training.max_steps=2"
+        )
+        folder = run / "written" / "rationale"
+        rows = {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.iterdir()}
+        assert rows.keys() == {"train.jsonl", "eval.jsonl"}
+        written.append({name: [row["id"] for row in found] for name, found in rows.items()})
+        assert (run / "adapter" / "answer" / "adapter_model.safetensors").is_file()
+    assert written[0] == written[1] and len(written[0]["train.jsonl"]) == 9
 
 
 def test_ranks_that_cannot_share_evenly_do_not_wait(recipe, tmp_path):
