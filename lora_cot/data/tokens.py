@@ -64,7 +64,8 @@ class SafeTokenizer:
             if not placed:
                 ids += self._ids(text)[bool(before) :]
                 continue
-            run = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            # Not verbose: that a text is longer than a tokenizer's own limit is ours to say, and T5 has none.
+            run = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             ids += run["input_ids"][bool(before) :]
             shift = begin - len(before)
             positions += [shift + offset[0] for offset in run["offset_mapping"][bool(before) :]]
