@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,9 @@ def main() -> None:
     server.shutdown()
     lacking = ["data.train.0.bad_rows=drop", f"data.train.0.rationales={written}"]
     arms = {ANNOTATED: [], GENERATED: lacking}
-    runs = [
-        run(arm, seed, options.output, "t5_vit_two_stage.yaml", more, 0)
-        for seed in options.seeds
-        for arm, more in arms.items()
-    ]
+    recipe, jobs = "t5_vit_two_stage.yaml", [(arm, seed) for seed in options.seeds for arm in arms]
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda job: run(*job, options.output, recipe, arms[job[0]], scenes=0), jobs))
     report = {
         "annotate": annotated,
         "arms": {arm: spread([one["accuracy"]["accuracy"] for one in runs if one["arm"] == arm]) for arm in arms},
