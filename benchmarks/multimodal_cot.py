@@ -4,8 +4,8 @@
 
 Every run is a recipe of recipes/mini/ trained and measured by train.py with its own seed for the order of samples, the
 adapters' beginning and the training scenes; the 500 test questions are the same for all. Written to the output folder:
-report.json with each run's figures, report.html with the table and the convergence with and without vision. An interval
-over seeds is Student's, 95 %.
+report.json with each run's figures, report.html with the table and the convergence with and without vision. Intervals
+are 95 %: over seeds Student's, which tells of other trainings; over questions, paired, which tells of these trainings.
 """
 
 from __future__ import annotations
@@ -103,8 +103,17 @@ def run(arm: str, seed: int, output: Path, recipe: str, overrides: Sequence[str]
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     seconds = time.perf_counter() - start
     print(f"{arm}, seed {seed}: {measured['accuracy']['accuracy']:.1%} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    answers = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    right = {row["id"]: int(row["right"]) for row in answers}
     keys = ("accuracy", "rouge_l", "unanswered", "failure_modes", "groups")
-    return {"arm": arm, "seed": seed, "seconds": seconds, "log": entries, **{key: measured[key] for key in keys}}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "seconds": seconds,
+        "log": entries,
+        "right": right,
+        **{key: measured[key] for key in keys},
+    }
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -120,10 +129,15 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def difference(runs: Sequence[dict[str, Any]], first: str, second: str) -> dict[str, Any]:
-    """How far two kinds are apart, seed by seed."""
-    found = {(one["arm"], one["seed"]): one["accuracy"]["accuracy"] for one in runs}
+    """How far two kinds are apart: seed by seed, and question by question with the seeds' mean of each."""
+    found = {(one["arm"], one["seed"]): one for one in runs}
     seeds = sorted({seed for _, seed in found})
-    return spread([found[first, seed] - found[second, seed] for seed in seeds])
+    pairs = [(found[first, seed], found[second, seed]) for seed in seeds]
+    apart = [a["accuracy"]["accuracy"] - b["accuracy"]["accuracy"] for a, b in pairs]
+    questions = [statistics.mean(a["right"][q] - b["right"][q] for a, b in pairs) for q in pairs[0][0]["right"]]
+    half = 1.96 * statistics.stdev(questions) / math.sqrt(len(questions))
+    mean = statistics.mean(questions)
+    return {**spread(apart), "interval_over_questions": [mean - half, mean + half]}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -140,6 +154,12 @@ def points(value: dict[str, Any]) -> str:
     return f"{100 * value['mean']:.1f} [{100 * value['interval'][0]:.1f}, {100 * value['interval'][1]:.1f}]"
 
 
+def apart(value: dict[str, Any]) -> str:
+    """A difference with both of its intervals."""
+    low, high = value["interval_over_questions"]
+    return f"{points(value)} points over seeds; [{100 * low:.1f}, {100 * high:.1f}] over questions"
+
+
 def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row for each kind of run."""
     rows: list[tuple[str, ...]] = [("500 test questions", "accuracy", "several steps", "ROUGE-L", "seconds", "paper")]
@@ -152,7 +172,7 @@ def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def notes(report: dict[str, Any]) -> list[str]:
     """What stands below the table."""
-    found = [f"{name}: {points(value)} points" for name, value in report["differences"].items()]
+    found = [f"{name}: {apart(value)}" for name, value in report["differences"].items()]
     return [*found, f"{report['seconds']:.0f} s in all, the base {report['base_seconds']:.0f} s before; {report['device']}"]
 
 

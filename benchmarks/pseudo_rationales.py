@@ -5,7 +5,8 @@
 The teacher is another model, mini/llava fine-tuned to four stages by recipes/mini/llava_four_stage.yaml, behind a server of
 chat completions on this machine. `lora-cot annotate --all` asks it for the rationale of every training row and keeps what
 agrees with the gold answer; then recipes/mini/t5_vit_two_stage.yaml is trained on those and, with the same seeds, on the
-annotated ones. The paper: 90.45 annotated, 87.76 generated (arXiv 2302.00923, table 8; large model, other teachers).
+annotated rationales of the same rows. The paper: 90.45 annotated, 87.76 generated (arXiv 2302.00923, table 8; large model,
+other teachers).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from multimodal_cot import ROOT, difference, points, run, spread
+from multimodal_cot import ROOT, apart, difference, points, run, spread
 
 TEACHER, QUESTIONS_AT_ONCE = Path("runs/pseudo-rationales-teacher"), 64
 RECIPES = ROOT / "recipes" / "mini"
@@ -65,9 +66,13 @@ class Teacher:
                     jobs.append(self._waiting.get(timeout=0.05))
                 except queue.Empty:
                     break
-            for (_, future), done in zip(
-                jobs, answer(self._engine, self._format, [sample for sample, _ in jobs], self._search), strict=True
-            ):
+            try:
+                completions = answer(self._engine, self._format, [sample for sample, _ in jobs], self._search)
+            except Exception as error:  # whoever waits must hear of it
+                for _, future in jobs:
+                    future.set_exception(error)
+                continue
+            for (_, future), done in zip(jobs, completions, strict=True):
                 stages = [stage.text for stage in done.parsed.stages if stage.name != "CONCLUSION"]
                 future.set_result(
                     f"<RATIONALE> {' '.join(stages)} </RATIONALE>\n<ANSWER> {done.parsed.answer or ''} </ANSWER>"
@@ -121,8 +126,8 @@ def main() -> None:
     asking = ["--teacher", url, "--model", "teacher", "--output", written, "--all", "--concurrency", str(QUESTIONS_AT_ONCE)]
     annotated = json.loads(call("-m", "lora_cot.cli", "annotate", RECIPES / "t5_vit_two_stage.yaml", *asking, "--json"))
     server.shutdown()
-    lacking = ["data.train.0.bad_rows=drop", f"data.train.0.rationales={written}"]
-    arms = {ANNOTATED: [], GENERATED: lacking}
+    files = {ANNOTATED: annotated_of(written, options.output / "annotated.jsonl"), GENERATED: written}
+    arms = {arm: ["data.train.0.bad_rows=drop", f"data.train.0.rationales={file}"] for arm, file in files.items()}
     recipe, jobs = "t5_vit_two_stage.yaml", [(arm, seed) for seed in options.seeds for arm in arms]
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(lambda job: run(*job, options.output, recipe, arms[job[0]], scenes=0), jobs))
@@ -134,7 +139,18 @@ def main() -> None:
     }
     (options.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     rows = [f"{arm}: {points(made)} %" for arm, made in report["arms"].items()]
-    print(json.dumps(report) if options.json else "\n".join([*rows, f"difference: {points(report['difference'])} points"]))
+    print(json.dumps(report) if options.json else "\n".join([*rows, f"difference: {apart(report['difference'])}"]))
+
+
+def annotated_of(written: Path, path: Path) -> Path:
+    """The gold rationales of exactly the rows that a file has rationales of."""
+    from lora_cot.data.shapes import make_sample
+
+    ids = [json.loads(line)["id"] for line in written.read_text().splitlines()]
+    golds = {number: make_sample(int(number.rsplit("-", 1)[-1]), "train", 0).meta["rationales"] for number in ids}
+    rows = [json.dumps({"id": number, "output": " ".join(texts)}) for number, texts in golds.items()]
+    path.write_text("\n".join(rows) + "\n")
+    return path
 
 
 def call(*arguments: Any) -> str:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from lora_cot.annotation.run import annotate
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.errors import LoraCotError
+    from lora_cot.evaluation.after import train
     from lora_cot.evaluation.ask import ask
     from lora_cot.evaluation.predictions import score
     from lora_cot.evaluation.run import evaluate
     from lora_cot.merging.merge import merge
     from lora_cot.planning.plan import plan
     from lora_cot.recipe.load import load_recipe
-    from lora_cot.training.run import train
     from lora_cot.validation.run import validate
 
 __version__ = "0.1.0.dev0"
@@ -54,7 +54,7 @@ _HOMES = {
     "open_model": "checkpoints.opening",
     "plan": "planning.plan",
     "score": "evaluation.predictions",
-    "train": "training.run",
+    "train": "evaluation.after",
     "validate": "validation.run",
 }
 

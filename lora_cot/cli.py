@@ -57,9 +57,9 @@ def train(
     from lora_cot.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from lora_cot.evaluation.after import train_and_evaluate
+    from lora_cot.evaluation.after import train as run
 
-    folder = train_and_evaluate(loaded)
+    folder = run(loaded)
     print(f"adapter  {folder / 'adapter'}\nreport   {folder / 'report.html'}")
 
 

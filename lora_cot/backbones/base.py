@@ -57,6 +57,8 @@ class Family:
     """(processor, sizes of a sample's images) to the number of tokens that stand for each, from the sizes alone."""
     mixes_image_counts: bool = True
     """Rows with and without images, or with different numbers of them, may share a batch."""
+    most_images: int | None = None
+    """Images of a sample, where there is a limit."""
     no_fp16: str = ""
     """Why this family cannot be trained in float16; empty if it can."""
     tag_style: str = "xml"
@@ -65,6 +67,8 @@ class Family:
     """(processor, format) to what turns samples into tokens."""
     is_encoder_decoder: bool = False
     """The prompt is read by an encoder, and the answer written by a decoder that looks at it."""
+    never_quantized: tuple[str, ...] = ()
+    """Parts that keep full precision on any base."""
     trained_in_full: Callable[[Any], tuple[str, ...]] = lambda model: ()
     """Parts that are new to a model: they get no adapter, but are trained whole, and saved with the adapters."""
     load_config: Callable[[str, ModelSection], Any] = auto_config

@@ -1,7 +1,9 @@
-"""One file of a checkpoint, wherever the checkpoint is; what is wrong with it in our words."""
+"""Files of a checkpoint, wherever it is, with what is wrong in our words; and reading one quietly."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lora_cot.errors import BackboneError, Problem
@@ -36,3 +38,19 @@ def checkpoint_file(key: str, checkpoint: str, name: str, revision: str | None) 
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         remedy = "check the name, the network, or `hf auth login`"
         raise BackboneError(Problem(where, "neither a folder nor a hub id that can be read", remedy)) from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' report of tensors that are left out or missing, where there always are some."""
+    from transformers.utils import logging
+
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()

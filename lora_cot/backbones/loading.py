@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from lora_cot.backbones import FAMILIES
 from lora_cot.backbones.base import Backbone, Family
-from lora_cot.backbones.hub import checkpoint_file
+from lora_cot.backbones.hub import checkpoint_file, quietly
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.schema import ModelSection, QuantizationSection
 
@@ -58,6 +59,7 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
         transformers.utils.logging.disable_progress_bar()
     base = resolve_base(model.base)
     family = family_of(base, model.revision)
+    _check_vision_keys(model, family)
     dtype = choose_dtype(model.dtype, base, model.revision, family, quantized=quantization is not None)
     options: dict[str, Any] = {"dtype": dtype, "revision": model.revision, "config": family.load_config(base, model)}
     if model.attn_implementation:
@@ -66,12 +68,43 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
         options["device_map"] = {"": torch.cuda.current_device()}
     if quantization is not None:
         options["quantization_config"] = bits_and_bytes(quantization, family, dtype)
-    loaded = transformers.AutoModelForImageTextToText.from_pretrained(base, **options).eval()
+    loaded = _load(base, options, family, model).eval()
     for module in family.new_modules(loaded).values():
         module.float()  # transformers makes what a checkpoint lacks in the precision of the rest
     check_quantized(loaded, family, quantization)
     keep_differentiable(loaded)
     return Backbone(family, loaded, family.load_processor(base, model), model.base, model.revision)
+
+
+def _load(base: str, options: dict[str, Any], family: Family, model: ModelSection) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    quiet: Any = quietly() if family.is_encoder_decoder else nullcontext()  # of a plain T5 the fusion is always missing
+    try:
+        with quiet:
+            made: Any = AutoModelForImageTextToText.from_pretrained(base, output_loading_info=True, **options)
+    except (ValueError, ImportError) as error:
+        if model.attn_implementation is None:
+            raise
+        what = " ".join(str(error).split())[:300]
+        raise BackboneError(Problem("model.attn_implementation", what, "leave it out, or set it to sdpa")) from None
+    loaded, info = made
+    new = tuple(f"{path}." for path in family.new_modules(loaded))
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(new or "\0"))
+    if missing and family.is_encoder_decoder:
+        what = f"the checkpoint lacks {len(missing)} weights, {missing[0]} among them"
+        raise BackboneError(Problem(f"model.base {model.base}", what, "download it again, or name another checkpoint"))
+    return loaded
+
+
+def _check_vision_keys(model: ModelSection, family: Family) -> None:
+    """See that keys of vision features are for a base that takes some."""
+    if family.is_encoder_decoder:
+        return
+    given = [key for key in ("vision_features", "vision_encoder", "vision_revision") if getattr(model, key) is not None]
+    if given:
+        what = f"a {family.name} model has a vision encoder of its own"
+        raise BackboneError([Problem(f"model.{key}", what, "take it out: it is for a T5") for key in given])
 
 
 def load_processor(model: ModelSection) -> tuple[Family, Any]:
@@ -82,6 +115,7 @@ def load_processor(model: ModelSection) -> tuple[Family, Any]:
     """
     base = resolve_base(model.base, weights=False)
     family = family_of(base, model.revision)
+    _check_vision_keys(model, family)
     try:
         return family, family.load_processor(base, model)
     except (OSError, ValueError, ImportError) as error:

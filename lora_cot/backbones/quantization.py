@@ -28,19 +28,28 @@ def bits_and_bytes(section: QuantizationSection, family: Family, dtype: torch.dt
     keys = section.library
     keys.setdefault("bnb_4bit_compute_dtype", dtype)
     if family.is_encoder_decoder:  # T5 casts what its `wo` is given to the type that the weight is stored in
-        storage = keys.setdefault("bnb_4bit_quant_storage", dtype)
-        if not (storage if isinstance(storage, torch.dtype) else getattr(torch, str(storage), torch.uint8)).is_floating_point:
-            what = f"{storage}: T5 rounds to it what its feed-forward layers compute"
+        storage = _dtype(keys.setdefault("bnb_4bit_quant_storage", dtype))
+        if not storage.is_floating_point:
+            what = f"{str(storage).removeprefix('torch.')}: T5 rounds to it what its feed-forward layers compute"
             raise RecipeError(Problem("quantization.bnb_4bit_quant_storage", what, "leave it out, or set it to model.dtype"))
+    for key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
+        if family.no_fp16 and _dtype(keys.get(key)) == torch.float16:
+            what = f"a {family.name} model cannot be computed in float16: {family.no_fp16}"
+            raise RecipeError(Problem(f"quantization.{key}", what, "set it to bfloat16 or float32, or leave it out"))
     try:
         return BitsAndBytesConfig(llm_int8_skip_modules=_paths(section, family), **keys)
     except (ValueError, TypeError, AttributeError) as error:
         raise RecipeError(Problem("quantization", " ".join(str(error).split()))) from None
 
 
+def _dtype(value: Any) -> torch.dtype:
+    return value if isinstance(value, torch.dtype) else getattr(torch, str(value), torch.uint8)
+
+
 def _paths(section: QuantizationSection, family: Family) -> list[str]:
-    """Paths of the parts that keep full precision."""
-    return [family.parts[part] for part in section.skip_parts if part in family.parts]
+    """Paths of the parts that keep full precision; those that can be new to a base always do."""
+    kept = {*section.skip_parts, *family.never_quantized}
+    return [path for part, path in family.parts.items() if part in kept]
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import T5Config
 
 from lora_cot.backbones.base import Family, Size
 from lora_cot.backbones.t5_vision_model import T5VisionConfig
-from lora_cot.backbones.vision_features import VisionFeatures
+from lora_cot.backbones.vision_features import FOLDER, VisionFeatures
 from lora_cot.data.labels import Encoded
 from lora_cot.data.seq2seq import Seq2SeqEncoder
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.schema import ModelSection
 from lora_cot.types import Image
-
-OWN_ENCODER = "vision_encoder"
-"""Folder inside a checkpoint that holds its vision encoder, where it is not on the hub."""
 
 
 @dataclass
@@ -48,7 +46,7 @@ def load_config(base: str, section: ModelSection) -> T5VisionConfig:
     Raises:
         BackboneError: neither says which features, or they contradict each other.
     """
-    values, _ = T5VisionConfig.get_config_dict(base, revision=section.revision)
+    values, _ = T5Config.get_config_dict(base, revision=section.revision)
     known, wanted = values.get("vision_features"), section.vision_features
     if known is None and wanted is None:
         what = "a T5 sees an image by its vision features, and none are named"
@@ -56,6 +54,10 @@ def load_config(base: str, section: ModelSection) -> T5VisionConfig:
     if known is not None and wanted not in (None, "none", known):
         what = f"{wanted}, but this checkpoint was trained with {known} features"
         raise BackboneError(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
+    named = [key for key in ("vision_encoder", "vision_revision") if getattr(section, key) is not None]
+    if named and (known is not None or wanted == "none"):
+        what = "this checkpoint has its own" if known is not None else "no features are to be made"
+        raise BackboneError([Problem(f"model.{key}", what, "take it out") for key in named])
     if known is None:
         values |= {"vision_features": wanted, **_encoder_keys(base, section)}
     elif wanted == "none":
@@ -86,7 +88,7 @@ def load_processor(base: str, section: ModelSection) -> T5VisionProcessor:
     tokenizer = AutoTokenizer.from_pretrained(base, revision=section.revision)
     if config.vision_features == "none":
         return T5VisionProcessor(tokenizer, None)
-    own = Path(base) / OWN_ENCODER
+    own = Path(base) / FOLDER
     encoder = str(own) if own.is_dir() else config.vision_encoder
     revision = None if own.is_dir() else config.vision_revision
     return T5VisionProcessor(tokenizer, VisionFeatures(str(config.vision_features), encoder, revision))
@@ -128,10 +130,12 @@ T5_VISION = Family(
     parts={"projector": "encoder.fusion", "language_model": "", "lm_head": "lm_head"},
     image_inputs=vision_inputs,
     image_tokens=no_tokens,
+    most_images=1,
     no_fp16="its activations overflow",
     tag_style="brackets",
     encoder=Seq2SeqEncoder,
     is_encoder_decoder=True,
+    never_quantized=("projector",),
     trained_in_full=new_parts,
     load_config=load_config,
     load_processor=load_processor,

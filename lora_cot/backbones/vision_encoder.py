@@ -21,7 +21,7 @@ import torch
 from PIL import Image as PILImage
 
 from lora_cot.backbones.feature_cache import file_hash
-from lora_cot.backbones.hub import checkpoint_file
+from lora_cot.backbones.hub import checkpoint_file, quietly
 from lora_cot.errors import BackboneError, Problem
 
 KEY = "model.vision_encoder"
@@ -143,7 +143,7 @@ class LoadedEncoder:
         kind = KINDS[encoder.kind]
         self.encoder, self.device = encoder, device
         options = {"revision": encoder.revision} if encoder.revision else {}
-        with _said_by_us(encoder), _quietly(), _whole():
+        with _said_by_us(encoder), quietly(), _whole():
             self._processor = _processor(encoder.path, kind.processor, options)
             model, loaded = getattr(transformers, kind.model).from_pretrained(
                 encoder.path, dtype=torch.float32, output_loading_info=True, **options, **kind.options
@@ -196,22 +196,6 @@ def _said_by_us(encoder: Encoder) -> Iterator[None]:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         remedy = f"name a folder or hub id with weights and a preprocessor_config.json for '{encoder.kind}' features"
         raise BackboneError(Problem(f"{KEY} {encoder.path}", f"cannot be loaded: {said}", remedy)) from None
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' report of the tensors it leaves out: of a classifier's head there are always some."""
-    from transformers.utils import logging
-
-    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bars:
-            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

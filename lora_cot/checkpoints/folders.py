@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,12 @@ from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import save_processor
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, dump, load_saved
+from lora_cot.recipe.schema import EvaluationSection, SearchSection, TrainingSection
 
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = ".lock"
 LOG_FILE = "log.jsonl"
-PASSES = "passes"
+PASSES, WRITTEN = "passes", "written"
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "deepspeed", "lora_cot")
 
 
@@ -69,9 +71,18 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
 
 
 def _is_of(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder's run is one of this recipe, with whatever versions."""
+    """Whether the folder's run is one of this recipe: alike in all that finished passes were trained by.
+
+    What is asked afterwards, the versions, and which samples are too long may have been corrected since.
+    """
     path = folder / RECIPE_FILE
-    return path.is_file() and load_saved(path).model_copy(update={"versions": None}) == recipe
+    return path.is_file() and _trained_by(load_saved(path)) == _trained_by(recipe)
+
+
+def _trained_by(recipe: Recipe) -> Recipe:
+    training = recipe.training.model_dump(exclude={"max_length", "long_samples"})
+    other = {"versions": None, "evaluation": EvaluationSection(), "search": SearchSection()}
+    return recipe.model_copy(update={"training": TrainingSection.model_validate(training), **other})
 
 
 def _goes_on(folder: Path, recipe: Recipe) -> bool:
@@ -91,17 +102,28 @@ def _goes_on(folder: Path, recipe: Recipe) -> bool:
 
 
 def _forget_unfinished(folder: Path, goes_on: bool) -> None:
-    """Take away what a pass left that was stopped: its lines of the log, and its checkpoints."""
-    log = folder / LOG_FILE
+    """Take away what a pass left that was stopped, and say so: its lines of the log, its checkpoints, what it wrote."""
     finished = {path.stem for path in (folder / PASSES).glob("*.json")} if goes_on else set()
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() and finished else []
-    kept = [line for line in lines if json.loads(line).get("pass") in finished]
+    if not goes_on:
+        shutil.rmtree(folder / PASSES, ignore_errors=True)
+    log = folder / LOG_FILE
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() and finished else []
+    kept = [line for line in lines if _pass_of(line) in finished]
     log.unlink(missing_ok=True)
     if kept:
         log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    for place in (folder / "checkpoints").glob("*/"):
+    for place in (*(folder / "checkpoints").glob("*/"), *(folder / WRITTEN).glob("*/")):
         if place.name not in finished:
+            print(f"{place.name} begins again: {place} is removed", file=sys.stderr)
             shutil.rmtree(place)
+
+
+def _pass_of(line: str) -> str | None:
+    """The pass that a line of the log is of; None if it was cut off while it was written."""
+    try:
+        return json.loads(line).get("pass")
+    except (ValueError, AttributeError):
+        return None
 
 
 def _alive(lock: Path) -> bool:

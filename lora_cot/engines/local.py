@@ -177,7 +177,7 @@ class LocalEngine:
         if stop not in self._pieces:
             texts = (self._text([i]) for i in range(len(self.tokenizer)))
             self._pieces[stop] = torch.tensor([stop[-1] in text or "\ufffd" in text for text in texts])
-        return bool(self._pieces[stop][token])
+        return token < len(self._pieces[stop]) and bool(self._pieces[stop][token])  # a head can have more rows
 
     @torch.inference_mode()
     def choose(self, samples: Sequence[Sample], options: Sequence[str], adapter: bool = True) -> list[list[float]]:
@@ -189,6 +189,9 @@ class LocalEngine:
         if not adapter and not hasattr(self.model, "disable_adapter"):
             what = "this model has no adapter that could be switched off"
             raise SearchError(Problem("judge_adapter: off", what, "use a run or an adapter, not a merged model"))
+        if not adapter and self.backbone.family.new_modules(self.backbone.base_model):
+            what = "without its adapter this model sees by a fusion that was never trained"
+            raise SearchError(Problem("judge_adapter: off", what, "leave it on"))
         self.backbone.use_adapter()
         common, firsts = self._told_apart(options)
         prompts = [encode(self._judge_encoder, sample, False, self.max_pixels) for sample in samples]

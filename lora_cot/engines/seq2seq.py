@@ -64,6 +64,7 @@ class _Seq2SeqRows(Rows):
         self._cache = EncoderDecoderCache(text, prompts)
         self._padding = padding.to(device)
         self._prompt_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long().to(device)
+        self._nothing = self._prompt_mask[..., None].to(self._model.dtype)
         self._origins = [state for state, count in zip(states, forks, strict=True) for _ in range(count)]
         self._input = torch.tensor([state.last for state in self._origins], device=device)
 
@@ -72,9 +73,7 @@ class _Seq2SeqRows(Rows):
         length = self._cache.get_seq_length() + 1
         mask = torch.arange(length, device=self._padding.device) >= self._padding[:, None]
         output = self._model(
-            encoder_outputs=BaseModelOutput(
-                self._prompt_mask[..., None]
-            ),  # its keys and values are known: only its shape counts
+            encoder_outputs=BaseModelOutput(self._nothing),  # the keys and values of the prompt are known already
             attention_mask=self._prompt_mask,
             decoder_input_ids=self._input[:, None],
             decoder_attention_mask=mask.long(),
@@ -88,6 +87,7 @@ class _Seq2SeqRows(Rows):
         if kept is not None:
             rows = torch.tensor(kept, device=self._padding.device)
             self._padding, self._prompt_mask = self._padding[rows], self._prompt_mask[rows]
+            self._nothing = self._nothing[rows]
             self._origins = [self._origins[place] for place in kept]
             keep_rows(self._cache.self_attention_cache, rows)
             keep_rows(self._cache.cross_attention_cache, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -10,14 +11,14 @@ import torch
 from accelerate import PartialState
 
 from lora_cot.checkpoints.folders import is_finished, run_folder
-from lora_cot.evaluation.run import evaluate
+from lora_cot.evaluation.run import check_questions, evaluate
 from lora_cot.recipe import Recipe
-from lora_cot.training.run import train
+from lora_cot.training.run import train as train_alone
 
 REPORT, ANSWERS = "evaluation.json", "evaluation.jsonl"
 
 
-def train_and_evaluate(recipe: Recipe, root: Path = Path("runs")) -> Path:
+def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     """Run a recipe; where it says so, answer its benchmark's questions freely afterwards. Returns the run's folder.
 
     Args:
@@ -26,13 +27,18 @@ def train_and_evaluate(recipe: Recipe, root: Path = Path("runs")) -> Path:
         root: the run's folder is made in here. It is left with evaluation.json, and evaluation.jsonl with each answer.
 
     Raises:
-        RunError, DataError, BackboneError, AdapterError, TrainingError: see `train` and `evaluate`.
+        RunError, DataError, BackboneError, AdapterError, TrainingError: see `training.run.train` and `evaluate`.
     """
     folder = run_folder(recipe, root)
+    if recipe.evaluation.after_training:
+        check_questions(recipe)
     measured = not recipe.evaluation.after_training or (folder / REPORT).exists()
     if measured or not is_finished(folder, recipe):
-        train(recipe, root)
+        train_alone(recipe, root)
     if recipe.evaluation.after_training and PartialState(cpu=not torch.accelerator.is_available()).is_main_process:
+        gc.collect()  # the trained model, before it is loaded once more
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         report = evaluate(str(folder), output=folder / ANSWERS)
         text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
         staged = folder / f"{REPORT}.tmp"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def evaluate(
         benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
     chosen, split = find(benchmark), check_split(benchmark, split)
     config = SearchSection.model_validate({**recipe.search.model_dump(), **(search or {})})
-    samples, left_out = _questions(chosen, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
+    samples, left_out = _questions(opened, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
     begin = time.perf_counter()
     completions = _answer_all(opened, samples, config)
     seconds = time.perf_counter() - begin
@@ -134,14 +135,31 @@ def _judged(
     ]
 
 
-def _questions(chosen: Benchmark, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
+def _questions(opened: Opened, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
     """What can be asked, and how many problems the rest has, which are told."""
-    found = chosen.load(wanted)
-    if found.problems:
-        print("questions that are left out:", *shortened(found.problems), sep="\n  ", file=sys.stderr)
-    if not found.samples:
-        raise DataError([Problem(name, "none of its questions can be asked"), *shortened(found.problems)])
-    return found.samples, len(found.problems)
+    found, most_images = find(name).load(wanted), opened.backbone.family.most_images
+    limit = math.inf if most_images is None else most_images
+    samples = [sample for sample in found.samples if len(sample.images) <= limit]
+    what = f"more images than the {most_images} that this model sees"
+    problems = [*found.problems, *(Problem(s.id, what) for s in found.samples if len(s.images) > limit)]
+    if problems:
+        print("questions that are left out:", *shortened(problems), sep="\n  ", file=sys.stderr)
+    if not samples:
+        raise DataError([Problem(name, "none of its questions can be asked"), *shortened(problems)])
+    return samples, len(problems)
+
+
+def check_questions(recipe: Recipe) -> None:
+    """See that a recipe's evaluation has questions that can be asked, before anything is trained for it.
+
+    Raises:
+        RunError, DataError: see `evaluate`.
+    """
+    told = recipe.evaluation
+    chosen = find(told.benchmark)
+    wanted = Wanted(check_split(told.benchmark, told.split), told.limit, told.data, keys=_keys(recipe, chosen.source))
+    if not chosen.load(wanted).samples:
+        raise DataError(Problem("evaluation", f"none of the questions of {told.benchmark} can be asked", "check its files"))
 
 
 def _keys(recipe: Recipe, source: str | None) -> dict[str, Any]:

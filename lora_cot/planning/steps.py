@@ -91,7 +91,9 @@ def read_prompt(backbone: Backbone, inputs: dict[str, Any]) -> list[Any]:
 
 
 def _parts(backbone: Backbone) -> dict[str, nn.Module]:
-    return {part: backbone.part(part) for part in backbone.family.parts if part != "lm_head"}
+    modules = dict(backbone.base_model.named_modules())
+    parts = {part: modules.get(path) for part, path in backbone.family.parts.items() if part != "lm_head"}
+    return {part: module for part, module in parts.items() if module is not None}
 
 
 def _inputs(backbone: Backbone, work: Workload, count: int, answered: bool) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def check_ids(samples: Sequence[Sample]) -> None:
     """
     seen: dict[str, Sample] = {}
     for sample in samples:
-        if seen.setdefault(sample.id, sample) is not sample:
+        if seen.setdefault(sample.id, sample) != sample:
             remedy = "give the rows of one of its sources other ids"
             raise DataError(Problem(sample.id, "two samples have this id, by which stages are handed on", remedy))
 

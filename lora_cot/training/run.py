@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,18 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_cot.adapters.lora import attach, detach, load_adapter, report
-from lora_cot.backbones import Backbone
+from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import load_backbone, load_processor
-from lora_cot.checkpoints.folders import LOG_FILE, PASSES, open_run, pass_folders, run_folder, save_adapter, write_recipe
+from lora_cot.checkpoints.folders import (
+    LOG_FILE,
+    PASSES,
+    WRITTEN,
+    open_run,
+    pass_folders,
+    run_folder,
+    save_adapter,
+    write_recipe,
+)
 from lora_cot.checkpoints.opening import find_adapter
 from lora_cot.data.collate import Collator
 from lora_cot.data.lengths import Kept, keep_fitting
@@ -26,7 +36,7 @@ from lora_cot.recipe import Recipe
 from lora_cot.training.arguments import sft_config
 from lora_cot.training.callbacks import LivenessCheck, NoInputGradients, RunLog
 from lora_cot.training.console import parts_table, preview, sample_counts, show
-from lora_cot.training.hand_off import handed_on, write_texts
+from lora_cot.training.hand_off import check_ids, handed_on, write_texts
 from lora_cot.training.quality import answer_freely
 from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
@@ -34,8 +44,8 @@ from lora_cot.types import Sample
 from lora_cot.validation.run import limit_of
 from lora_cot.validation.start import check_gold, check_start
 
-WRITTEN = "written"
-"""Folder of what each pass of a split format wrote for the next."""
+PATIENCE = 12 * 3600
+"""Seconds that a rank waits for the others, which may compute the features of all images, or write a long share of texts."""
 SHOWN_SAMPLES = 4
 """Held-out samples whose answers before and after training go into the report."""
 
@@ -57,7 +67,9 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         TrainingError: an adapter gets no gradient.
     """
     folder = run_folder(recipe, root)
-    state = PartialState(cpu=not torch.accelerator.is_available())  # ranks on CPUs are only counted if it is told so
+    seconds = float(recipe.training.library.get("ddp_timeout", PATIENCE))
+    # Ranks on CPUs are only counted if it is told so; and it is here that the process group is made.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=seconds))
     with open_run(folder, recipe) if state.is_main_process else nullcontext():
         torch.manual_seed(_seed(recipe))
         family, processor = load_processor(recipe.model)
@@ -65,6 +77,8 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
             sft_config(recipe, folder, family, one)  # what is wrong there is said before anything is loaded
         family.encoder(processor, recipe.format.build())
         samples, held_out = _load_data(recipe)
+        if recipe.format.build().split:
+            _check_passes(recipe, family, processor, samples, held_out)
         backbone = load_backbone(recipe.model, recipe.quantization)
         cot_format = recipe.format.build().spelled(backbone.family.tag_style)
         with state.local_main_process_first():
@@ -144,6 +158,23 @@ def _hand_on(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, f
     return Splits(trained, asked, asked)
 
 
+def _check_passes(recipe: Recipe, family: Family, processor: Any, samples: list[Sample], held_out: list[Sample]) -> None:
+    """See that no pass will stop at data that the passes before it take.
+
+    Raises:
+        DataError: samples that are too long on gold text for some pass, or two of one id.
+    """
+    for part, rows in (("data.train", samples), ("data.eval", held_out)):
+        try:
+            check_ids(rows)
+        except DataError as error:
+            raise error.at(part) from None
+    for one in recipe.format.build().spelled(family.tag_style).passes:
+        limit = limit_of(recipe, family, processor, one)
+        for part, rows in (("data.train", samples), ("data.eval", held_out)):
+            keep_fitting(rows, limit, part)
+
+
 def _seed(recipe: Recipe) -> int:
     return int(recipe.training.library.get("seed", 0))
 
@@ -205,7 +236,8 @@ def _check_reached(backbone: Backbone, samples: list[Sample]) -> None:
         DataError: samples without an image, where only what sees images is trained; or none with one, where that is new.
     """
     if backbone.family.new_modules(backbone.base_model) and not any(sample.images for sample in samples):
-        raise DataError(Problem("model.vision_features", "no sample has an image", "set it to none"))
+        remedy = "set it to none, or raise training.max_length if those with images are too long"
+        raise DataError(Problem("model.vision_features", "no sample that is trained on has an image", remedy))
     sees_images = {"vision_encoder", "projector"}
     if {line.part for line in report(backbone) if line.trained} <= sees_images:
         blind = [sample.id for sample in samples if not sample.images]

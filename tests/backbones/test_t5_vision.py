@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     T5Config,
@@ -22,11 +22,14 @@ from lora_cot.backbones.vision_features import VisionFeatures
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
+from lora_cot.engines.base import Sampling
+from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, BackboneError, DataError, RecipeError
 from lora_cot.formats import FORMATS
 from lora_cot.merging.merge import merge
 from lora_cot.recipe.schema import LoraSection, ModelSection, QuantizationSection
 from lora_cot.training.run import train
+from lora_cot.types import Exchange, Sample
 
 NF4 = QuantizationSection(load_in_4bit=True)
 KINDS = {
@@ -164,6 +167,49 @@ def test_in_four_bits_every_linear_layer_of_t5_is_and_no_other(plain, eye, kind,
         load_backbone(model, whole)
 
 
+def test_what_would_be_float16_or_quantise_the_fusion_is_not(plain, eye):
+    """float16 by no door; the fusion keeps its precision whatever skip_parts says."""
+    model = section(plain("t5"), vision_features="vit", vision_encoder=str(eye))
+    for key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
+        with pytest.raises(RecipeError, match=f"{key} · a t5_vision model cannot be computed in float16"):
+            load_backbone(model, QuantizationSection(load_in_4bit=True, **{key: "float16"}))
+    backbone = load_backbone(model, QuantizationSection(load_in_4bit=True, skip_parts=["lm_head"]))
+    assert quantized_parts(backbone.model, backbone.family)["projector"] == 0
+
+
+def test_a_checkpoint_without_its_head_is_refused(plain):
+    """A random one in its place would be trained on, and drawn anew at every load."""
+    folder = plain("flan")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"lacks 1 weights, lm_head\.weight among them"):
+        load_backbone(section(folder, vision_features="none"))
+
+
+def test_keys_that_would_be_ignored_are_refused(make_base, plain, eye):
+    """Vision features of a base that has eyes; an encoder beside none, or of a checkpoint that has its own."""
+    for base, keys in (
+        (make_base("llava"), {"vision_features": "clip"}),
+        (make_base("t5_vision"), {"vision_encoder": str(eye)}),
+        (plain("t5"), {"vision_features": "none", "vision_encoder": str(eye)}),
+    ):
+        with pytest.raises(BackboneError, match=r"model\.vision_\w+ · .* · take it out"):
+            load_processor(section(base, **keys))
+
+
+def test_eager_attention_answers_prompts_of_different_lengths(make_base):
+    """As the fused kind does."""
+    samples = [make_sample(0, "test", 0), Sample("short", (Exchange("2 and 2?"),))]
+    found = []
+    for kind in ("eager", "sdpa"):
+        engine = LocalEngine(load_backbone(section(make_base("t5_vision"), attn_implementation=kind)), FORMATS["direct"])
+        found.append([c.text for (c,) in engine.extend(engine.start(samples), [["a"], ["b"]], None, 8, Sampling())])
+    assert found[0] == found[1]
+    with pytest.raises(BackboneError, match=r"model\.attn_implementation · .* · leave it out"):
+        load_backbone(section(make_base("t5_vision"), attn_implementation="flash_attention_2"))
+
+
 def test_the_fusion_gets_no_adapter(load_tiny):
     """It is trained in full, and a part that T5 does not have is told."""
     for part, what in (
@@ -202,7 +248,7 @@ def test_data_without_an_image_is_told(make_recipe, make_base, tmp_path):
     (tmp_path / "text.jsonl").write_text('{"id": "1", "question": "2 and 2?", "answer": "4"}\n' * 1)
     data = {"train": [{"source": "jsonl", "path": str(tmp_path / "text.jsonl")}]}
     recipe = make_recipe(tmp_path, f"model.base={make_base('t5_vision')}", "format.name=answer_only", data=data, search={})
-    with pytest.raises(DataError, match=r"model\.vision_features · no sample has an image · set it to none"):
+    with pytest.raises(DataError, match=r"vision_features · no sample that is trained on has an image · set it to none"):
         train(recipe, tmp_path)
 
 

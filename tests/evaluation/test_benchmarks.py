@@ -92,6 +92,9 @@ def test_shapes_compare_short_answers(gold, as_right, as_wrong):
     assert not right(SHAPES, as_wrong, sample)
 
 
+ANY_BACKBONE = SimpleNamespace(family=SimpleNamespace(most_images=None))
+
+
 @pytest.fixture
 def evaluate(monkeypatch):
     """`evaluate` of a model that is not loaded and answers half of the questions, all of those right."""
@@ -99,7 +102,7 @@ def evaluate(monkeypatch):
 
     def evaluated(recipe=None, **keys):
         recipe = Recipe(name="x", model=ModelSection(base="x"), **(recipe or {}))
-        monkeypatch.setattr(run, "open_model", lambda *_: SimpleNamespace(recipe=recipe, said=""))
+        monkeypatch.setattr(run, "open_model", lambda *_: SimpleNamespace(recipe=recipe, said="", backbone=ANY_BACKBONE))
         monkeypatch.setattr(run, "_answer_all", answers)
         return run.evaluate("a model", **keys)
 

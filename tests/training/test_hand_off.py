@@ -1,6 +1,7 @@
 """From pass to pass of a split format: by id, by free generation, and over an interruption."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError, RunError
 from lora_cot.formats import FORMATS
+from lora_cot.recipe import load_saved
 from lora_cot.training import hand_off, run
 from lora_cot.training.hand_off import NOTHING, handed_on, write_texts
 from lora_cot.types import Exchange, Sample
@@ -101,6 +103,43 @@ def test_only_an_unfinished_run_of_the_same_recipe_is_gone_on_with(two_stage, tm
     run.train(two_stage(), tmp_path)
     with pytest.raises(RunError, match="there is a run in this folder already"):
         run.train(two_stage(), tmp_path)
+
+
+def test_a_run_goes_on_from_its_own_recipe_and_with_what_may_be_corrected(two_stage, tmp_path, monkeypatch, capsys):
+    """Its written recipe names versions; what is asked afterwards is no part of the training; a cut line is no obstacle."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, run, "_train_pass", lambda _r, _b, one, *_: one.name == "answer")
+        with pytest.raises(StoppedError):
+            run.train(two_stage(), tmp_path)
+    with (tmp_path / "tiny" / "log.jsonl").open("a") as log:
+        log.write('{"pass": "answer", "st')
+    (tmp_path / "tiny" / "checkpoints" / "answer").mkdir(parents=True)
+    own = load_saved(tmp_path / "tiny" / "recipe.yaml")
+    assert own.versions
+    changed = own.model_copy(update={"evaluation": own.evaluation.model_copy(update={"limit": 3})})
+    folder = run.train(changed, tmp_path)
+    assert "answer begins again: " in capsys.readouterr().err
+    assert {entry["pass"] for entry in rows_of(folder / "log.jsonl")} == {"rationale", "answer"}
+
+
+def test_what_is_left_of_a_removed_run_is_not_trusted(two_stage, tmp_path):
+    """A finished pass counts only beside its adapter, and what it wrote only beside it."""
+    folder = run.train(two_stage(), tmp_path)
+    written = folder / "written" / "rationale" / "eval.jsonl"
+    texts = written.read_text()
+    for name in ("adapter", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "report.json").unlink()
+    written.write_text(texts.replace('"output": "', '"output": "STALE '))
+    run.train(two_stage(), tmp_path)
+    assert written.read_text() == texts
+
+
+def test_what_a_later_pass_would_stop_at_is_told_before_the_first(two_stage, tmp_path, monkeypatch):
+    """Here a prompt that is too long only with its rationale."""
+    monkeypatch.setattr(run, "_train_pass", lambda *_: pytest.fail("trained"))
+    with pytest.raises(DataError, match=r"are more than training\.max_length=75"):
+        run.train(two_stage("training.max_length=75"), tmp_path)
 
 
 def test_predicted_rationales_are_what_the_answer_pass_is_trained_on(two_stage, tmp_path, monkeypatch):

@@ -74,7 +74,6 @@ def _pixels(image: Image) -> str:
 
 
 JUDGING = Phase(400, 40, {**LANGUAGE, "judging": 1.0}, learning_rate=5e-4)
-SEEING_T5 = Phase(100, 64, {"captions": 1.0}, 3e-3)
 T5_LANGUAGE = {"captions": 0.25, "direct": 0.2, "reasoning": 0.4, "bracket_words": 0.15}
 
 MINIS = {
@@ -82,7 +81,9 @@ MINIS = {
     "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "mllama": MiniSpec("mllama", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "qwen2_vl": MiniSpec("qwen2_vl", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
-    "t5_vit": MiniSpec("t5_vision", (SEEING_T5, Phase(2500, 48, T5_LANGUAGE, 3e-3)), width=128, layers=2),
+    "t5_vit": MiniSpec(
+        "t5_vision", (Phase(100, 64, {"captions": 1.0}, 3e-3), Phase(2500, 48, T5_LANGUAGE, 3e-3)), width=128, layers=2
+    ),
 }
 """Bases by name: `model.base: mini/NAME`."""
 
@@ -186,10 +187,7 @@ def architecture(name: str) -> Architecture:
         "qwen2_vl": Architecture(qwen2_vl.make_model, qwen2_vl.make_processor, *marks[qwen2_vl]),
         "qwen2_5_vl": Architecture(qwen2_vl.make_2_5_model, qwen2_vl.make_2_5_processor, *marks[qwen2_vl]),
         "t5_vision": Architecture(
-            t5_vision.make_model,
-            t5_vision.make_processor,
-            teach_first=t5_vision.teach_to_see,
-            own_tokenizer=t5_vision.make_tokenizer,
+            t5_vision.make_model, t5_vision.make_processor, "", (), t5_vision.teach_to_see, t5_vision.make_tokenizer
         ),
     }[name]
 
