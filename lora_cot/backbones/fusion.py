@@ -11,25 +11,20 @@ from torch import nn
 class GatedFusion(nn.Module):
     """H = (1 − λ) · text + λ · attended, where λ = σ(W [text; attended]) for each number of each token.
 
-    The attended text is a single-head attention with the text as query and the projected image as keys and values. The
-    paper's formula has no more weights than those two; the released code also projects query, key, value and output
-    (`torch.nn.MultiheadAttention`), which is what `projections` adds.
+    The attended text is a single-head attention with the text as query and the projected image as keys and values; it has
+    no more weights than the paper's formula. The released code also projects query, key, value and output
+    (`torch.nn.MultiheadAttention`).
     """
 
-    def __init__(self, width: int, image_width: int, projections: bool = False):
+    def __init__(self, width: int, image_width: int):
         """
         Args:
             width: D, of the text.
             image_width: D_image, of the vision features.
-            projections: as in the released code, for its checkpoints.
         """
         super().__init__()
         self.image_projection = nn.Linear(image_width, width)
         self.gate = nn.Linear(2 * width, width)
-        self.query = nn.Linear(width, width) if projections else nn.Identity()
-        self.key = nn.Linear(width, width) if projections else nn.Identity()
-        self.value = nn.Linear(width, width) if projections else nn.Identity()
-        self.output = nn.Linear(width, width) if projections else nn.Identity()
 
     def forward(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """The text with what it saw.
@@ -43,7 +38,7 @@ class GatedFusion(nn.Module):
         """
         dtype = self.gate.weight.dtype
         given, text, image = text.dtype, text.to(dtype), self.image_projection(image.to(dtype))
-        scores = self.query(text) @ self.key(image).transpose(1, 2) / math.sqrt(text.shape[-1])
-        attended = self.output(scores.softmax(dim=-1) @ self.value(image))
+        scores = text @ image.transpose(1, 2) / math.sqrt(text.shape[-1])
+        attended = scores.softmax(dim=-1) @ image
         gate = torch.sigmoid(self.gate(torch.cat([text, attended], dim=-1)))
         return ((1 - gate) * text + gate * attended).to(given)

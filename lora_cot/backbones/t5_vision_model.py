@@ -31,8 +31,6 @@ class T5VisionConfig(T5Config):
     """D_image, of each patch; 0 for a model without a fusion."""
     image_patches: int = 145
     """P, of each image: ViT-L/32 at 384 pixels has 144 patches and its class token."""
-    fusion_projections: bool = False
-    """See `GatedFusion`."""
 
 
 class SeeingEncoder(T5Stack):
@@ -42,7 +40,7 @@ class SeeingEncoder(T5Stack):
         super().__init__(config)
         self.fusion = None
         if config.image_width:
-            self.fusion = GatedFusion(config.d_model, config.image_width, config.fusion_projections)
+            self.fusion = GatedFusion(config.d_model, config.image_width)
 
     def _init_weights(self, module: Any) -> None:
         fusion = getattr(self, "fusion", None)
