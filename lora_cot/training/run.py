@@ -73,12 +73,12 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     with open_run(folder, recipe) if state.is_main_process else nullcontext():
         torch.manual_seed(_seed(recipe))
         family, processor = load_processor(recipe.model)
-        for one in recipe.format.build().passes:
-            sft_config(recipe, folder, family, one)  # what is wrong there is said before anything is loaded
+        passes = recipe.format.build().passes
+        arguments = [sft_config(recipe, folder, family, one) for one in passes]  # what is wrong there is said at once
         family.encoder(processor, recipe.format.build())
         samples, held_out = _load_data(recipe)
-        if recipe.format.build().split:
-            _check_passes(recipe, family, processor, samples, held_out)
+        if len(passes) > 1:
+            _check_passes(recipe, family, processor, (samples, held_out), arguments[0].dataloader_num_workers)
         backbone = load_backbone(recipe.model, recipe.quantization)
         cot_format = recipe.format.build().spelled(backbone.family.tag_style)
         with state.local_main_process_first():
@@ -158,21 +158,24 @@ def _hand_on(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, f
     return Splits(trained, asked, asked)
 
 
-def _check_passes(recipe: Recipe, family: Family, processor: Any, samples: list[Sample], held_out: list[Sample]) -> None:
+def _check_passes(
+    recipe: Recipe, family: Family, processor: Any, data: tuple[list[Sample], list[Sample]], workers: int
+) -> None:
     """See that no pass will stop at data that the passes before it take.
 
     Raises:
         DataError: samples that are too long on gold text for some pass, or two of one id.
     """
-    for part, rows in (("data.train", samples), ("data.eval", held_out)):
+    parts = list(zip(("data.train", "data.eval"), data, strict=True))
+    for part, rows in parts:
         try:
             check_ids(rows)
         except DataError as error:
             raise error.at(part) from None
     for one in recipe.format.build().spelled(family.tag_style).passes:
         limit = limit_of(recipe, family, processor, one)
-        for part, rows in (("data.train", samples), ("data.eval", held_out)):
-            keep_fitting(rows, limit, part)
+        for part, rows in parts:
+            keep_fitting(rows, limit, part, workers)
 
 
 def _seed(recipe: Recipe) -> int:

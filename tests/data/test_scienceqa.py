@@ -289,8 +289,10 @@ def test_every_real_problem_survives_the_way_there_and_back(real):
             assert parsed.stages[0].text == f"{record['lecture'].strip()} {record['solution'].strip()}".strip()
 
 
-def test_the_real_problems_load_format_and_tokenise_in_seconds(real, tiny):
+@pytest.mark.parametrize("kind", ["llava", "t5_vision"])
+def test_the_real_problems_load_format_and_tokenise_in_seconds(real, load_tiny, kind):
     """Under ten, both passes."""
+    tiny = load_tiny(kind)
     _, samples, seconds = real
     begin, tokens = time.perf_counter(), 0
     for one in TWO_STAGE.passes:
