@@ -29,7 +29,9 @@ def start(path, server, output, *more, **env):
     words = [path, "--teacher", server.url, "--model", "teacher", "--output", output, *more]
     env = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"} | {"PYTHONPATH": str(ROOT)} | env
     command = [sys.executable, "-c", script, "annotate", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (a job in the background is deaf to it)
+    return subprocess.Popen(command, env=env, preexec_fn=hear, **pipes)
 
 
 def run(*arguments, **env):
