@@ -6,11 +6,12 @@ import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from lora_cot.checkpoints.folders import is_finished, run_folder
+from lora_cot.checkpoints.folders import WRITTEN, is_finished, run_folder
 from lora_cot.evaluation.run import check_questions, evaluate
 from lora_cot.recipe import Recipe
 from lora_cot.training.run import train as train_alone
@@ -39,7 +40,10 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         gc.collect()  # the trained model, before it is loaded once more
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        report = evaluate(str(folder), output=folder / ANSWERS)
+        told, search = recipe.evaluation, recipe.search.model_dump()  # as they are now, whatever the run was trained with
+        how: dict[str, Any] = {"split": told.split, "limit": told.limit, "data": told.data, "search": search}
+        report = evaluate(str(folder), told.benchmark, output=folder / ANSWERS, **how)
+        _keep_written(recipe, folder, report.split)
         text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
         staged = folder / f"{REPORT}.tmp"
         staged.write_text(text + "\n", encoding="utf-8")
@@ -47,3 +51,14 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         rows = [f"{name}  {value}" for name, value in report.summary.lines()]
         print(f"{report.benchmark} {report.split}", *rows, sep="\n", file=sys.stderr)
     return folder
+
+
+def _keep_written(recipe: Recipe, folder: Path, split: str) -> None:
+    """What the earlier passes of a split format wrote for the benchmark's questions, beside what they wrote for the others."""
+    rows = [json.loads(line) for line in (folder / ANSWERS).read_text(encoding="utf-8").splitlines()]
+    for one in recipe.format.build().passes[:-1]:
+        (stage,) = one.stages
+        texts = [{"id": row["id"], "output": row["stages"].get(stage.name, "")} for row in rows]
+        place = folder / WRITTEN / one.name / f"{split}.jsonl"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")

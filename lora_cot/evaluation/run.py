@@ -191,6 +191,7 @@ def _write(output: Path, judged: Sequence[Judged], completions: Sequence[Complet
                 "id": one.sample.id,
                 "question": one.sample.last.question,
                 "output": completion.text,
+                "stages": {stage.name: stage.text for stage in completion.parsed.stages},
                 "answer": one.verdict.answer,
                 "gold": one.sample.last.answer,
                 "right": one.verdict.credit == 1,

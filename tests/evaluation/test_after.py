@@ -31,6 +31,9 @@ def test_a_run_is_measured_when_it_is_trained(recipe, tmp_path):
     assert (report["benchmark"], report["split"], report["accuracy"]["total"]) == ("shapes", "test", 6)
     answers = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     assert [row["id"] for row in answers] == [f"test-0-{number}" for number in range(6)]
+    written = [json.loads(line) for line in (folder / "written" / "rationale" / "test.jsonl").read_text().splitlines()]
+    assert written == [{"id": row["id"], "output": row["stages"].get("RATIONALE", "")} for row in answers]
+    assert any(row["output"] for row in written)
     with pytest.raises(RunError, match="there is a run in this folder already"):
         train(recipe, tmp_path)
 
@@ -42,6 +45,9 @@ def test_a_trained_run_is_only_measured(recipe, tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             train(recipe, tmp_path)
     monkeypatch.setattr(after, "train_alone", lambda *_: pytest.fail("trained again"))
+    fewer = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"limit": 5})})
+    assert json.loads((train(fewer, tmp_path) / "evaluation.json").read_text())["accuracy"]["total"] == 5
+    (tmp_path / recipe.name / "evaluation.json").unlink()
     assert json.loads((train(recipe, tmp_path) / "evaluation.json").read_text())["accuracy"]["total"] == 6
 
 
