@@ -146,6 +146,7 @@ def train_ours(recipe: Any, data: Path) -> dict[str, float]:
     from lora_cot.data.sources import load_data
     from lora_cot.training import run
     from lora_cot.training.arguments import sft_config
+    from lora_cot.training.loop import Keeping
 
     cot_format = recipe.format.build()
     samples, _ = load_data(recipe.data, cot_format)
@@ -155,8 +156,8 @@ def train_ours(recipe: Any, data: Path) -> dict[str, float]:
         arguments = sft_config(recipe, Path(folder), backbone.family, cot_format)
         kept = keep_fitting(samples, collator.limit, "data.train")
         none = keep_fitting([], collator.limit, "data.eval")
-        log = Path(folder) / "log.jsonl"
-        trainer = run.make_trainer(recipe, arguments, backbone, cot_format, collator, (kept, none), [], log)
+        keeping = Keeping(Path(folder), Path(folder) / "checkpoints", {}, None, recipe.training.hang_after)
+        trainer = run.make_trainer(recipe, arguments, backbone, cot_format, collator, (kept, none), [], keeping)
         return {"seconds": timed(trainer), "tokens": sum(kept.lengths)}
 
 

@@ -35,7 +35,7 @@ class LoraCotError(Exception):
     """Root of all errors raised on purpose. The command line shows its text and no traceback."""
 
     exit_code = 1
-    """1: it failed. 2: the input is wrong."""
+    """1: it failed. 2: the input is wrong. 143: stopped by SIGTERM."""
 
     def __init__(self, problems: str | Problem | Iterable[Problem]):
         if isinstance(problems, str):
@@ -92,6 +92,13 @@ class RunError(LoraCotError, RuntimeError):
 
 class TrainingError(LoraCotError, RuntimeError):
     """Training that was stopped because it could not have taught anything."""
+
+
+class StoppedError(LoraCotError, RuntimeError):
+    """Training that was asked to stop, and saved what it had."""
+
+    exit_code = 143
+    """128 and SIGTERM's number, as schedulers expect of what may be started again."""
 
 
 class MergeError(LoraCotError, RuntimeError):

@@ -14,19 +14,23 @@ import json
 import os
 import shutil
 import socket
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import save_processor
+from lora_cot.checkpoints.fingerprints import differences, recipe_print
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, dump, load_saved
-from lora_cot.recipe.schema import EvaluationSection, SearchSection, TrainingSection
 
 RECIPE_FILE = "recipe.yaml"
-LOCK_FILE = ".lock"
+LOCK_FILE, OWNER_FILE = ".lock", ".owner"
+LOCK_PATIENCE = 10.0
+"""Seconds that a folder is waited for: workers of a process that was killed hold its lock until they notice."""
 LOG_FILE = "log.jsonl"
 PASSES, WRITTEN = "passes", "written"
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "deepspeed", "lora_cot")
@@ -38,106 +42,104 @@ def run_folder(recipe: Recipe, root: Path = Path("runs")) -> Path:
 
 
 @contextmanager
-def open_run(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """A run's folder, locked while it is written: a new one, or one of the same recipe that was stopped between passes.
+def open_run(folder: Path, recipe: Recipe) -> Iterator[bool]:
+    """A run's folder, locked while it is written. Gives whether it holds an unfinished run of this recipe.
+
+    The lock is the operating system's: it ends with its process, however that ends.
 
     Raises:
-        RunError: another process writes there, or another run is there already.
+        RunError: another process writes there, a finished run is there, or one of another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / LOCK_FILE
-    owner = {"pid": os.getpid(), "host": socket.gethostname()}
-    if lock.exists() and _alive(lock):
-        raise RunError(
-            Problem(str(folder), f"the folder is in use by {lock.read_text().strip()}", "wait, or set another name=")
-        )
-    goes_on = _goes_on(folder, recipe)
-    lock.unlink(missing_ok=True)
+    lock, owner = FileLock(folder / LOCK_FILE), folder / OWNER_FILE
     try:
-        with lock.open("x") as file:  # of two that found it free, one fails here
-            file.write(json.dumps(owner))
-    except FileExistsError:
-        raise RunError(Problem(str(folder), "another process has just taken this folder")) from None
-    _forget_unfinished(folder, goes_on)
+        lock.acquire(timeout=LOCK_PATIENCE)
+    except Timeout:
+        known = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
+        raise RunError(Problem(str(folder), f"the folder is in use by {known}", "wait, or set another name=")) from None
     try:
-        yield
+        goes_on = _goes_on(folder, recipe)
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield goes_on
     finally:
-        lock.unlink(missing_ok=True)
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder holds a run of this recipe, trained to its end."""
-    return (folder / "report.json").is_file() and _is_of(folder, recipe)
+    return (folder / "report.json").is_file() and not changes(folder, recipe)
 
 
-def _is_of(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder's run is one of this recipe: alike in all that finished passes were trained by.
-
-    What is asked afterwards, the versions, and which samples are too long may have been corrected since.
-    """
-    path = folder / RECIPE_FILE
-    return path.is_file() and _trained_by(load_saved(path)) == _trained_by(recipe)
-
-
-def _trained_by(recipe: Recipe) -> Recipe:
-    training = recipe.training.model_dump(exclude={"max_length", "long_samples"})
-    other = {"versions": None, "evaluation": EvaluationSection(), "search": SearchSection()}
-    return recipe.model_copy(update={"training": TrainingSection.model_validate(training), **other})
+def changes(folder: Path, recipe: Recipe) -> list[Problem]:
+    """What differs between the recipe of a folder's run and this one, of all that it was trained by."""
+    before = load_saved(folder / RECIPE_FILE)
+    return differences(recipe_print(before), recipe_print(recipe))
 
 
 def _goes_on(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder holds a run to go on with.
 
     Raises:
-        RunError: it holds one that is finished, of another recipe, or of a single pass.
+        RunError: it holds one that is finished, or of another recipe.
     """
-    if not any((folder / name).exists() for name in ("adapter", "checkpoints", "report.json")):
+    if (folder / "report.json").exists():
+        remedy = "set another name=, or remove the folder"
+        raise RunError(Problem(str(folder), "there is a finished run in this folder already", remedy))
+    if not any((folder / name).exists() for name in ("adapter", "checkpoints")):
         return False
-    remedy = "set another name=, or remove the folder"
-    if (folder / "report.json").exists() or not recipe.format.build().split:
-        raise RunError(Problem(str(folder), "there is a run in this folder already", remedy))
-    if not _is_of(folder, recipe):
-        raise RunError(Problem(str(folder), "there is an unfinished run of another recipe in this folder", remedy))
+    if not (folder / RECIPE_FILE).is_file():
+        raise RunError(Problem(str(folder), f"there is something else in this folder: no {RECIPE_FILE}", "set another name="))
+    if different := changes(folder, recipe):
+        raise RunError([Problem(str(folder), "there is an unfinished run of another recipe in this folder"), *different])
     return True
 
 
-def _forget_unfinished(folder: Path, goes_on: bool) -> None:
-    """Take away what a pass left that was stopped, and say so: its lines of the log, its checkpoints, what it wrote."""
-    finished = {path.stem for path in (folder / PASSES).glob("*.json")} if goes_on else set()
-    if not goes_on:
-        shutil.rmtree(folder / PASSES, ignore_errors=True)
+def finished_passes(folder: Path) -> set[str]:
+    """Names of the passes of a split format that are trained, and whose adapters are there."""
+    names = {path.stem for path in (folder / PASSES).glob("*.json")}
+    return {name for name in names if (folder / "adapter" / name / "adapter_config.json").is_file()}
+
+
+def tidy(folder: Path, kept: set[str], current: str | None, step: int) -> None:
+    """Take away what an unfinished pass left after its last good checkpoint: lines of the log, and files, if there is none.
+
+    Args:
+        folder: of the run.
+        kept: its finished passes.
+        current: name of the pass that goes on; None where the run has a single one.
+        step: that it goes on from; 0 if it begins again.
+    """
+    for record in (folder / PASSES).glob("*.json"):
+        if record.stem not in kept:
+            record.unlink()
     log = folder / LOG_FILE
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() and finished else []
-    kept = [line for line in lines if _pass_of(line) in finished]
-    log.unlink(missing_ok=True)
-    if kept:
-        log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    for place in (*(folder / "checkpoints").glob("*/"), *(folder / WRITTEN).glob("*/")):
-        if place.name not in finished:
-            print(f"{place.name} begins again: {place} is removed", file=sys.stderr)
+    if log.is_file():
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        rows = [(line, _row(line)) for line in lines]
+        good = [line for line, row in rows if row and (row.get("pass") in kept or _is_before(row, step))]
+        staged = log.with_suffix(".tmp")
+        staged.write_text("".join(f"{line}\n" for line in good), encoding="utf-8")
+        staged.rename(log)
+    for place in (folder / WRITTEN).glob("*/"):
+        if place.name not in kept:
             shutil.rmtree(place)
+    if not step:
+        shutil.rmtree(folder / "checkpoints" / (current or ""), ignore_errors=True)
 
 
-def _pass_of(line: str) -> str | None:
-    """The pass that a line of the log is of; None if it was cut off while it was written."""
+def _is_before(row: Mapping[str, Any], step: int) -> bool:
+    """Whether an entry of the log will not be written again; the summary at the end of training will."""
+    return row.get("step", step + 1) <= step and "train_runtime" not in row
+
+
+def _row(line: str) -> dict[str, Any]:
+    """A line of the log; nothing if it was cut off while it was written."""
     try:
-        return json.loads(line).get("pass")
-    except (ValueError, AttributeError):
-        return None
-
-
-def _alive(lock: Path) -> bool:
-    """Whether the lock's owner still runs; one on another host cannot be asked and counts as alive."""
-    try:
-        owner = json.loads(lock.read_text())
-        if owner["host"] != socket.gethostname():
-            return True
-        os.kill(owner["pid"], 0)
-    except (ValueError, KeyError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def versions() -> dict[str, str]:

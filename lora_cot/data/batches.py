@@ -8,6 +8,9 @@ of question, steps of one length train worse (on the miniature four stages end a
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -62,6 +65,16 @@ class GroupedBatches:
 
     def __len__(self) -> int:
         return sum(-(-count // self._at_once) for count in Counter(self._keys).values()) * self._ranks
+
+    def of_rank(self, rank: int) -> list[list[int]]:
+        """One rank's batches of this epoch, in order."""
+        return list(self)[rank :: self._ranks]
+
+    def order(self) -> str:
+        """A fingerprint of which samples make each step of this epoch, however they are shared among batches and ranks."""
+        batches, size = list(self), self._ranks * self._accumulation
+        steps = [sorted(itertools.chain(*batches[begin : begin + size])) for begin in range(0, len(batches), size)]
+        return hashlib.sha256(json.dumps(steps).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps():

@@ -188,6 +188,8 @@ class TrainingSection(LibrarySection):
     wrote for the same sample. They are asked with what was written either way."""
     early_stopping_patience: int | None = Field(None, gt=0)
     """Stop after so many evaluations without a better metric_for_best_model."""
+    hang_after: float = Field(600, gt=0, allow_inf_nan=False)
+    """Seconds without progress after which a run says which rank and which samples it hangs at."""
     eval_generations: int = Field(64, ge=0)
     """Held-out samples that are answered at each evaluation, for format validity and accuracy."""
 

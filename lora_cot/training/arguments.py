@@ -46,6 +46,8 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "label_names": ["labels"],
+        "restore_callback_states_from_checkpoint": True,
+        "logging_nan_inf_filter": False,
         "max_length": None,  # the collator sees to it; TRL's cut could go through an image or an answer
     }
     chosen = recipe.training.library

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lora_cot.backbones import Backbone
@@ -26,23 +26,46 @@ class Quality:
     """Share of right answers; no answer is a wrong one. None for a pass that does not answer."""
 
 
-def answer_freely(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], recipe: Recipe) -> list[Completion]:
-    """Greedy answers within the recipe's budgets; the model is left in the mode it was in."""
+def answer_freely(
+    backbone: Backbone,
+    cot_format: CotFormat,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    between: Callable[[], None] = lambda: None,
+) -> list[Completion]:
+    """Greedy answers within the recipe's budgets; the model is left in the mode it was in.
+
+    Args:
+        backbone: the model.
+        cot_format: the format, or one pass of it.
+        samples: what is asked.
+        recipe: its budgets.
+        between: called before each batch of questions.
+    """
     training = backbone.model.training
     backbone.model.eval()
     try:
         engine = LocalEngine(backbone, cot_format, recipe.data.max_pixels)
         config = recipe.search.model_copy(update={"strategy": "greedy"})
         size = recipe.evaluation.batch_size
-        chunks = (samples[begin : begin + size] for begin in range(0, len(samples), size))
-        return [completion for chunk in chunks for completion in answer(engine, cot_format, chunk, config)]
+        completions: list[Completion] = []
+        for begin in range(0, len(samples), size):
+            between()
+            completions += answer(engine, cot_format, samples[begin : begin + size], config)
+        return completions
     finally:
         backbone.model.train(training)
 
 
-def measure(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], recipe: Recipe) -> Quality:
-    """Greedy answers to the samples, and how many are valid and right."""
-    completions = answer_freely(backbone, cot_format, samples, recipe)
+def measure(
+    backbone: Backbone,
+    cot_format: CotFormat,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    between: Callable[[], None] = lambda: None,
+) -> Quality:
+    """Greedy answers to the samples, and how many are valid and right; see `answer_freely`."""
+    completions = answer_freely(backbone, cot_format, samples, recipe, between)
     valid = sum(c.parsed.outcome == "complete" for c in completions)
     accuracy = None
     if any(stage.is_answer for stage in cot_format.stages):

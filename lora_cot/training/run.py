@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -37,8 +36,10 @@ from lora_cot.training.arguments import sft_config
 from lora_cot.training.callbacks import LivenessCheck, NoInputGradients, RunLog
 from lora_cot.training.console import parts_table, preview, sample_counts, show
 from lora_cot.training.hand_off import check_ids, handed_on, write_texts
+from lora_cot.training.loop import Keeping
 from lora_cot.training.quality import answer_freely
 from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
+from lora_cot.training.resume import Start, checkpoint_root, find_start
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
 from lora_cot.validation.run import limit_of
@@ -54,23 +55,25 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     """Run a recipe; returns the run's folder.
 
     A split format is trained pass by pass, each with an adapter of its own on the same base. Later passes are watched on
-    what the earlier ones wrote for the same sample, and trained on gold text of them or on that, as the recipe says. A run
-    of one that was stopped goes on after the last pass that it finished.
+    what the earlier ones wrote for the same sample, and trained on gold text of them or on that, as the recipe says.
+
+    A run that was stopped, at whatever moment, goes on at its newest good checkpoint as if it had not been.
 
     Args:
         recipe: what to train, on what, how.
         root: the run's folder is made in here.
 
     Raises:
-        RunError: the folder is in use or taken.
+        RunError: the folder is in use or taken; its unfinished run is of another recipe, base or data.
         DataError, BackboneError, AdapterError: the input is wrong; nothing was trained.
-        TrainingError: an adapter gets no gradient.
+        TrainingError: an adapter gets no gradient, a loss is not finite, or a checkpoint cannot be written.
+        StoppedError: by SIGTERM.
     """
     folder = run_folder(recipe, root)
     seconds = float(recipe.training.library.get("ddp_timeout", PATIENCE))
     # Ranks on CPUs are only counted if it is told so; and it is here that the process group is made.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=seconds))
-    with open_run(folder, recipe) if state.is_main_process else nullcontext():
+    with open_run(folder, recipe) if state.is_main_process else nullcontext(False) as goes_on:
         torch.manual_seed(_seed(recipe))
         family, processor = load_processor(recipe.model)
         passes = recipe.format.build().passes
@@ -79,17 +82,16 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         samples, held_out = _load_data(recipe)
         if len(passes) > 1:
             _check_passes(recipe, family, processor, (samples, held_out), arguments[0].dataloader_num_workers)
+        start = find_start(folder, goes_on, recipe, (samples, held_out), arguments[0])
         backbone = load_backbone(recipe.model, recipe.quantization)
         cot_format = recipe.format.build().spelled(backbone.family.tag_style)
         with state.local_main_process_first():
             backbone.prepare([*samples, *held_out], recipe.data.max_pixels)
-        if state.is_main_process:
-            write_recipe(recipe, folder)
         shown = held_out[:SHOWN_SAMPLES]
         before = answer_freely(backbone, cot_format, shown, recipe)
         data, done = Splits(samples, held_out, held_out), []
         for one in cot_format.passes:
-            backbone, data, report = _run_pass(recipe, backbone, one, data, folder)
+            backbone, data, report = _run_pass(recipe, backbone, one, data, folder, start)
             done.append(report)
         state.wait_for_everyone()
         if cot_format.split:
@@ -117,7 +119,7 @@ class Splits:
 
 
 def _run_pass(
-    recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path
+    recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path, start: Start
 ) -> tuple[Backbone, Splits, PassReport]:
     """Train one adapter and leave it in the run's folder; of a split format, unless that is done, and hand its texts on.
 
@@ -135,7 +137,7 @@ def _run_pass(
         torch.manual_seed(_seed(recipe))  # whatever was drawn before: a run that goes on begins here
         backbone = _adapted(recipe, backbone, place.name)
         show(f"Training {one.name}" if split else "", parts_table(backbone))
-        done = _train_pass(recipe, backbone, one, data, folder)
+        done = _train_pass(recipe, backbone, one, data, folder, start)
         if PartialState().is_main_process:
             save_adapter(backbone, recipe, place, _initial(recipe, folder))
             if split:
@@ -205,9 +207,9 @@ def _initial(recipe: Recipe, folder: Path) -> Path | None:
     return folder / "checkpoints" / "initial" if recipe.lora.rewrites_base and recipe.model.adapter is None else None
 
 
-def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path) -> PassReport:
+def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path, start: Start) -> PassReport:
     """Train one adapter, which the backbone has; the whole run, unless the format is split."""
-    checkpoints = folder / "checkpoints" / (one.name if one.given is not None else "")
+    checkpoints = checkpoint_root(folder, one.name if one.given is not None else None)
     arguments = sft_config(recipe, checkpoints, backbone.family, one)
     state = PartialState()
     if (initial := _initial(recipe, folder)) and state.is_main_process:
@@ -224,12 +226,11 @@ def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits
     said = "" if one.given else "\n".join(notes)  # the same in each pass of a split format
     show(said, sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
     kept = (train_set, eval_set)
-    trainer = make_trainer(recipe, arguments, backbone, one, collator, kept, data.questions, folder / LOG_FILE)
-    begin = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - begin
+    keeping = Keeping(folder, checkpoints, start.about, start.of(checkpoints), recipe.training.hang_after)
+    trainer = make_trainer(recipe, arguments, backbone, one, collator, kept, data.questions, keeping)
+    trainer.run()
     history = trainer.state.log_history
-    return PassReport(one, report(backbone), history, seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
+    return PassReport(one, report(backbone), history, trainer.seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
 
 
 def _check_reached(backbone: Backbone, samples: list[Sample]) -> None:
@@ -263,16 +264,16 @@ def make_trainer(
     collator: Collator,
     data: tuple[Kept, Kept],
     questions: list[Sample],
-    log: Path,
+    keeping: Keeping,
 ) -> CotTrainer:
     """The trainer of one adapter, with what watches it."""
-    callbacks: list[Any] = [RunLog(log, cot_format.name if cot_format.given is not None else None)]
+    callbacks: list[Any] = [RunLog(keeping.run / LOG_FILE, cot_format.name if cot_format.given is not None else None)]
     callbacks.append(NoInputGradients())
     callbacks.append(LivenessCheck(backbone, any(sample.images for sample in data[0].samples)))
     if recipe.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping_patience))
     asked = questions[: recipe.training.eval_generations]
     options = {"args": arguments, "data_collator": collator, "callbacks": callbacks}
-    trainer = CotTrainer(backbone, cot_format, recipe, data, asked, **options)
+    trainer = CotTrainer(backbone, cot_format, recipe, data, asked, keeping, **options)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -10,24 +10,22 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
-from trl import SFTTrainer
 
 from lora_cot.backbones import Backbone
-from lora_cot.data.batches import GroupedBatches
 from lora_cot.data.collate import as_dataset
 from lora_cot.data.lengths import Kept
 from lora_cot.errors import Problem, TrainingError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.training.heads import fuse_head
+from lora_cot.training.loop import Keeping, SafeTrainer
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.optimizer import set_learning_rates
 from lora_cot.training.quality import measure
 from lora_cot.types import Sample
 
 
-class CotTrainer(SFTTrainer):
+class CotTrainer(SafeTrainer):
     """Logs, for each stage, `loss/STAGE` and `token_accuracy/STAGE`; evaluation adds `format_validity` and `accuracy`.
 
     TRL gives each label's log-probability without the full logits; its own loss is replaced, since it knows no stages.
@@ -40,6 +38,7 @@ class CotTrainer(SFTTrainer):
         recipe: Recipe,
         data: tuple[Kept, Kept],
         questions: Sequence[Sample],
+        keeping: Keeping,
         **options: Any,
     ):
         """
@@ -49,6 +48,7 @@ class CotTrainer(SFTTrainer):
             recipe: its stage weights and learning rates, and the budgets of answers.
             data: trained on, and held out.
             questions: answered at each evaluation.
+            keeping: checkpoints: where they go, and which to go on from.
             options: SFTTrainer's own.
         """
         _score_labels_alone()
@@ -56,6 +56,10 @@ class CotTrainer(SFTTrainer):
         train_set, eval_set = data
         in_chat = not backbone.family.is_encoder_decoder
         super().__init__(
+            keeping,
+            backbone.family,
+            data,
+            recipe.training.train_sampling_strategy == "group_by_length",
             model=backbone.model,
             processing_class=backbone.processor if in_chat else backbone.processor.tokenizer,
             train_dataset=as_dataset(train_set, in_chat),
@@ -68,41 +72,11 @@ class CotTrainer(SFTTrainer):
             if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies
                 parameter.data = parameter.data.to(precision[name])
         self._backbone, self._format, self._questions, self._recipe = backbone, cot_format, questions, recipe
-        self._train_set, self._eval_set = train_set, eval_set
         self.model_accepts_loss_kwargs = True  # of all families: the loss is ours, over the tokens of a whole step
         self._names = [stage.name for stage in cot_format.stages]
         self._weights = torch.tensor([recipe.training.stage_weights.get(name, 1.0) for name in self._names])
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens, self._since = torch.zeros(()), time.perf_counter()
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches as `GroupedBatches` makes them, another order each epoch."""
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        by_length = self._recipe.training.train_sampling_strategy == "group_by_length"
-        order = {"seed": seed, "accumulation": self.args.gradient_accumulation_steps, "by_length": by_length}
-        return self._loader(self.train_dataset, self._train_set, self._train_batch_size, **order)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The held-out samples, grouped the same way."""
-        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
-            return super().get_eval_dataloader(eval_dataset)
-        return self._loader(self.eval_dataset, self._eval_set, self.args.eval_batch_size)
-
-    def _loader(self, dataset: Any, kept: Kept, batch_size: int, **order: Any) -> DataLoader:
-        keys = [self._backbone.family.batch_key(len(sample.images)) for sample in kept.samples]
-        batches = GroupedBatches(keys, kept.lengths, batch_size, self.accelerator.num_processes, **order)
-        workers = self.args.dataloader_num_workers
-        options: dict[str, Any] = {"prefetch_factor": self.args.dataloader_prefetch_factor} if workers else {}
-        loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            **options,
-        )
-        return self.accelerator.prepare(loader)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The optimizer of the recipe, with the learning rates of parts that have their own."""
@@ -133,6 +107,7 @@ class CotTrainer(SFTTrainer):
             self._tokens = self._tokens + inputs["attention_mask"].sum()
             if self._backbone.family.is_encoder_decoder:
                 self._tokens = self._tokens + (stage_ids >= 0).sum()
+            self.guards.check_loss(loss, self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -149,7 +124,7 @@ class CotTrainer(SFTTrainer):
             weights = self._weights.to(loss.device)
             output.metrics["eval_loss"] = float((loss * weights).sum() / count.sum().clamp(min=1))
         if self._questions:
-            quality = measure(self._backbone, self._format, self._questions, self._recipe)
+            quality = measure(self._backbone, self._format, self._questions, self._recipe, self.guards.stopper.check)
             output.metrics["eval_format_validity"] = quality.format_validity
             if quality.accuracy is not None:
                 output.metrics["eval_accuracy"] = quality.accuracy

@@ -80,7 +80,7 @@ def test_a_processor_without_a_chat_template_is_refused(copy_base, make_recipe, 
     match = "LlavaProcessor · the processor has no chat template · use the instruction-tuned checkpoint"
     with pytest.raises(BackboneError, match=match):
         train(make_recipe(tmp_path, f"model.base={folder}"), tmp_path)
-    assert not (tmp_path / "tiny" / "adapter").exists() and not (tmp_path / "tiny" / ".lock").exists()
+    assert not (tmp_path / "tiny" / "adapter").exists() and not (tmp_path / "tiny" / ".owner").exists()
     with pytest.raises(BackboneError, match=match):
         ask(open_model(str(folder)), tmp_path / "none.png", "What is it?")
 
@@ -113,7 +113,7 @@ def test_a_base_that_the_hub_does_not_give_is_refused(make_recipe, tmp_path, mon
     with pytest.raises(BackboneError, match=f"model.base meta-llama/gated · {match}") as caught:
         train(make_recipe(tmp_path, "model.base=meta-llama/gated"), tmp_path)
     assert "https://hub.invalid" not in str(caught.value) and len(caught.value.problems) == 1
-    assert not (tmp_path / "tiny" / ".lock").exists()
+    assert not (tmp_path / "tiny" / ".owner").exists()
 
 
 def test_a_head_in_four_bits_is_refused(make_recipe, tmp_path):

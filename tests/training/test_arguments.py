@@ -31,7 +31,7 @@ def test_float16_is_refused_where_it_breaks(make_recipe, make_base, tmp_path, mo
     reason = r"cannot be trained in float16: its activations exceed .* NaN"
     with pytest.raises(RecipeError, match=rf"training\.fp16 · a qwen2_vl model {reason} · set training\.bf16: true"):
         train(recipe, tmp_path)
-    assert not (tmp_path / "tiny" / ".lock").exists()
+    assert not (tmp_path / "tiny" / ".owner").exists()
 
 
 def test_float16_is_allowed_elsewhere(arguments):

@@ -101,7 +101,7 @@ def test_only_an_unfinished_run_of_the_same_recipe_is_gone_on_with(two_stage, tm
     with pytest.raises(RunError, match="an unfinished run of another recipe"):
         run.train(two_stage("training.learning_rate=1e-3"), tmp_path)
     run.train(two_stage(), tmp_path)
-    with pytest.raises(RunError, match="there is a run in this folder already"):
+    with pytest.raises(RunError, match="there is a finished run in this folder already"):
         run.train(two_stage(), tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_a_run_goes_on_from_its_own_recipe_and_with_what_may_be_corrected(two_st
     assert own.versions
     changed = own.model_copy(update={"evaluation": own.evaluation.model_copy(update={"limit": 3})})
     folder = run.train(changed, tmp_path)
-    assert "answer begins again: " in capsys.readouterr().err
+    assert "answer: begins again" in capsys.readouterr().err
     assert {entry["pass"] for entry in rows_of(folder / "log.jsonl")} == {"rationale", "answer"}
 
 

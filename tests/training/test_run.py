@@ -1,14 +1,14 @@
 """A run: it learns, it tells of it, and it takes nothing away from anybody."""
 
 import json
-import os
-import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_cot.checkpoints import opening
+from lora_cot.checkpoints import folders, opening
 from lora_cot.checkpoints.opening import find_adapter, open_model, saved_recipe
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.images import open_image
@@ -42,7 +42,7 @@ def test_a_run_leaves_everything_one_needs(make_recipe, tmp_path, capsys):
     assert {"loss/SUMMARY", "token_accuracy/CONCLUSION", "tokens_per_second", "peak_memory_gb"} <= only["last"].keys()
     page = (folder / "report.html").read_text()
     assert "Training loss by stage" in page and "Before" in page and "http://" not in page.split("<svg")[0]
-    assert not (folder / ".lock").exists()
+    assert not (folder / ".owner").exists()
     opened = open_model(str(folder / "adapter"))
     assert "quantised (nf4)" in opened.said
     assert "quantised" not in open_model(str(folder), "none").said
@@ -140,19 +140,22 @@ def test_rows_that_reach_nothing_that_is_trained_are_refused_first(make_recipe, 
         train(recipe, tmp_path)
 
 
-def test_a_folder_in_use_or_taken_is_left_alone(make_recipe, tmp_path):
-    """A run's folder belongs to one process, and to one run; a dead process's lock does not count."""
+def test_a_folder_in_use_or_taken_is_left_alone(make_recipe, tmp_path, monkeypatch):
+    """A run's folder belongs to one process, and to one run; what a dead process left of a lock does not count."""
+    monkeypatch.setattr(folders, "LOCK_PATIENCE", 0.1)
     recipe, folder = make_recipe(tmp_path), tmp_path / "tiny"
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); sys.stdin.read()"
     folder.mkdir()
-    lock = folder / ".lock"
-    lock.write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
-    with pytest.raises(RunError, match="in use"):
+    (folder / ".owner").write_text("process 7 on far")
+    owner = subprocess.Popen([sys.executable, "-c", hold, str(folder / ".lock")], stdin=-1, stdout=-1)
+    owner.stdout.readline()
+    with pytest.raises(RunError, match="in use by process 7 on far"):
         train(recipe, tmp_path)
-    assert lock.exists()
-    lock.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname()}))
+    owner.kill()
+    owner.wait()
     train(recipe, tmp_path)
     before = (folder / "report.json").read_text()
-    with pytest.raises(RunError, match="a run in this folder already"):
+    with pytest.raises(RunError, match="a finished run in this folder already"):
         train(recipe, tmp_path)
     assert (folder / "report.json").read_text() == before
 

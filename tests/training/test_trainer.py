@@ -22,7 +22,7 @@ def trainer(make_recipe, tmp_path, monkeypatch):
     """The trainer of a recipe with overrides, before its first step."""
     built = []
 
-    def stop(self):
+    def stop(self, **_):
         built.append(self)
         raise BuiltError
 

@@ -1,0 +1,123 @@
+"""What a run is trained on, as short texts that are equal only if it is the same: its recipe, its base, its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_cot.backbones.hub import checkpoint_file
+from lora_cot.backbones.loading import resolve_base
+from lora_cot.errors import Problem
+from lora_cot.recipe import Recipe
+from lora_cot.types import Image, Sample
+
+MAY_DIFFER = (
+    "versions",
+    "evaluation",
+    "search",
+    "training.max_length",
+    "training.long_samples",
+    "training.per_device_train_batch_size",
+    "training.per_device_eval_batch_size",
+    "training.gradient_accumulation_steps",
+    "training.gradient_checkpointing",
+    "training.load_best_model_at_end",
+    "training.logging_steps",
+    "training.save_steps",
+    "training.save_strategy",
+    "training.save_total_limit",
+    "training.dataloader_num_workers",
+    "training.dataloader_prefetch_factor",
+    "training.ddp_timeout",
+    "training.deepspeed",
+    "training.hang_after",
+    "training.report_to",
+    "training.disable_tqdm",
+)
+"""Keys, or sections, of a recipe that may be changed before a run goes on: what they change of the training is nothing, or
+is compared by itself (which samples make a step, and what shares out the optimizer)."""
+SAMPLED = 1 << 20
+"""Bytes at each end of a weight file that are looked at; the middle of a file of many GB is not."""
+HEAD = 1 << 14
+"""Bytes of an image file that are looked at, besides its size."""
+_ABSENT = "not set"
+
+
+def recipe_print(recipe: Recipe) -> dict[str, Any]:
+    """The recipe by dotted key, without what may differ."""
+    flat = dict(_flat(recipe.model_dump(mode="json")))
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Problem]:
+    """One line for each key whose value is another one."""
+    keys = [key for key in {**before, **now} if before.get(key, _ABSENT) != now.get(key, _ABSENT)]
+    remedy = "set it back, or set another name="
+    return [Problem(key, f"it was {before.get(key, _ABSENT)}, and is {now.get(key, _ABSENT)}", remedy) for key in keys]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value
+
+
+def base_print(recipe: Recipe) -> str:
+    """Of the base, its vision encoder and the adapter that is gone on from: their files, or the commit of a hub id."""
+    model = recipe.model
+    places = [(resolve_base(model.base), model.revision)]
+    if model.vision_encoder is not None:
+        places.append((model.vision_encoder, model.vision_revision))
+    prints = [_checkpoint_print(place, revision) for place, revision in places]
+    return _digest([*prints, None if model.adapter is None else _folder_print(Path(model.adapter))])
+
+
+def _checkpoint_print(place: str, revision: str | None) -> Any:
+    if Path(place).is_dir():
+        return _folder_print(Path(place))
+    return checkpoint_file("model.base", place, "config.json", revision).parent.name  # the cache's folder of a commit
+
+
+def _folder_print(folder: Path) -> list[Any]:
+    kept = {".safetensors", ".json", ".bin", ".model", ".txt", ".jinja"}
+    files = sorted(path for path in folder.rglob("*") if path.suffix in kept and ".cache" not in path.parts)
+    return [[str(path.relative_to(folder)), path.stat().st_size, _ends(path)] for path in files]
+
+
+def _ends(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(SAMPLED)
+        file.seek(max(path.stat().st_size - SAMPLED, 0))
+        return hashlib.sha256(head + file.read()).hexdigest()
+
+
+def data_print(*parts: Iterable[Sample]) -> str:
+    """Of all samples, in order: their texts, and of each image its bytes, of a file its size and beginning, of a table its
+    place.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for sample in part:
+            texts = [[e.question, dict(e.stages or {}), e.answer] for e in sample.exchanges]
+            row = [sample.id, texts, list(sample.choices), [_image_print(image) for image in sample.images]]
+            digest.update(json.dumps(row, sort_keys=True).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _image_print(image: Image) -> Any:
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    if isinstance(image, Path):
+        with image.open("rb") as file:
+            return [image.stat().st_size, hashlib.sha256(file.read(HEAD)).hexdigest()]
+    return [image.row, image.column, image.place]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

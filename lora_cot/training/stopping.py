@@ -1,0 +1,77 @@
+"""SIGTERM: training is told at its next safe place, on all ranks at the same one, and saves before it ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from lora_cot.errors import Problem, StoppedError
+
+
+class Stopper(TrainerCallback):
+    """Ends training, by an error, once a SIGTERM has come to any rank: before a step, inside an accumulation, or between
+    batches of an evaluation.
+
+    Ranks agree over the CPU, so that no GPU is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self._group: Any = dist.new_group(backend="gloo") if several else None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGTERM asks training to stop; afterwards it ends the process as before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
+        before = signal.signal(signal.SIGTERM, self._hear)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _hear(self, *_: Any) -> None:
+        self._asked = True
+
+    def any(self, here: bool) -> bool:
+        """Whether something is so on any rank; called by all of them at the same place."""
+        if self._group is None:
+            return here
+        flag = torch.tensor(int(here))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        return bool(flag)
+
+    def check(self) -> None:
+        """Called by all ranks at the same place.
+
+        Raises:
+            StoppedError: one of them was asked to stop.
+        """
+        if self.any(self._asked):
+            raise StoppedError(Problem("", "stopped by SIGTERM"))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the step before was logged, evaluated and saved."""
+        self.check()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Inside an accumulation."""
+        self.check()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Between batches of an evaluation."""
+        self.check()
+
+
+def ignore_sigterm(_worker: int) -> None:
+    """For a DataLoader's workers: the signal is the trainer's, which still needs them. They end with their parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,336 @@
+"""A run that was stopped at any moment, and gone on with, is the run that was not: bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_cot.checkpoints import store
+from lora_cot.errors import RunError, StoppedError, TrainingError
+from lora_cot.training import run as run_module
+from lora_cot.training import trainer as trainer_module
+from lora_cot.training.run import train
+from lora_cot.training.trainer import CotTrainer
+
+OPTIONS = (
+    "training.max_steps=7",
+    "training.per_device_train_batch_size=2",
+    "training.gradient_accumulation_steps=2",
+    "training.save_strategy=steps",
+    "training.save_steps=2",
+    "training.eval_strategy=steps",
+    "training.eval_steps=3",
+    "lora.lora_dropout=0.2",
+    "data.train.0.limit=14",
+)
+"""Epochs of 4 steps: 14 samples make 3 steps of 4 and one of 2."""
+
+
+class KilledError(Exception):
+    """What ends a run at once."""
+
+
+@pytest.fixture
+def recipe(make_recipe, tmp_path):
+    """A recipe with everything in it that could differ after a restart."""
+    return lambda *more: make_recipe(tmp_path, *OPTIONS, *more)
+
+
+def stop_after(monkeypatch, batches, error=KilledError):
+    """Let training end before its so manieth batch."""
+    real, seen = CotTrainer.training_step, []
+
+    def step(self, *given, **more):
+        if len(seen) == batches:
+            if error is KilledError:
+                raise error
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(0)
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(CotTrainer, "training_step", step)
+
+
+def left(folder):
+    """All that a run leaves that could differ: weights, optimizer, schedule, random numbers, log."""
+    newest = folder / "checkpoints" / f"checkpoint-{max(store.steps(folder / 'checkpoints'))}"
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    timed = ("tokens_per_second", "peak_memory_gb", "train_", "eval_runtime", "eval_samples_per_second", "eval_steps_per")
+    rows = [{key: value for key, value in row.items() if not key.startswith(timed)} for row in rows]
+    return {
+        "adapter": load_file(folder / "adapter" / "adapter_model.safetensors"),
+        "optimizer": torch.load(newest / "optimizer.pt", weights_only=True)["state"],
+        "schedule": torch.load(newest / "scheduler.pt", weights_only=True),
+        "random": torch.load(newest / "rng_state.pth", weights_only=False)["cpu"],
+        "log": [row for row in rows if len(row) > 2],
+    }
+
+
+def assert_same(one, other):
+    """Bit for bit."""
+    for name in ("adapter", "optimizer", "random"):
+        torch.testing.assert_close(other[name], one[name], atol=0, rtol=0)
+    assert other["schedule"] == one["schedule"]
+    assert other["log"] == one["log"]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What the run that nobody stopped leaves, once it was trained."""
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(whole, recipe, tmp_path):
+    """What the run that nobody stopped leaves."""
+    if not whole:
+        whole.update(left(train(recipe(), tmp_path / "whole")))
+    assert len({row["loss"] for row in whole["log"] if "loss" in row}) == 7
+    return whole
+
+
+@pytest.mark.parametrize("batches", [1, 3, 5, 7, 8, 12])
+def test_a_killed_run_goes_on_bit_for_bit(recipe, uninterrupted, tmp_path, monkeypatch, capsys, batches):
+    """Killed before anything is saved, in an accumulation, at an epoch's end, in the second epoch."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches)
+        with pytest.raises(KilledError):
+            train(recipe(), tmp_path)
+    saved = {1: 0, 3: 0, 5: 2, 7: 4, 8: 4, 12: 6}[batches]
+    assert max(store.steps(tmp_path / "tiny" / "checkpoints"), default=0) == saved
+    capsys.readouterr()
+    folder = train(recipe(), tmp_path)
+    assert (f"goes on after step {saved}" in capsys.readouterr().err) == (saved > 0)
+    assert_same(uninterrupted, left(folder))
+
+
+@pytest.mark.parametrize("batches", [0, 2, 6, 9])
+def test_sigterm_saves_the_last_step_and_loses_nothing(recipe, uninterrupted, tmp_path, monkeypatch, batches):
+    """In an accumulation it saves what was before it."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches, StoppedError)
+        with pytest.raises(StoppedError, match=r"stopped by SIGTERM: .* · the same command goes on") as stopped:
+            train(recipe(), tmp_path)
+    assert stopped.value.exit_code == 143
+    assert max(store.steps(tmp_path / "tiny" / "checkpoints"), default=0) == {0: 0, 2: 1, 6: 4, 9: 5}[batches]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert_same(uninterrupted, left(train(recipe(), tmp_path)))
+
+
+@pytest.mark.parametrize("where", ["among the losses", "among the answers"])
+def test_sigterm_in_an_evaluation_is_made_up_for(recipe, uninterrupted, tmp_path, monkeypatch, where):
+    """The evaluation is not waited for; the run that goes on begins with it."""
+    calls = []
+
+    def ask(real):
+        def call(*given, **more):
+            calls.append(0)
+            if len(calls) == (2 if where == "among the losses" else 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*given, **more)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if where == "among the losses":
+            patch.setattr(CotTrainer, "prediction_step", ask(CotTrainer.prediction_step))
+        else:
+            patch.setattr(trainer_module, "measure", ask(trainer_module.measure))
+        with pytest.raises(StoppedError):
+            train(recipe("training.per_device_eval_batch_size=1"), tmp_path)
+    found = store.read(tmp_path / "tiny" / "checkpoints" / "checkpoint-3")
+    assert found.about["pending"] and not any("eval_loss" in row for row in log_of(tmp_path / "tiny"))
+    assert_same(uninterrupted, left(train(recipe(), tmp_path)))
+
+
+def log_of(folder):
+    """Rows of a run's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_killed_after_its_last_step_is_not_trained_further(recipe, uninterrupted, tmp_path, monkeypatch):
+    """The last step lies in the middle of an epoch."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_adapter", lambda *_: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            train(recipe(), tmp_path)
+    stepped = []
+    monkeypatch.setattr(CotTrainer, "training_step", lambda *_: stepped.append(0))
+    assert_same(uninterrupted, left(train(recipe(), tmp_path)))
+    assert not stepped
+
+
+BEST = (
+    "training.load_best_model_at_end=true",
+    "training.metric_for_best_model=loss",
+    "training.early_stopping_patience=2",
+    "training.eval_steps=1",
+    "training.save_steps=1",
+    "training.save_total_limit=1",
+    "training.learning_rate=0",
+    "training.eval_generations=0",
+    "training.per_device_eval_batch_size=4",
+)
+
+
+def test_early_stopping_goes_on_counting_and_the_best_checkpoint_stays(recipe, tmp_path, monkeypatch):
+    """With a learning rate of zero the first evaluation is the best, and the third ends the run, stopped or not."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(KilledError):
+            train(recipe(*BEST), tmp_path)
+    assert set(store.steps(tmp_path / "tiny" / "checkpoints")) == {1, 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_adapter", lambda *_: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            train(recipe(*BEST), tmp_path)
+    stepped = []
+    monkeypatch.setattr(CotTrainer, "training_step", lambda *_: stepped.append(0))
+    folder = train(recipe(*BEST), tmp_path)
+    assert not stepped and json.loads((folder / "report.json").read_text())["passes"][0]["steps"] == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over(recipe, uninterrupted, tmp_path, monkeypatch, capsys):
+    """The one before is taken, and it is said which file was wrong."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(KilledError):
+            train(recipe(), tmp_path)
+    path = tmp_path / "tiny" / "checkpoints" / "checkpoint-4" / "optimizer.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    folder = train(recipe(), tmp_path)
+    told = capsys.readouterr().err
+    assert "passed over: " in told and "checkpoint-4/optimizer.pt · the file is not as it was written" in told
+    assert "goes on after step 2" in told
+    assert_same(uninterrupted, left(folder))
+
+
+def test_a_damaged_best_checkpoint_is_not_taken_for_the_best(recipe, tmp_path, monkeypatch):
+    """The run stops with what is wrong; the same command takes the last weights if it is told to."""
+    real, best = CotTrainer._load_best_model, [option for option in BEST if "early" not in option]
+
+    def damage(self):
+        path = next((tmp_path / "tiny" / "checkpoints" / "checkpoint-1").glob("*.safetensors"))
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CotTrainer, "_load_best_model", damage)
+        with pytest.raises(RunError, match=r"checkpoint-1/adapter_model\.safetensors · the file is not as it was written"):
+            train(recipe(*best), tmp_path)
+    train(recipe(*best, "training.load_best_model_at_end=false"), tmp_path)
+
+
+def cut_short(recipe, tmp_path, monkeypatch):
+    """Leave a run that was killed after four steps."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(KilledError):
+            train(recipe, tmp_path)
+
+
+def test_another_recipe_is_refused_with_what_differs(recipe, tmp_path, monkeypatch):
+    """Every key, with both values; what changes nothing of the training may differ."""
+    cut_short(recipe(), tmp_path, monkeypatch)
+    with pytest.raises(RunError) as refused:
+        train(recipe("lora.r=8", "training.learning_rate=1e-3", "training.weight_decay=0.1"), tmp_path)
+    told = str(refused.value)
+    assert "lora.r · it was 4, and is 8" in told and "training.weight_decay · it was not set, and is 0.1" in told
+    assert "training.learning_rate · it was 0.01, and is 0.001 · set it back, or set another name=" in told
+    again = ("training.save_steps=3", "training.save_total_limit=5", "search.temperature=0.1", "evaluation.limit=3")
+    assert json.loads((train(recipe(*again), tmp_path) / "report.json").read_text())["passes"][0]["steps"] == 7
+
+
+def test_other_data_and_another_base_are_refused(recipe, make_base, tmp_path, monkeypatch):
+    """Under the same names: a text that was edited, and weights that were exchanged."""
+    base = tmp_path / "base"
+    shutil.copytree(make_base("llava"), base)
+    stages = dict.fromkeys(("SUMMARY", "CAPTION", "REASONING", "CONCLUSION"), "x")
+    rows = [{"id": str(n), "question": f"q {n}", "stages": stages} for n in range(14)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    ours = recipe(f"model.base={base}", f"data.train=[{{source: jsonl, path: {path}}}]")
+    cut_short(ours, tmp_path, monkeypatch)
+    whole = path.read_text()
+    path.write_text(whole.replace("q 3", "q 4"))
+    with pytest.raises(RunError, match=r"the data changed since this run began[\s\S]*put that back, or set another name="):
+        train(ours, tmp_path)
+    path.write_text(whole)
+    weights = base / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-8] + b"\1" * 8)
+    with pytest.raises(RunError, match=r"model\.base, or the files it names, changed since"):
+        train(ours, tmp_path)
+    weights.write_bytes(kept)
+    train(ours, tmp_path)
+
+
+def test_batches_of_another_size_go_on_where_the_steps_are_the_same(recipe, tmp_path, monkeypatch):
+    """Four samples a step, as one batch or as two; other samples a step are refused with the cure."""
+    cut_short(recipe(), tmp_path, monkeypatch)
+    with pytest.raises(RunError, match=r"a step took 4 samples, and would take 8 · set training\.grad.*_steps=1"):
+        train(recipe("training.per_device_train_batch_size=4"), tmp_path)
+    folder = train(recipe("training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"), tmp_path)
+    assert json.loads((folder / "report.json").read_text())["passes"][0]["steps"] == 7
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(recipe, tmp_path, monkeypatch):
+    """Before the weights see it; the last checkpoint is finite, and the run goes on from it once the cause is gone."""
+    real, ids = trainer_module.stage_loss, []
+
+    def poisoned(log_probs, *rest):
+        loss = real(log_probs, *rest)
+        seen.append(0)
+        return loss * float("nan") if len(seen) == 6 else loss
+
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "stage_loss", poisoned)
+        collate = CotTrainer._prepare_inputs
+        patch.setattr(CotTrainer, "_prepare_inputs", lambda self, inputs: ids.append(inputs) or collate(self, inputs))
+        with pytest.raises(TrainingError, match=r"a loss is not finite after 2 steps: nan on (\S+), (\S+) ·") as stopped:
+            train(recipe("training.eval_strategy=no"), tmp_path)
+    assert "the checkpoint of step 2 is kept" in str(stopped.value)
+    named = str(stopped.value).split("nan on ")[1].split(" ·")[0].split(", ")
+    assert named == texts_of(recipe("training.eval_strategy=no"), ids[5])
+    weights = load_file(tmp_path / "tiny" / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    train(recipe("training.eval_strategy=no"), tmp_path)
+
+
+def texts_of(recipe, inputs):
+    """Ids of the samples in a batch, by their questions and answers."""
+    from lora_cot.backbones.loading import load_backbone
+    from lora_cot.data.collate import encode
+    from lora_cot.data.sources import load_data
+
+    backbone = load_backbone(recipe.model)
+    encoder = backbone.encoder(recipe.format.build())
+    rows = {tuple(encode(encoder, s, True).input_ids): s.id for s in load_data(recipe.data, recipe.format.build())[0]}
+    masked = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    return [rows[tuple(ids[mask.bool()].tolist())] for ids, mask in masked]
+
+
+def test_weights_that_are_not_finite_are_never_saved(recipe, tmp_path, monkeypatch):
+    """Here they became so in the optimizer's step, unseen by the loss."""
+    real, seen = CotTrainer.training_step, []
+
+    def step(self, *given, **more):
+        loss = real(self, *given, **more)
+        seen.append(0)
+        if len(seen) == 7:
+            next(p for p in self.model.parameters() if p.requires_grad).grad.fill_(float("inf"))
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CotTrainer, "training_step", step)
+        with pytest.raises(TrainingError, match=r"weights are not finite after 4 steps: .*lora_A.* step 2 is kept"):
+            train(recipe("training.max_grad_norm=0", "training.eval_strategy=no"), tmp_path)
+    assert set(store.steps(tmp_path / "tiny" / "checkpoints")) == {2}
