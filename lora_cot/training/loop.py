@@ -77,7 +77,7 @@ class SafeTrainer(SFTTrainer):
         self.guards = Guards(keeping.run, keeping.root, keeping.hang_after, self._samples_of)
         self.add_callback(self.guards.stopper)
         self._after_step: RandomState | None = None
-        self._flos_after_step: tuple[float, float] = (0.0, 0.0)
+        self._flos_after_step: tuple[Any, Any] = (0, 0)
         self._evaluates = self._is_over = False
         self._seconds, self._begin = 0.0, time.perf_counter()
         self._last_saved = -1

@@ -1,0 +1,171 @@
+"""A real training process killed with SIGKILL at random moments and started again each time, until it was killed so often.
+
+    python benchmarks/kill.py [--kills 100] [--json]
+
+Each life is `python train.py RECIPE` on a tiny base. Every other kill waits for a checkpoint that is being written and falls
+into its writing; the others come at any time after the start of training. The run must go on each time, from the newest
+checkpoint that was whole when it was killed or a newer one; a run that came to its end is compared with one that nobody
+killed, byte for byte, and the next one begins.
+
+kills: how often it was killed. resumed: after how many of them the run went on from such a step. equal: whether every
+finished adapter was the uninterrupted one. Also: how many kills fell into a write, and how many runs came to their end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 60, 2
+TAGS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
+
+
+def make_recipe(folder: Path) -> Path:
+    """A recipe of a tiny random LLaVA, in NF4, with dropout: everything that could come out differently."""
+    import yaml
+
+    from lora_cot.backbones.mini.build import MiniSpec, random_base
+
+    model, processor = random_base(MiniSpec("llava", (), width=64, layers=2))
+    model.save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    training = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "save_steps": EVERY,
+        "logging_steps": 5,
+        "gradient_checkpointing": False,
+        "eval_generations": 0,
+    }
+    values = {
+        "name": "killed",
+        "model": {"base": str(folder / "base"), "dtype": "float32"},
+        "data": {"train": [{"source": "shapes", "limit": 50}]},
+        "quantization": {"load_in_4bit": True},
+        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
+        "training": training,
+        "search": {"stages": {name: {"max_new_tokens": 2} for name in TAGS}},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@contextmanager
+def training(folder: Path, recipe: Path, name: str) -> Iterator[subprocess.Popen[str]]:
+    """A training process of its own; its words go to a file."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train.py"), str(recipe), f"name={name}"]
+    with (folder / "err").open("w") as err:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stderr=err, stdout=err, text=True)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def whole_steps(checkpoints: Path) -> list[int]:
+    """Steps of the checkpoints that are in their places."""
+    return [int(path.name.rpartition("-")[2]) for path in checkpoints.glob("checkpoint-*") if path.name[-1].isdecimal()]
+
+
+def kill_once(process: subprocess.Popen[str], checkpoints: Path, in_write: bool, rng: random.Random) -> str | None:
+    """Wait for a moment and kill; where it fell, or nothing if the run ended before."""
+    log = checkpoints.parent / "log.jsonl"
+    before = log.stat().st_size if log.is_file() else 0
+    while process.poll() is None and not (log.is_file() and log.stat().st_size != before) and not staged(checkpoints):
+        time.sleep(0.002)  # until this life trains
+    if not in_write:
+        time.sleep(rng.random() * 2)
+    while in_write and process.poll() is None and not staged(checkpoints):
+        time.sleep(0.0005)
+    if in_write:
+        time.sleep(rng.random() * 0.03)
+    if process.poll() is not None:
+        return None
+    process.kill()
+    process.wait()
+    return "write" if staged(checkpoints) else "elsewhere"
+
+
+def staged(checkpoints: Path) -> bool:
+    """Whether a checkpoint is being written, replaced or removed."""
+    return any(checkpoints.glob(".*")) if checkpoints.is_dir() else False
+
+
+def measure(kills: int, seed: int) -> dict[str, Any]:
+    """Kill and start again."""
+    rng = random.Random(seed)
+    found: dict[str, Any] = {"kills": 0, "resumed": 0, "equal": True, "in_a_write": 0, "runs": 0, "problems": []}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        recipe = make_recipe(folder)
+        adapter = Path("adapter") / "adapter_model.safetensors"
+        with training(folder, recipe, "whole") as process:
+            process.wait()
+        expected = (folder / "runs" / "whole" / adapter).read_bytes()
+        run = folder / "runs" / "killed"
+        was_killed, newest = False, 0
+        while found["kills"] < kills or was_killed:
+            with training(folder, recipe, "killed") as process:
+                enough = found["kills"] >= kills
+                where = None if enough else kill_once(process, run / "checkpoints", rng.random() < 0.5, rng)
+                process.wait()
+            said = (folder / "err").read_text()
+            begun = re.search(r"goes on after step (\d+)|begins again", said)
+            if was_killed:
+                step = int(begun[1] or 0) if begun else -1
+                found["resumed"] += step >= newest
+                if step < newest:
+                    found["problems"].append(f"step {newest} was whole, and it began after {step}: {said[-500:]}")
+            was_killed = where is not None
+            if where is not None:
+                found["kills"] += 1
+                found["in_a_write"] += where == "write"
+                newest = max(whole_steps(run / "checkpoints"), default=0)
+                print(f"kill {found['kills']}: after step {newest}, {where}", file=sys.stderr, flush=True)
+                continue
+            if process.returncode != 0:
+                found["problems"].append(said[-1000:])
+                break
+            found["runs"] += 1
+            found["equal"] &= (run / adapter).read_bytes() == expected
+            shutil.rmtree(run)
+            newest = 0
+    return found
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = measure(arguments.kills, arguments.seed)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{name}  {value}" for name, value in found.items()))
+    if found["resumed"] != found["kills"] or not found["equal"] or not found["runs"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""train.py with something that goes wrong at a moment of one's choice, told by the environment.
+
+driver.py RECIPE [key=value …]. HARM is `kill`, `hang` or `term`; it comes to rank HARM_RANK, or to all, before its batch HARM_BATCH, counted from 0.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import torch.distributed as dist
+
+from lora_cot.cli import main
+from lora_cot.training.trainer import CotTrainer
+
+harm, harmed = os.environ.get("HARM"), os.environ.get("HARM_RANK")
+real, seen = CotTrainer.training_step, []
+
+
+def step(self, *given, **more):
+    """As it is, but for one batch."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if harm and len(seen) == int(os.environ["HARM_BATCH"]) and harmed in (None, str(rank)):
+        if harm == "hang":
+            time.sleep(3600)
+        os.kill(os.getpid(), signal.SIGKILL if harm == "kill" else signal.SIGTERM)
+    seen.append(0)
+    return real(self, *given, **more)
+
+
+CotTrainer.training_step = step
+sys.argv.insert(1, "train")
+main()

@@ -1,0 +1,117 @@
+"""Two processes, stopped and gone on with: by kill, by SIGTERM to the launcher, on another number of processes, by a hang."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from lora_cot.checkpoints import store
+from tests.conftest import ROOT
+from tests.training.test_resume import OPTIONS, assert_same, left
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(make_recipe, tmp_path):
+    """Starts so many processes on a recipe; what goes wrong is told by keys of the environment."""
+    values = make_recipe(tmp_path, *OPTIONS, "training.per_device_train_batch_size=1", "training.eval_generations=0")
+    path = tmp_path / "ranks.yaml"
+    path.write_text(yaml.safe_dump(values.model_dump(mode="json", exclude_none=True)))
+
+    def run(ranks, name, *overrides, **harm):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        script = [str(ROOT / "tests" / "training" / "driver.py"), str(path), f"name={name}", *overrides]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment |= {key.upper(): str(value) for key, value in harm.items()}
+        with (tmp_path / "err").open("w") as err:
+            return subprocess.Popen([*command, *script], cwd=tmp_path, env=environment, stderr=err)
+
+    return run
+
+
+def ends(process, folder, code=0):
+    """Wait for a launch; returns what it said."""
+    returned = process.wait(timeout=180)
+    said = (folder / "err").read_text()
+    assert (returned == 0) == (code == 0), said[-3000:]
+    return said
+
+
+def newest(folder):
+    """Step of a run's newest checkpoint."""
+    return max(store.steps(folder / "checkpoints"), default=0)
+
+
+def left_by_ranks(folder, ranks=2):
+    """As `left`, with the random numbers of every rank."""
+    place = folder / "checkpoints" / f"checkpoint-{newest(folder)}"
+    (place / "rng_state.pth").write_bytes((place / "rng_state_0.pth").read_bytes())
+    states = [torch.load(place / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in range(ranks)]
+    return left(folder) | {"random": torch.stack(states)}
+
+
+def test_two_ranks_go_on_bit_for_bit_after_a_kill_of_one_and_a_sigterm(start, tmp_path):
+    """Rank 1 is killed inside an accumulation of the first epoch; then the launcher is told to stop in the second."""
+    ends(start(2, "whole"), tmp_path)
+    ends(start(2, "cut", harm="kill", harm_rank=1, harm_batch=5), tmp_path, code=1)
+    assert newest(tmp_path / "runs" / "cut") == 2
+    process = start(2, "cut", "training.hang_after=1000", harm="term", harm_batch=5)
+    said = ends(process, tmp_path, code=1)
+    assert "goes on after step 2" in said and "stopped by SIGTERM: step 5 is saved" in said, said[-3000:]
+    assert newest(tmp_path / "runs" / "cut") == 5
+    assert "goes on after step 5" in ends(start(2, "cut"), tmp_path)
+    assert_same(left_by_ranks(tmp_path / "runs" / "whole"), left_by_ranks(tmp_path / "runs" / "cut"))
+
+
+def test_sigterm_to_the_launcher_saves_within_its_grace(start, tmp_path):
+    """Of the launcher: thirty seconds, after which it kills."""
+    process = start(2, "told", "training.max_steps=4000", "training.save_strategy=no", "training.eval_strategy=no")
+    log = tmp_path / "runs" / "told" / "log.jsonl"
+    while not (log.is_file() and len(log.read_text().splitlines()) > 2):
+        assert process.poll() is None, (tmp_path / "err").read_text()[-3000:]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    said = ends(process, tmp_path, code=1)
+    assert time.monotonic() - begin < 25
+    assert "stopped by SIGTERM" in said
+    step = newest(tmp_path / "runs" / "told")
+    assert step > 2 and store.read(tmp_path / "runs" / "told" / "checkpoints" / f"checkpoint-{step}").about["ranks"] == 2
+
+
+def test_another_number_of_processes_goes_on_where_a_step_is_the_same(start, tmp_path):
+    """Two, then one, then two: the same samples a step, and the same losses but for the order of sums."""
+    plain = ("lora.lora_dropout=0", "training.eval_strategy=no", "training.save_steps=1")
+    ends(start(2, "whole", *plain), tmp_path)
+    ends(start(2, "cut", *plain, harm="kill", harm_rank=0, harm_batch=5), tmp_path, code=1)
+    said = ends(start(1, "cut", *plain), tmp_path, code=1)
+    assert "a step took 4 samples, and would take 2 · set training.gradient_accumulation_steps=4" in said
+    alone = ("training.gradient_accumulation_steps=4",)
+    said = ends(start(1, "cut", *plain, *alone, harm="kill", harm_batch=8), tmp_path, code=1)
+    assert "goes on after step 2" in said and newest(tmp_path / "runs" / "cut") == 4
+    assert "goes on after step 4" in ends(start(2, "cut", *plain), tmp_path)
+    whole, cut = (
+        [row["loss"] for row in map(json.loads, (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines())
+         if "loss" in row] for name in ("whole", "cut")
+    )  # fmt: skip
+    assert len(whole) == 7 and cut == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_rank_and_the_samples_that_hang_are_named(start, tmp_path):
+    """Rank 1 stands still in its second step; rank 0 waits for it."""
+    process = start(2, "hang", "training.hang_after=2", harm="hang", harm_rank=1, harm_batch=2)
+    deadline = time.monotonic() + 90
+    while "no progress" not in (said := (tmp_path / "err").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.kill()
+    told = [line for line in said.splitlines() if line.startswith(("no progress", "  waiting"))]
+    assert "rank 1 (process " in told[0] and "of train-0-" in told[0] and "after step 1" in told[0], said[-3000:]
+    assert told[1] == "  waiting for it: rank 0"
+    subprocess.run(["pkill", "-9", "-f", f"{tmp_path}/ranks.yaml"], check=False)
