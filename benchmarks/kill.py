@@ -30,6 +30,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 60, 2
+BEGUN = re.compile(r"goes on after step (\d+)|begins again|samples to train on")
+SPREAD = 4.0
+"""Seconds after the start of a life, its loading included, over which kills are spread."""
 TAGS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 
 
@@ -87,12 +90,11 @@ def whole_steps(checkpoints: Path) -> list[int]:
 
 def kill_once(process: subprocess.Popen[str], checkpoints: Path, in_write: bool, rng: random.Random) -> str | None:
     """Wait for a moment and kill; where it fell, or nothing if the run ended before."""
-    log = checkpoints.parent / "log.jsonl"
-    before = log.stat().st_size if log.is_file() else 0
-    while process.poll() is None and not (log.is_file() and log.stat().st_size != before) and not staged(checkpoints):
-        time.sleep(0.002)  # until this life trains
+    told = checkpoints.parents[2] / "err"
+    while process.poll() is None and not BEGUN.search(told.read_text()):
+        time.sleep(0.01)  # before that, nothing is at stake: what the life before left is looked through here
     if not in_write:
-        time.sleep(rng.random() * 2)
+        time.sleep(rng.random() * SPREAD)
     while in_write and process.poll() is None and not staged(checkpoints):
         time.sleep(0.0005)
     if in_write:
@@ -128,7 +130,7 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
                 where = None if enough else kill_once(process, run / "checkpoints", rng.random() < 0.5, rng)
                 process.wait()
             said = (folder / "err").read_text()
-            begun = re.search(r"goes on after step (\d+)|begins again", said)
+            begun = BEGUN.search(said)
             if was_killed:
                 step = int(begun[1] or 0) if begun else -1
                 found["resumed"] += step >= newest

@@ -1,6 +1,7 @@
 """train.py with something that goes wrong at a moment of one's choice, told by the environment.
 
-driver.py RECIPE [key=value …]. HARM is `kill`, `hang` or `term`; it comes to rank HARM_RANK, or to all, before its batch HARM_BATCH, counted from 0.
+driver.py RECIPE [key=value …], with HARM `kill`, `hang` or `term`: it comes to rank HARM_RANK, or to all, before its
+batch HARM_BATCH, counted from 0.
 """
 
 import os
