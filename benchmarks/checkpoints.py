@@ -43,7 +43,7 @@ def measure(recipe: str, steps: int, repeats: int) -> dict[str, Any]:
     CotTrainer.training_step = timed(CotTrainer.training_step, batches)  # type: ignore[method-assign]
     keys = {"max_steps": steps * repeats, "save_strategy": "steps", "save_steps": steps, "eval_strategy": "no"}
     overrides = [f"training.{key}={value}" for key, value in keys.items()]
-    loaded = load_recipe(recipe, [*overrides, "evaluation.after_training=false"])
+    loaded = load_recipe(recipe, [*overrides, "training.load_best_model_at_end=false", "evaluation.after_training=false"])
     with tempfile.TemporaryDirectory() as folder:
         run = train(loaded, Path(folder))
         newest = run / "checkpoints" / f"checkpoint-{steps * repeats}"

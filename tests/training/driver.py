@@ -1,6 +1,6 @@
 """train.py with something that goes wrong at a moment of one's choice, told by the environment.
 
-driver.py RECIPE [key=value …], with HARM `kill`, `hang` or `term`: it comes to rank HARM_RANK, or to all, before its
+driver.py RECIPE [key=value …], with HARM `kill`, `hang`, `term` or `nan`: it comes to rank HARM_RANK, or to all, before its
 batch HARM_BATCH, counted from 0.
 """
 
@@ -12,10 +12,11 @@ import time
 import torch.distributed as dist
 
 from lora_cot.cli import main
+from lora_cot.training import trainer
 from lora_cot.training.trainer import CotTrainer
 
 harm, harmed = os.environ.get("HARM"), os.environ.get("HARM_RANK")
-real, seen = CotTrainer.training_step, []
+real, seen, stage_loss = CotTrainer.training_step, [], trainer.stage_loss
 
 
 def step(self, *given, **more):
@@ -24,7 +25,10 @@ def step(self, *given, **more):
     if harm and len(seen) == int(os.environ["HARM_BATCH"]) and harmed in (None, str(rank)):
         if harm == "hang":
             time.sleep(3600)
-        os.kill(os.getpid(), signal.SIGKILL if harm == "kill" else signal.SIGTERM)
+        if harm == "nan":
+            trainer.stage_loss = lambda *given: stage_loss(*given) * float("nan")
+        else:
+            os.kill(os.getpid(), signal.SIGKILL if harm == "kill" else signal.SIGTERM)
     seen.append(0)
     return real(self, *given, **more)
 

@@ -115,3 +115,12 @@ def test_the_rank_and_the_samples_that_hang_are_named(start, tmp_path):
     assert "rank 1 (process " in told[0] and "of train-0-" in told[0] and "after step 1" in told[0], said[-3000:]
     assert told[1] == "  waiting for it: rank 0"
     subprocess.run(["pkill", "-9", "-f", f"{tmp_path}/ranks.yaml"], check=False)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_both_at_once(start, tmp_path):
+    """In their third step; each says why, nothing waits, and the checkpoint before is kept."""
+    begin = time.monotonic()
+    said = ends(start(2, "nan", "training.eval_strategy=no", harm="nan", harm_rank=1, harm_batch=5), tmp_path, code=1)
+    told = [line for line in said.splitlines() if line.startswith("error: training · a loss is not finite after 2 steps: ")]
+    assert len(told) == 2 and all("nan on train-0-" in line and "step 2 is kept" in line for line in told)
+    assert time.monotonic() - begin < 60
