@@ -11,6 +11,7 @@ from lora_cot.backbones import Family
 from lora_cot.errors import Problem, RecipeError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.training.sharding_limits import deepspeed_keys, mismatches
 
 
 def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotFormat) -> Any:
@@ -26,10 +27,12 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         RecipeError: values that contradict each other or the base, in the library's words where it has any.
     """
     import torch
+    from accelerate.state import AcceleratorState
     from trl import SFTConfig
 
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    sharded, problems = deepspeed_keys(recipe, family)
     keys: dict[str, Any] = {
         "bf16": bf16,
         "fp16": cuda and not bf16 and not family.no_fp16,
@@ -53,14 +56,18 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         keys["bf16"] = bool(chosen.get("bf16"))
     elif chosen.get("bf16"):
         keys["fp16"] = False
+    keys |= sharded
     best = keys.get("metric_for_best_model")
     if best is not None and best.removeprefix("eval_") == "accuracy" and not any(s.is_answer for s in cot_format.stages):
         best = keys["metric_for_best_model"] = "loss"  # a pass without the answer has no accuracy
     if best is not None and keys.get("greater_is_better") is None:
         keys["greater_is_better"] = not best.endswith("loss")
-    problems = [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
+    problems += [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
+    if sharded:
+        AcceleratorState._reset_state()  # that of an earlier pass has an engine's configuration of its own
     try:
         config = SFTConfig(**keys)
+        problems += mismatches(config)
     except (ValueError, TypeError, RuntimeError) as error:
         problems.append(Problem("training", " ".join(str(error).split())))
     if problems:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_cot.backbones import Backbone
+from lora_cot.backbones.zero import whole
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import same
@@ -35,7 +36,8 @@ def answer_freely(backbone: Backbone, cot_format: CotFormat, samples: Sequence[S
         config = recipe.search.model_copy(update={"strategy": "greedy"})
         size = recipe.evaluation.batch_size
         chunks = (samples[begin : begin + size] for begin in range(0, len(samples), size))
-        return [completion for chunk in chunks for completion in answer(engine, cot_format, chunk, config)]
+        with whole(backbone.model):
+            return [completion for chunk in chunks for completion in answer(engine, cot_format, chunk, config)]
     finally:
         backbone.model.train(training)
 

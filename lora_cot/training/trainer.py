@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
 from lora_cot.backbones import Backbone
+from lora_cot.backbones.zero import unhooked
 from lora_cot.data.batches import GroupedBatches
 from lora_cot.data.collate import as_dataset
 from lora_cot.data.lengths import Kept
@@ -52,7 +53,8 @@ class CotTrainer(SFTTrainer):
             options: SFTTrainer's own.
         """
         _score_labels_alone()
-        precision = {name: p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
+        one = options["args"].hf_deepspeed_config.dtype() if options["args"].deepspeed else None
+        precision = {name: one or p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
         train_set, eval_set = data
         in_chat = not backbone.family.is_encoder_decoder
         super().__init__(
@@ -65,7 +67,7 @@ class CotTrainer(SFTTrainer):
         if not in_chat:
             fuse_head(backbone)
         for name, parameter in backbone.model.named_parameters():
-            if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies
+            if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies as DeepSpeed has
                 parameter.data = parameter.data.to(precision[name])
         self._backbone, self._format, self._questions, self._recipe = backbone, cot_format, questions, recipe
         self._train_set, self._eval_set = train_set, eval_set
@@ -149,7 +151,8 @@ class CotTrainer(SFTTrainer):
             weights = self._weights.to(loss.device)
             output.metrics["eval_loss"] = float((loss * weights).sum() / count.sum().clamp(min=1))
         if self._questions:
-            quality = measure(self._backbone, self._format, self._questions, self._recipe)
+            with unhooked(self.model_wrapped):
+                quality = measure(self._backbone, self._format, self._questions, self._recipe)
             output.metrics["eval_format_validity"] = quality.format_validity
             if quality.accuracy is not None:
                 output.metrics["eval_accuracy"] = quality.accuracy
