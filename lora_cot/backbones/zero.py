@@ -36,7 +36,7 @@ def whole(model: torch.nn.Module, trained: bool = False) -> Iterator[None]:
         model: what is used.
         trained: only what is trained, which is enough for saving an adapter.
     """
-    split = [p for p in model.parameters() if hasattr(p, "ds_id") and (p.requires_grad or not trained)]
+    split: list[Any] = [p for p in model.parameters() if hasattr(p, "ds_id") and (p.requires_grad or not trained)]
     if not split:
         yield
         return

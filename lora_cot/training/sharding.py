@@ -74,9 +74,7 @@ def _parsed(where: str, given: Any) -> Any:
         return dict(given)
     path = Path(given)
     if not path.is_file():
-        raise RecipeError(
-            Problem(where, f"no such file: {path}", "ds_configs/ has one for each stage, as ds_configs/zero2.json")
-        )
+        raise RecipeError(Problem(where, f"no such file: {path}", "ds_configs/ has one for each stage"))
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -158,7 +156,7 @@ def _check_launched() -> None:
         remedy = "pip install 'lora_cot[deepspeed]'"
         raise RecipeError(Problem("training.deepspeed", "DeepSpeed is not installed", remedy))
     if "LOCAL_RANK" not in os.environ:
-        remedy = "use `accelerate launch --num_processes 1 train.py RECIPE`, or take it out: one GPU has nothing to share"
+        remedy = "use `accelerate launch --use_deepspeed --num_processes N train.py RECIPE`"
         raise RecipeError(Problem("training.deepspeed", "DeepSpeed needs a launcher, for a single process too", remedy))
 
 

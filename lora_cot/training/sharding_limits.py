@@ -34,7 +34,7 @@ def deepspeed_keys(recipe: Recipe, family: Family) -> tuple[dict[str, Any], list
         return {"deepspeed": None}, list(error.problems)
     given = recipe.training.library
     accelerator = {**(given.get("accelerator_config") or {}), "use_configured_state": True}
-    keys = {"deepspeed": config, "accelerator_config": accelerator}
+    keys: dict[str, Any] = {"deepspeed": config, "accelerator_config": accelerator}
     problems = [*_refused(recipe, config), *_storage_refused(recipe, config, dtype)]
     for name, half in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         keys[name] = dtype is half
@@ -51,9 +51,8 @@ def mismatches(arguments: Any) -> list[Problem]:
     config = getattr(arguments, "hf_deepspeed_config", None)
     found = getattr(config, "mismatches", [])
     remedy = "set it to auto there: the recipe is the only source of sizes"
-    return [
-        Problem("training.deepspeed", f"the configuration and the recipe differ: {one.lstrip('- ')}", remedy) for one in found
-    ]
+    what = "the configuration and the recipe differ"
+    return [Problem("training.deepspeed", f"{what}: {one.lstrip('- ')}", remedy) for one in found]
 
 
 def stored(recipe: Recipe, family: Family) -> QuantizationSection | None:
