@@ -53,7 +53,11 @@ class CotTrainer(SFTTrainer):
             options: SFTTrainer's own.
         """
         _score_labels_alone()
-        one = options["args"].hf_deepspeed_config.dtype() if options["args"].deepspeed else None
+        arguments = options["args"]
+        one = arguments.hf_deepspeed_config.dtype() if arguments.deepspeed else None
+        # Under ZeRO-3 TRL turns reentrant checkpointing on, which DeepSpeed no longer needs (0.19.8) and in which Mllama's
+        # layers, each given the same image states, go through the vision encoder's graph a second time.
+        reentrant = (arguments.gradient_checkpointing_kwargs or {}).pop("use_reentrant", None) if one else None
         precision = {name: one or p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
         train_set, eval_set = data
         in_chat = not backbone.family.is_encoder_decoder
@@ -64,6 +68,8 @@ class CotTrainer(SFTTrainer):
             eval_dataset=as_dataset(eval_set, in_chat) if eval_set.samples else None,
             **options,
         )
+        if reentrant is not None:
+            self.args.gradient_checkpointing_kwargs["use_reentrant"] = reentrant
         if not in_chat:
             fuse_head(backbone)
         for name, parameter in backbone.model.named_parameters():

@@ -6,6 +6,8 @@ Takes a JSON file of lists [recipe's file, overrides …] and writes beside it, 
 import faulthandler
 import json
 import sys
+import time
+import traceback
 from pathlib import Path
 
 from accelerate import PartialState
@@ -33,8 +35,10 @@ def watched(recipe):
     try:
         folder = run.train(recipe)
         return {"folder": str(folder), "engines": engines}
-    except LoraCotError as error:
-        return {"error": str(error), "engines": engines}
+    except Exception as error:
+        if not isinstance(error, LoraCotError):
+            traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"[:2000], "engines": engines}
     finally:
         run.taken_off = real
 
@@ -45,6 +49,7 @@ if __name__ == "__main__":
     for path, *overrides in json.loads(jobs.read_text()):
         faulthandler.dump_traceback_later(HANGS, exit=True)
         print("==", overrides, file=sys.stderr, flush=True)
-        done.append(watched(load_recipe(path, overrides)))
+        begin = time.perf_counter()
+        done.append(watched(load_recipe(path, overrides)) | {"seconds": round(time.perf_counter() - begin, 1)})
     if PartialState().is_main_process:
         jobs.with_suffix(".done").write_text(json.dumps(done))
