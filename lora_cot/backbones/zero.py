@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+LEFT = ("pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt", "ds_grads_remaining")
+"""What a ZeRO-3 engine leaves on every module when it is destroyed."""
+
 
 def splits_on_load() -> bool:
     """Whether `from_pretrained` splits what it loads: a ZeRO-3 configuration is alive."""
@@ -71,8 +74,16 @@ def release(engine: Any) -> None:
     offload = _offload(engine)
     if offload is not None:
         offload.partition_all_parameters()
-    if hasattr(engine, "destroy"):
-        engine.destroy()
+    engine.destroy()
+    if offload is None:
+        return
+    for module in offload.module.modules():
+        for name in LEFT:  # the next engine would call this one's through them, and gather nothing in its backward
+            module.__dict__.pop(name, None)
+    from deepspeed.runtime.zero import parameter_offload
+
+    stack = parameter_offload.FWD_MODULE_STACK  # else it keeps the model alive
+    stack[:] = [module for module in stack if module is not offload.module]
 
 
 def _offload(engine: Any) -> Any:

@@ -111,6 +111,9 @@ def _impossible(recipe: Recipe, keys: dict[str, Any], family: Family) -> list[Pr
     if torch.cuda.is_available() and torch.cuda.device_count() > 1 and PartialState().num_processes == 1:
         what = f"{torch.cuda.device_count()} GPUs are visible to one process"
         problems.append(Problem("training", what, "use `accelerate launch train.py RECIPE`, or set CUDA_VISIBLE_DEVICES=0"))
+    if keys.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        what = "FSDP: answers, hand-on and adapters would be made of a rank's share of the weights"
+        problems.append(Problem("training.fsdp", what, "use DeepSpeed: --deepspeed_config_file ds_configs/zero3.json"))
     if keys["fp16"] and family.no_fp16:
         what = f"a {family.name} model cannot be trained in float16: {family.no_fp16}"
         problems.append(Problem("training.fp16", what, "set training.bf16: true, or neither"))

@@ -29,6 +29,8 @@ class Quality:
 
 def answer_freely(backbone: Backbone, cot_format: CotFormat, samples: Sequence[Sample], recipe: Recipe) -> list[Completion]:
     """Greedy answers within the recipe's budgets; the model is left in the mode it was in."""
+    if not samples:
+        return []
     training = backbone.model.training
     backbone.model.eval()
     try:

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from lora_cot.adapters.lora import attach, detach, load_adapter, report
 from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import load_backbone, load_processor
-from lora_cot.backbones.zero import whole
+from lora_cot.backbones.zero import splits_on_load, whole
 from lora_cot.checkpoints.folders import (
     LOG_FILE,
     PASSES,
@@ -47,7 +47,8 @@ from lora_cot.validation.run import limit_of
 from lora_cot.validation.start import check_gold, check_start
 
 SHOWN_SAMPLES = 4
-"""Held-out samples whose answers before and after training go into the report."""
+"""Held-out samples whose answers before and after training go into the report; none under ZeRO-3 without eval_generations,
+so that a base too large for one GPU is never gathered."""
 
 
 def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
@@ -82,7 +83,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
             backbone.prepare([*samples, *held_out], recipe.data.max_pixels)
         if state.is_main_process:
             write_recipe(recipe, folder)
-        shown = held_out[:SHOWN_SAMPLES]
+        shown = held_out[:SHOWN_SAMPLES] if recipe.training.eval_generations or not splits_on_load() else []
         before = answer_freely(backbone, cot_format, shown, recipe)
         data, done = Splits(samples, held_out, held_out), []
         for one in cot_format.passes:

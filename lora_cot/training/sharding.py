@@ -33,6 +33,17 @@ FLAG = "ACCELERATE_USE_DEEPSPEED"
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 ZERO = "zero_optimization"
+FROM_RECIPE = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+    "zero_force_ds_cpu_optimizer": False,
+}
+"""What every configuration has unless it says otherwise: left out, DeepSpeed would take defaults of its own, no clipping
+for one. Offloaded states of adapters are small: torch's own optimizer steps them, and nothing has to be compiled."""
 
 
 def is_wanted(recipe: Recipe) -> bool:
@@ -83,14 +94,12 @@ def _parsed(where: str, given: Any) -> Any:
 
 def _of_stage(stage: int) -> dict[str, Any]:
     """What `accelerate launch --use_deepspeed --zero_stage …` means, as a file would say it."""
-    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     section: dict[str, Any] = {"stage": stage}
     for what in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE", "none")
         if device != "none":
             section[f"offload_{what}"] = {"device": device}
-    halves = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
-    return {**dict.fromkeys(keys, "auto"), **halves, ZERO: section, "zero_force_ds_cpu_optimizer": False}
+    return {ZERO: section}
 
 
 def _checked(where: str, config: Any) -> dict[str, Any]:
@@ -105,7 +114,7 @@ def _checked(where: str, config: Any) -> dict[str, Any]:
     ]
     if problems:
         raise RecipeError(problems)
-    return dict(config)
+    return {**FROM_RECIPE, **config}
 
 
 def stage_of(config: Mapping[str, Any]) -> int:

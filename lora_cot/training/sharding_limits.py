@@ -109,10 +109,28 @@ def _refused(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
             "set it to true, or take ds_configs/zero2.json",
         ),
         (
+            "lora.use_dora",
+            stage == 3 and section is not None and lora.library.get("use_dora"),
+            "DoRA reads the base's weights when they are quantised and in pieces",
+            "drop the section quantization, or take ds_configs/zero2.json",
+        ),
+        (
+            "lora.trainable_token_indices",
+            stage == 3 and lora.library.get("trainable_token_indices"),
+            "PEFT takes these rows from embeddings that ZeRO-3 keeps in pieces, and not on every device",
+            "take it out, or take ds_configs/zero2.json",
+        ),
+        (
             "training.auto_find_batch_size",
             keys.get("auto_find_batch_size"),
             "the batch size is fixed when DeepSpeed's engine is made",
             "set per_device_train_batch_size, as `lora-cot plan` advises",
+        ),
+        (
+            "training.save_only_model",
+            keys.get("save_only_model") and keys.get("load_best_model_at_end"),
+            "the best model is loaded from DeepSpeed's own checkpoint, which would not be there",
+            "take it out",
         ),
         (
             "training.torch_compile",
