@@ -27,7 +27,6 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         RecipeError: values that contradict each other or the base, in the library's words where it has any.
     """
     import torch
-    from accelerate.state import AcceleratorState
     from trl import SFTConfig
 
     cuda = torch.cuda.is_available()
@@ -57,14 +56,8 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
     elif chosen.get("bf16"):
         keys["fp16"] = False
     keys |= sharded
-    best = keys.get("metric_for_best_model")
-    if best is not None and best.removeprefix("eval_") == "accuracy" and not any(s.is_answer for s in cot_format.stages):
-        best = keys["metric_for_best_model"] = "loss"  # a pass without the answer has no accuracy
-    if best is not None and keys.get("greater_is_better") is None:
-        keys["greater_is_better"] = not best.endswith("loss")
+    keys |= _best(keys, cot_format)
     problems += [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
-    if sharded:
-        AcceleratorState._reset_state()  # that of an earlier pass has an engine's configuration of its own
     try:
         config = SFTConfig(**keys)
         problems += mismatches(config)
@@ -73,6 +66,17 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
     if problems:
         raise RecipeError(problems)
     return config
+
+
+def _best(keys: dict[str, Any], cot_format: CotFormat) -> dict[str, Any]:
+    """The metric that tells which checkpoint is best, if the recipe names one, and whether more of it is better."""
+    best = keys.get("metric_for_best_model")
+    if best is None:
+        return {}
+    if best.removeprefix("eval_") == "accuracy" and not any(stage.is_answer for stage in cot_format.stages):
+        best = "loss"  # a pass without the answer has no accuracy
+    greater = keys.get("greater_is_better")
+    return {"metric_for_best_model": best, "greater_is_better": not best.endswith("loss") if greater is None else greater}
 
 
 def _contradictions(recipe: Recipe, keys: dict[str, Any]) -> list[Problem]:

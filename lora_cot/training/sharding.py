@@ -138,6 +138,7 @@ def processes(recipe: Recipe) -> Iterator[PartialState]:
     seconds = timedelta(seconds=float(recipe.training.library.get("ddp_timeout", PATIENCE)))
     wanted, cpu = is_wanted(recipe), not torch.accelerator.is_available()
     state: Any = PartialState._shared_state
+    AcceleratorState._reset_state()
     if state and (state.get("distributed_type") is DistributedType.DEEPSPEED) != wanted:
         AcceleratorState._reset_state(reset_partial_state=True)  # of a run before in this process
     if not wanted:
@@ -214,3 +215,4 @@ def taken_off(trainer: Any) -> None:
     """Let a trainer's model go, whose training is over: without the engine, and without its hooks."""
     if getattr(trainer, "is_deepspeed_enabled", False):
         zero.release(trainer.model_wrapped)
+        AcceleratorState._reset_state()  # it has this engine's configuration; a later pass makes another

@@ -57,7 +57,8 @@ class CotTrainer(SFTTrainer):
         one = arguments.hf_deepspeed_config.dtype() if arguments.deepspeed else None
         # Under ZeRO-3 TRL turns reentrant checkpointing on, which DeepSpeed no longer needs (0.19.8) and in which Mllama's
         # layers, each given the same image states, go through the vision encoder's graph a second time.
-        reentrant = (arguments.gradient_checkpointing_kwargs or {}).pop("use_reentrant", None) if one else None
+        how: Any = arguments.gradient_checkpointing_kwargs or {}
+        reentrant = how.pop("use_reentrant", False) if one else None
         precision = {name: one or p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
         train_set, eval_set = data
         in_chat = not backbone.family.is_encoder_decoder
@@ -69,7 +70,7 @@ class CotTrainer(SFTTrainer):
             **options,
         )
         if reentrant is not None:
-            self.args.gradient_checkpointing_kwargs["use_reentrant"] = reentrant
+            how["use_reentrant"] = reentrant  # of the one mapping that all have
         if not in_chat:
             fuse_head(backbone)
         for name, parameter in backbone.model.named_parameters():
