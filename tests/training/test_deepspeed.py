@@ -89,6 +89,7 @@ def launch(folder, jobs, timeout=300):
         text=True,
         timeout=timeout,
     )
+    (folder / "stderr").write_text(done.stderr)
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(jobs, json.loads(path.with_suffix(".done").read_text()), strict=True)) | {"stderr": done.stderr}
 
@@ -177,10 +178,10 @@ def test_no_rank_waits_for_an_image_that_another_has(recipe, tmp_path):
 def test_an_adapter_that_does_not_learn_stops_the_run(recipe, tmp_path):
     """DeepSpeed takes gradients away from where they are looked for; a dead adapter is found all the same."""
     path = recipe("llava", images=0)
-    jobs = {str(stage): (path, zero(stage), "lora.parts=[language_model,vision_encoder]") for stage in (1, 2, 3)}
+    jobs = {f"dead-{stage}": (path, zero(stage), "lora.parts=[language_model,vision_encoder]") for stage in (1, 2, 3)}
     done = launch(tmp_path, jobs)
-    for stage in jobs:
-        assert "trained tensors got no gradient" in done[stage]["error"] and "vision" in done[stage]["error"], done[stage]
+    for name in jobs:
+        assert "trained tensors got no gradient" in done[name]["error"] and "vision" in done[name]["error"], done[name]
 
 
 FEATURES = {
