@@ -21,6 +21,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: test
+	$(BIN)/pip install -q -c constraints.txt -e '.[deepspeed]'
 	$(BIN)/python -m pytest -q -m 'slow and not gpu'
 
 check: $(VENV)/installed

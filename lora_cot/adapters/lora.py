@@ -16,6 +16,7 @@ from torch import nn
 
 from lora_cot.backbones import Backbone, Family, part_of
 from lora_cot.backbones.quantization import is_quantized
+from lora_cot.backbones.zero import size
 from lora_cot.errors import AdapterError, Problem, nearest
 from lora_cot.recipe.schema import LoraSection
 
@@ -193,7 +194,7 @@ def report(backbone: Backbone) -> list[PartReport]:
         line = lines[part_of(backbone.family, owner) or "other"]
         line.adapted += bool(len(getattr(layer, "lora_A", ())))
         for name, parameter in layer.named_parameters(recurse=False):
-            line.trained += parameter.numel() if parameter.requires_grad else 0
+            line.trained += size(parameter) if parameter.requires_grad else 0
             if any(mark in f"{owner}.{name}" for mark in ("lora_", "modules_to_save", "trainable_tokens_")):
                 continue
             if id(parameter) in seen:  # tied
@@ -201,7 +202,7 @@ def report(backbone: Backbone) -> list[PartReport]:
             seen.add(id(parameter))
             quantized = is_quantized(layer) and name == "weight"
             line.precisions.add(_quantized_name(layer) if quantized else str(parameter.dtype).removeprefix("torch."))
-            line.parameters += layer.in_features * layer.out_features if quantized else parameter.numel()
+            line.parameters += layer.in_features * layer.out_features if quantized else size(parameter)
     return [
         PartReport(part, line.adapted, line.trained, line.parameters, "/".join(sorted(line.precisions)))
         for part, line in lines.items()

@@ -12,6 +12,7 @@ from typing import Any
 from lora_cot.backbones import FAMILIES
 from lora_cot.backbones.base import Backbone, Family
 from lora_cot.backbones.hub import checkpoint_file, quietly
+from lora_cot.backbones.zero import splits_on_load
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.schema import ModelSection, QuantizationSection
 
@@ -64,13 +65,14 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
     options: dict[str, Any] = {"dtype": dtype, "revision": model.revision, "config": family.load_config(base, model)}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not splits_on_load():
         options["device_map"] = {"": torch.cuda.current_device()}
     if quantization is not None:
         options["quantization_config"] = bits_and_bytes(quantization, family, dtype)
     loaded = _load(base, options, family, model).eval()
-    for module in family.new_modules(loaded).values():
-        module.float()  # transformers makes what a checkpoint lacks in the precision of the rest
+    if not splits_on_load():  # DeepSpeed has one precision for all
+        for module in family.new_modules(loaded).values():
+            module.float()  # transformers makes what a checkpoint lacks in the precision of the rest
     check_quantized(loaded, family, quantization)
     keep_differentiable(loaded)
     return Backbone(family, loaded, family.load_processor(base, model), model.base, model.revision)

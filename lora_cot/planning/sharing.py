@@ -52,6 +52,6 @@ def _share(recipe: Recipe, whole: Estimate, training: Phase, gpus: int, stage: s
 
 
 def _can_be_sharded(recipe: Recipe) -> bool:
-    """ZeRO-3 splits 4-bit weights only if they are stored as numbers of the type that it splits."""
+    """ZeRO-3 splits 4-bit weights, which a run through DeepSpeed stores as numbers of the base's type, but not int8."""
     section = recipe.quantization
-    return section is None or str(section.library.get("bnb_4bit_quant_storage", "uint8")) not in ("uint8", "torch.uint8")
+    return section is None or not section.load_in_8bit

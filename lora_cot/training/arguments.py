@@ -11,6 +11,7 @@ from lora_cot.backbones import Family
 from lora_cot.errors import Problem, RecipeError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.training.sharding_limits import deepspeed_keys, mismatches
 
 
 def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotFormat) -> Any:
@@ -30,6 +31,7 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
 
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    sharded, problems = deepspeed_keys(recipe, family)
     keys: dict[str, Any] = {
         "bf16": bf16,
         "fp16": cuda and not bf16 and not family.no_fp16,
@@ -55,19 +57,28 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         keys["bf16"] = bool(chosen.get("bf16"))
     elif chosen.get("bf16"):
         keys["fp16"] = False
-    best = keys.get("metric_for_best_model")
-    if best is not None and best.removeprefix("eval_") == "accuracy" and not any(s.is_answer for s in cot_format.stages):
-        best = keys["metric_for_best_model"] = "loss"  # a pass without the answer has no accuracy
-    if best is not None and keys.get("greater_is_better") is None:
-        keys["greater_is_better"] = not best.endswith("loss")
-    problems = [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
+    keys |= sharded
+    keys |= _best(keys, cot_format)
+    problems += [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
     try:
         config = SFTConfig(**keys)
+        problems += mismatches(config)
     except (ValueError, TypeError, RuntimeError) as error:
         problems.append(Problem("training", " ".join(str(error).split())))
     if problems:
         raise RecipeError(problems)
     return config
+
+
+def _best(keys: dict[str, Any], cot_format: CotFormat) -> dict[str, Any]:
+    """The metric that tells which checkpoint is best, if the recipe names one, and whether more of it is better."""
+    best = keys.get("metric_for_best_model")
+    if best is None:
+        return {}
+    if best.removeprefix("eval_") == "accuracy" and not any(stage.is_answer for stage in cot_format.stages):
+        best = "loss"  # a pass without the answer has no accuracy
+    greater = keys.get("greater_is_better")
+    return {"metric_for_best_model": best, "greater_is_better": not best.endswith("loss") if greater is None else greater}
 
 
 def _contradictions(recipe: Recipe, keys: dict[str, Any]) -> list[Problem]:
@@ -106,6 +117,9 @@ def _impossible(recipe: Recipe, keys: dict[str, Any], family: Family) -> list[Pr
     if torch.cuda.is_available() and torch.cuda.device_count() > 1 and PartialState().num_processes == 1:
         what = f"{torch.cuda.device_count()} GPUs are visible to one process"
         problems.append(Problem("training", what, "use `accelerate launch train.py RECIPE`, or set CUDA_VISIBLE_DEVICES=0"))
+    if keys.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        what = "FSDP: answers, hand-on and adapters would be made of a rank's share of the weights"
+        problems.append(Problem("training.fsdp", what, "use DeepSpeed: --deepspeed_config_file ds_configs/zero3.json"))
     if keys["fp16"] and family.no_fp16:
         what = f"a {family.name} model cannot be trained in float16: {family.no_fp16}"
         problems.append(Problem("training.fp16", what, "set training.bf16: true, or neither"))

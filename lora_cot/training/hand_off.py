@@ -15,6 +15,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from lora_cot.backbones import Backbone
+from lora_cot.backbones.zero import whole
 from lora_cot.data.rationales import read_rationales
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -53,7 +54,8 @@ def write_texts(backbone: Backbone, one: CotFormat, samples: Sequence[Sample], r
     mine = rest[state.process_index :: state.num_processes]
     size = recipe.evaluation.batch_size
     bar = tqdm(total=len(mine), desc=f"{one.name} of {path.stem}", file=sys.stderr, disable=not mine, mininterval=2)
-    with path.with_suffix(f".rank{state.process_index}.jsonl").open("a", encoding="utf-8") as file, bar:
+    part = path.with_suffix(f".rank{state.process_index}.jsonl")
+    with whole(backbone.model), part.open("a", encoding="utf-8") as file, bar:  # ranks compute different numbers of times
         for begin in range(0, len(mine), size):
             chunk = mine[begin : begin + size]
             for sample, completion in zip(chunk, answer_freely(backbone, one, chunk, recipe), strict=True):

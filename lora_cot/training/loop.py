@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from lora_cot.backbones import Family
+from lora_cot.backbones.zero import whole
 from lora_cot.checkpoints import store
 from lora_cot.checkpoints.store import Checkpoint
 from lora_cot.data.batches import GroupedBatches
@@ -256,8 +257,10 @@ class SafeTrainer(SFTTrainer):
 
     def _write(self, staged: Path) -> None:
         """This rank's share of a checkpoint's files."""
+        with whole(self._trained, trained=True):
+            if self.args.should_save:
+                self._trained.save_pretrained(str(staged))
         if self.args.should_save:
-            self._trained.save_pretrained(str(staged))
             states: Any = self.state.stateful_callbacks
             for callback in (*self.callback_handler.callbacks, self.control):
                 if isinstance(callback, ExportableState):

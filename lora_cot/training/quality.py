@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lora_cot.backbones import Backbone
+from lora_cot.backbones.zero import whole
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import same
@@ -42,6 +43,8 @@ def answer_freely(
         recipe: its budgets.
         between: called before each batch of questions.
     """
+    if not samples:
+        return []
     training = backbone.model.training
     backbone.model.eval()
     try:
@@ -49,9 +52,10 @@ def answer_freely(
         config = recipe.search.model_copy(update={"strategy": "greedy"})
         size = recipe.evaluation.batch_size
         completions: list[Completion] = []
-        for begin in range(0, len(samples), size):
-            between()
-            completions += answer(engine, cot_format, samples[begin : begin + size], config)
+        with whole(backbone.model):
+            for begin in range(0, len(samples), size):
+                between()
+                completions += answer(engine, cot_format, samples[begin : begin + size], config)
         return completions
     finally:
         backbone.model.train(training)

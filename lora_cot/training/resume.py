@@ -18,6 +18,7 @@ from lora_cot.checkpoints.folders import finished_passes, tidy, versions, write_
 from lora_cot.checkpoints.store import Checkpoint
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe
+from lora_cot.training.sharding import stage_of
 from lora_cot.types import Sample
 
 INPUTS_FILE = "inputs.json"
@@ -73,8 +74,8 @@ def find_start(folder: Path, goes_on: bool, recipe: Recipe, data: Sequence[Seque
 
 
 def _engine(arguments: Any) -> dict[str, Any]:
-    plugin = getattr(arguments, "deepspeed_plugin", None)
-    return {"ranks": PartialState().num_processes, "engine": f"zero{plugin.zero_stage}" if plugin else "plain"}
+    engine = f"ZeRO-{stage_of(arguments.deepspeed)}" if arguments.deepspeed else "plain"
+    return {"ranks": PartialState().num_processes, "engine": engine}
 
 
 def _go_on(folder: Path, recipe: Recipe, about: Mapping[str, Any], arguments: Any) -> Checkpoint | None:

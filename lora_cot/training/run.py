@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from lora_cot.adapters.lora import attach, detach, load_adapter, report
 from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import load_backbone, load_processor
+from lora_cot.backbones.zero import splits_on_load, whole
 from lora_cot.checkpoints.folders import (
     LOG_FILE,
     PASSES,
@@ -40,15 +40,16 @@ from lora_cot.training.loop import Keeping
 from lora_cot.training.quality import answer_freely
 from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
 from lora_cot.training.resume import Start, checkpoint_root, find_start
+from lora_cot.training.sharding import EngineCheck, processes, taken_off
+from lora_cot.training.sharding_limits import stored
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
 from lora_cot.validation.run import limit_of
 from lora_cot.validation.start import check_gold, check_start
 
-PATIENCE = 12 * 3600
-"""Seconds that a rank waits for the others, which may compute the features of all images, or write a long share of texts."""
 SHOWN_SAMPLES = 4
-"""Held-out samples whose answers before and after training go into the report."""
+"""Held-out samples whose answers before and after training go into the report; none under ZeRO-3 without eval_generations,
+so that a base too large for one GPU is never gathered."""
 
 
 def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
@@ -70,10 +71,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         StoppedError: by SIGTERM.
     """
     folder = run_folder(recipe, root)
-    seconds = float(recipe.training.library.get("ddp_timeout", PATIENCE))
-    # Ranks on CPUs are only counted if it is told so; and it is here that the process group is made.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=seconds))
-    with open_run(folder, recipe) if state.is_main_process else nullcontext(False) as goes_on:
+    with processes(recipe) as state, open_run(folder, recipe) if state.is_main_process else nullcontext(False) as goes_on:
         torch.manual_seed(_seed(recipe))
         family, processor = load_processor(recipe.model)
         passes = recipe.format.build().passes
@@ -83,11 +81,11 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         if len(passes) > 1:
             _check_passes(recipe, family, processor, (samples, held_out), arguments[0].dataloader_num_workers)
         start = find_start(folder, goes_on, recipe, (samples, held_out), arguments[0])
-        backbone = load_backbone(recipe.model, recipe.quantization)
+        backbone = load_backbone(recipe.model, stored(recipe, family))
         cot_format = recipe.format.build().spelled(backbone.family.tag_style)
         with state.local_main_process_first():
             backbone.prepare([*samples, *held_out], recipe.data.max_pixels)
-        shown = held_out[:SHOWN_SAMPLES]
+        shown = held_out[:SHOWN_SAMPLES] if recipe.training.eval_generations or not splits_on_load() else []
         before = answer_freely(backbone, cot_format, shown, recipe)
         data, done = Splits(samples, held_out, held_out), []
         for one in cot_format.passes:
@@ -138,17 +136,18 @@ def _run_pass(
         backbone = _adapted(recipe, backbone, place.name)
         show(f"Training {one.name}" if split else "", parts_table(backbone))
         done = _train_pass(recipe, backbone, one, data, folder, start)
-        if PartialState().is_main_process:
-            save_adapter(backbone, recipe, place, _initial(recipe, folder))
-            if split:
-                done.write(record)
+        with whole(backbone.model, trained=True):
+            if PartialState().is_main_process:
+                save_adapter(backbone, recipe, place, _initial(recipe, folder))
+                if split:
+                    done.write(record)
         PartialState().wait_for_everyone()
     if not split:
         return backbone, data, done
     if one.name != recipe.format.build().passes[-1].name:
         data = _hand_on(recipe, backbone, one, data, folder / WRITTEN / one.name)
     rewritten = recipe.lora.rewrites_base
-    return load_backbone(recipe.model, recipe.quantization) if rewritten else detach(backbone), data, done
+    return load_backbone(recipe.model, stored(recipe, backbone.family)) if rewritten else detach(backbone), data, done
 
 
 def _hand_on(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path) -> Splits:
@@ -229,6 +228,7 @@ def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits
     keeping = Keeping(folder, checkpoints, start.about, start.of(checkpoints), recipe.training.hang_after)
     trainer = make_trainer(recipe, arguments, backbone, one, collator, kept, data.questions, keeping)
     trainer.run()
+    taken_off(trainer)
     history = trainer.state.log_history
     return PassReport(one, report(backbone), history, trainer.seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
 
@@ -275,5 +275,7 @@ def make_trainer(
     asked = questions[: recipe.training.eval_generations]
     options = {"args": arguments, "data_collator": collator, "callbacks": callbacks}
     trainer = CotTrainer(backbone, cot_format, recipe, data, asked, keeping, **options)
+    if arguments.deepspeed:
+        trainer.add_callback(EngineCheck(trainer, arguments.deepspeed))
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from lora_cot.backbones import Backbone
+from lora_cot.backbones.zero import unhooked
 from lora_cot.data.collate import as_dataset
 from lora_cot.data.lengths import Kept
 from lora_cot.errors import Problem, TrainingError
@@ -52,7 +53,13 @@ class CotTrainer(SafeTrainer):
             options: SFTTrainer's own.
         """
         _score_labels_alone()
-        precision = {name: p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
+        arguments = options["args"]
+        one = arguments.hf_deepspeed_config.dtype() if arguments.deepspeed else None
+        # Under ZeRO-3 TRL turns reentrant checkpointing on, which DeepSpeed no longer needs (0.19.8) and in which Mllama's
+        # layers, each given the same image states, go through the vision encoder's graph a second time.
+        how: Any = arguments.gradient_checkpointing_kwargs or {}
+        reentrant = how.pop("use_reentrant", False) if one else None
+        precision = {name: one or p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
         train_set, eval_set = data
         in_chat = not backbone.family.is_encoder_decoder
         super().__init__(
@@ -66,10 +73,12 @@ class CotTrainer(SafeTrainer):
             eval_dataset=as_dataset(eval_set, in_chat) if eval_set.samples else None,
             **options,
         )
+        if reentrant is not None:
+            how["use_reentrant"] = reentrant  # of the one mapping that all have
         if not in_chat:
             fuse_head(backbone)
         for name, parameter in backbone.model.named_parameters():
-            if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies
+            if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies as DeepSpeed has
                 parameter.data = parameter.data.to(precision[name])
         self._backbone, self._format, self._questions, self._recipe = backbone, cot_format, questions, recipe
         self.model_accepts_loss_kwargs = True  # of all families: the loss is ours, over the tokens of a whole step
@@ -124,7 +133,8 @@ class CotTrainer(SafeTrainer):
             weights = self._weights.to(loss.device)
             output.metrics["eval_loss"] = float((loss * weights).sum() / count.sum().clamp(min=1))
         if self._questions:
-            quality = measure(self._backbone, self._format, self._questions, self._recipe, self.guards.stopper.check)
+            with unhooked(self.model_wrapped):
+                quality = measure(self._backbone, self._format, self._questions, self._recipe, self.guards.stopper.check)
             output.metrics["eval_format_validity"] = quality.format_validity
             if quality.accuracy is not None:
                 output.metrics["eval_accuracy"] = quality.accuracy

@@ -10,6 +10,7 @@ from lora_cot.planning.sharing import ADAM_ON_HOST, GPUS, STAGES, shares
 SETTINGS = {
     "nf4": {},
     "nf4 as bfloat16": {"load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+    "int8": {"load_in_8bit": True},
     "bfloat16": None,
 }
 
@@ -84,16 +85,20 @@ def test_each_stage_shares_what_it_is_named_for(found):
     assert low["zero2"] - low["zero3"] == pytest.approx(0.75 * (adapters + part["weights"]) - gathered)
 
 
-def test_four_bit_weights_are_shared_only_as_numbers_of_another_type(found):
-    """ZeRO-3 leaves packed bytes whole unless bnb_4bit_quant_storage names a type that it splits."""
+def test_four_bit_weights_are_shared_too(found):
+    """A run through DeepSpeed stores them as numbers of the base's type, whether the recipe says so or not."""
     whole, shared = found("nf4")
-    assert shared[8, "zero3"].low > sizes(whole)["weights"]
-    assert shared[8, "zero3_offload"].host == pytest.approx(ADAM_ON_HOST * whole.made.trained / 8)
+    assert shared[8, "zero3"].low < shared[8, "zero2"].low - 0.5 * sizes(whole)["weights"]
+    assert shared[8, "zero3_offload"].host > ADAM_ON_HOST * whole.made.trained / 8
     stored, split = found("nf4 as bfloat16")
     assert sizes(stored)["weights"] == pytest.approx(sizes(whole)["weights"])
-    assert split[8, "zero3"].low < shared[8, "zero3"].low
-    assert split[8, "zero2"].low == pytest.approx(shared[8, "zero2"].low)
-    assert split[8, "zero3_offload"].host > shared[8, "zero3_offload"].host
+    assert split[8, "zero3"].low == pytest.approx(shared[8, "zero3"].low)
+
+
+def test_int8_weights_are_not_shared(found):
+    """ZeRO-3 leaves them whole; a run with both is refused."""
+    whole, shared = found("int8")
+    assert shared[8, "zero3"].low > sizes(whole)["weights"]
 
 
 def test_what_is_offloaded_is_in_the_hosts_memory(each):

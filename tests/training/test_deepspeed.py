@@ -1,0 +1,259 @@
+"""Truly DeepSpeed, on two processes without a GPU: every stage trains what plain data parallelism does.
+
+Tolerances, measured on float32 LLaVA over 20 steps: losses of one process, two, ZeRO-2 and ZeRO-3 differ by less than
+1e-4 of themselves, weights by less than 1e-4.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lora_cot.data.shapes import make_sample
+from tests.conftest import ROOT
+from tests.training.test_run import losses, mixed_data
+
+pytestmark = pytest.mark.slow
+
+ENGINE = "DeepSpeedEngine"
+NF4 = "quantization.load_in_4bit=true"
+TWO_STAGE = (
+    "format.name=two_stage",
+    "training.hand_on=predicted",
+    "search.stages={RATIONALE: {max_new_tokens: 4}, ANSWER: {max_new_tokens: 4}}",
+)
+
+
+def zero(stage):
+    """The override that makes a run ZeRO's."""
+    return f"training.deepspeed={ROOT / 'ds_configs' / f'zero{stage}.json'}"
+
+
+@pytest.fixture(scope="module")
+def recipe(make_base, tmp_path_factory):
+    """Recipe file of a run of a few steps on a tiny base of a kind, over so many rows, every other one with an image."""
+
+    def make(kind, rows=8, images=None):
+        folder = tmp_path_factory.mktemp(kind)
+        data = mixed_data(folder, rows) if images is None else data_with(folder, rows, images)
+        values = {
+            "name": "tiny",
+            "model": {"base": str(make_base(kind)), "dtype": "float32"},
+            "data": data | {"eval": data["train"]},
+            "lora": {"r": 4, "lora_alpha": 8},
+            "training": {
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 2,
+                "learning_rate": 1e-2,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "eval_strategy": "epoch",
+                "eval_generations": 1,
+            },
+            "search": {"stages": {n: {"max_new_tokens": 4} for n in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")}},
+        }
+        path = folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return str(path)
+
+    return make
+
+
+def data_with(folder, rows, images):
+    """Rows of which only the first so many have an image."""
+    lines = []
+    for number in range(rows):
+        sample = make_sample(number, "train", 0)
+        (folder / f"{number}.png").write_bytes(sample.images[0])
+        row = {"id": str(number), "question": sample.last.question, "stages": sample.last.stages}
+        lines.append(row | {"image": f"{number}.png"} if number < images else row)
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return {"train": [{"source": "jsonl", "path": str(folder / "rows.jsonl")}]}
+
+
+def launch(folder, jobs, timeout=300):
+    """Run jobs {name: (recipe, overrides …)} one after another on two processes; what became of each, by name."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps([[recipe, f"name={name}", *rest] for name, (recipe, *rest) in jobs.items()]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "training" / "sharded_runs.py"), str(path)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    (folder / "stderr").write_text(done.stderr)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(jobs, json.loads(path.with_suffix(".done").read_text()), strict=True)) | {"stderr": done.stderr}
+
+
+def weights(folder, name, part=""):
+    """What a run saved."""
+    return load_file(folder / "runs" / name / "adapter" / part / "adapter_model.safetensors")
+
+
+def assert_same(folder, one, other, part="", atol=1e-4):
+    """Two runs saved the same adapter, of which something was learned."""
+    ours, theirs = weights(folder, one, part), weights(folder, other, part)
+    assert ours.keys() == theirs.keys()
+    assert max(tensor.abs().max() for name, tensor in ours.items() if "lora_B" in name) > 1e-3
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-2)
+
+
+FAMILIES = ("llava", "mllama", "t5_vision")
+WEIGHTS = {"float32": (), "bfloat16": ("model.dtype=bfloat16",), "nf4": ("model.dtype=bfloat16", NF4)}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def stages(request, recipe, tmp_path_factory):
+    """Every stage on every kind of weights, of one family: (folder, what became of each, by weights and stage)."""
+    folder, path = tmp_path_factory.mktemp("stages"), recipe(request.param)
+    jobs = {f"{kind}-{stage}": (path, zero(stage), *keys) for kind, keys in WEIGHTS.items() for stage in (1, 2, 3)}
+    return folder, launch(folder, {"plain": (path,), **jobs})
+
+
+def test_every_stage_is_truly_deepspeed_and_trains_alike(stages):
+    """The engine and its stage, seen from outside; only ZeRO-3 splits weights; the adapters are those of plain ranks."""
+    folder, done = stages
+    for kind in WEIGHTS:
+        for stage in (1, 2, 3):
+            found = done[f"{kind}-{stage}"]
+            assert found.get("engines") == [[ENGINE, stage, stage == 3]], found
+            assert f"2 processes, DeepSpeed ZeRO-{stage}" in done["stderr"]
+        near = 1e-4 if kind == "float32" else 3e-2
+        for stage in (2, 3):
+            assert losses(folder / "runs" / f"{kind}-{stage}") == pytest.approx(
+                losses(folder / "runs" / f"{kind}-1"), rel=2e-3
+            )
+            assert_same(folder, f"{kind}-{stage}", f"{kind}-1", atol=near)
+    assert done["plain"]["engines"][0][0] != ENGINE
+    assert_same(folder, "float32-3", "plain")
+
+
+def test_losses_agree_for_twenty_steps(recipe, tmp_path, make_base):
+    """One process, two, ZeRO-2 and ZeRO-3 with the same global batch: SGD tells a wrong scale, clipping a wrong norm."""
+    path = recipe("llava", rows=16)
+    steps = ("training.max_steps=20", "training.eval_strategy=no")
+    sgd = (*steps, "training.optim=sgd", "training.learning_rate=1", "training.max_grad_norm=0")
+    adam = (*steps, "training.optim=adamw_torch", "training.max_grad_norm=0.1")
+    halves = ("training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2")
+    jobs = {}
+    for name, keys in (("sgd", (*sgd, *halves)), ("adam", adam)):
+        jobs |= {f"{name}-two": (path, *keys)}
+        jobs |= {f"{name}-{stage}": (path, *keys, zero(stage)) for stage in (2, 3)}
+    done = launch(tmp_path, jobs)
+    one = [["sgd-one", *sgd], ["adam-one", *adam]]
+    script = "import sys; from lora_cot.recipe.load import load_recipe; from lora_cot.training.run import train;"
+    script += "train(load_recipe(sys.argv[1], sys.argv[2:]))"
+    for name, *keys in one:
+        keys = [*keys, f"name={name}", "training.per_device_train_batch_size=4"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", script, path, *keys], cwd=tmp_path, env=environment, check=True, timeout=120)
+    for name in ("sgd", "adam"):
+        curve = losses(tmp_path / "runs" / f"{name}-one")
+        assert len(curve) == 20 and curve[-1] < curve[0] - 0.1
+        for other in ("two", "2", "3"):
+            if other != "two":
+                assert done[f"{name}-{other}"]["engines"] == [[ENGINE, int(other), other == "3"]]
+            assert losses(tmp_path / "runs" / f"{name}-{other}") == pytest.approx(curve, rel=1e-4), (name, other)
+            assert_same(tmp_path, f"{name}-{other}", f"{name}-one")
+
+
+def test_no_rank_waits_for_an_image_that_another_has(recipe, tmp_path):
+    """One row of seven has an image: one rank would get none. And rows that cannot be shared evenly. Every run ends."""
+    paths = {kind: recipe(kind, rows=7, images=1) for kind in ("llava", "mllama")}
+    mixed = {f"{kind}-mixed": recipe(kind, rows=7) for kind in paths}
+    done = launch(tmp_path, {name: (path, zero(3)) for name, path in (paths | mixed).items()})
+    for name in (*paths, *mixed):
+        assert done[name].get("engines") == [[ENGINE, 3, True]], done[name]
+
+
+def test_an_adapter_that_does_not_learn_stops_the_run(recipe, tmp_path):
+    """DeepSpeed takes gradients away from where they are looked for; a dead adapter is found all the same."""
+    path = recipe("llava", images=0)
+    jobs = {f"dead-{stage}": (path, zero(stage), "lora.parts=[language_model,vision_encoder]") for stage in (1, 2, 3)}
+    done = launch(tmp_path, jobs)
+    for name in jobs:
+        assert "trained tensors got no gradient" in done[name]["error"] and "vision" in done[name]["error"], done[name]
+
+
+FEATURES = {
+    "dora": ("lora.use_dora=true",),
+    "saved": ("lora.modules_to_save=[multi_modal_projector]", NF4),
+    "rates": ("lora.loraplus_lr_ratio=2", "lora.parts={language_model: {learning_rate: 0.01}, vision_encoder: {}}"),
+    "rslora": ("lora.use_rslora=true",),
+    "best": (
+        "training.load_best_model_at_end=true",
+        "training.save_strategy=epoch",
+        "training.metric_for_best_model=loss",
+        "training.num_train_epochs=3",
+        "training.learning_rate=0.3",
+    ),
+}
+
+
+def test_what_else_a_recipe_asks_for_works_when_sharded(recipe, tmp_path):
+    """PEFT's methods, parts' learning rates, the best checkpoint; offload; all as on plain ranks."""
+    path = recipe("llava")
+    jobs = {name: (path, *keys) for name, keys in FEATURES.items()}
+    jobs |= {f"{name}-{stage}": (path, *keys, zero(stage)) for name, keys in FEATURES.items() for stage in (2, 3)}
+    jobs |= {"plain": (path,), "plain-2_offload": (path, zero("2_offload")), "plain-3_offload": (path, zero("3_offload"))}
+    jobs |= {"pissa": (path, "lora.init_lora_weights=pissa"), "pissa-2": (path, zero(2), "lora.init_lora_weights=pissa")}
+    jobs |= {"tokens": (path, "lora.trainable_token_indices=[3,4]")}
+    jobs |= {"tokens-2": (path, zero(2), "lora.trainable_token_indices=[3,4]")}
+    jobs |= {"more-3": (path, zero(3), f"model.adapter={tmp_path}/runs/plain/adapter", NF4)}
+    done = launch(tmp_path, jobs)
+    for name, found in done.items():
+        plain, _, stage = name.partition("-")
+        if stage:
+            assert found.get("engines") == [[ENGINE, int(stage[0]), stage[0] == "3"]], (name, found)
+            if plain != "more":
+                assert_same(tmp_path, name, plain)
+    evaluated = losses(tmp_path / "runs" / "best", "eval_loss")
+    assert min(evaluated) < evaluated[-1] - 1e-2, "the best is the last, which needs no loading"
+    assert losses(tmp_path / "runs" / "more-3")[0] < losses(tmp_path / "runs" / "plain")[0] - 0.05
+
+
+def test_both_passes_of_a_split_format_are_sharded(recipe, tmp_path):
+    """An engine for each, on one base; the texts between, of which each rank writes a share, are those of plain ranks."""
+    paths = {kind: recipe(kind, rows=9) for kind in ("t5_vision", "llava")}
+    cases = {"plain": (), "2": (zero(2),), "3": (zero(3),), "3nf4": (zero(3), NF4)}
+    jobs = {f"{kind}-{case}": (path, *keys, *TWO_STAGE) for kind, path in paths.items() for case, keys in cases.items()}
+    done = launch(tmp_path, jobs)
+    for kind in paths:
+        for case in ("2", "3", "3nf4"):
+            assert done[f"{kind}-{case}"].get("engines") == [[ENGINE, int(case[0]), case[0] == "3"]] * 2, done[
+                f"{kind}-{case}"
+            ]
+        for case in ("2", "3"):
+            texts = [
+                (tmp_path / "runs" / f"{kind}-{name}" / "written" / "rationale" / "train.jsonl").read_text()
+                for name in ("plain", case)
+            ]
+            assert texts[0] == texts[1] and texts[0].count("\n") == 9
+            for part in ("rationale", "answer"):
+                assert_same(tmp_path, f"{kind}-{case}", f"{kind}-plain", part)
+
+
+def test_accelerate_launches_it_too(recipe, tmp_path):
+    """The documented command: the configuration named on the command line, the recipe as it is."""
+    options = ["--num_processes", "2", "--use_deepspeed", "--deepspeed_config_file", str(ROOT / "ds_configs" / "zero3.json")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", "0"]
+    done = subprocess.run(
+        [*command, str(ROOT / "train.py"), recipe("llava"), "training.max_steps=2", NF4],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("2 processes, DeepSpeed ZeRO-3, computed in float32") == 1
+    assert (tmp_path / "runs" / "tiny" / "adapter" / "adapter_model.safetensors").is_file()
