@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from lora_cot.checkpoints import store
 from tests.conftest import ROOT
@@ -40,7 +41,8 @@ def ends(process, folder, code=0):
     """Wait for a launch; returns what it said."""
     returned = process.wait(timeout=180)
     said = (folder / "err").read_text()
-    assert (returned == 0) == (code == 0), said[-3000:]
+    errors = [line for line in said.splitlines() if "rror" in line]
+    assert (returned == 0) == (code == 0), "\n".join([*errors, said[-3000:]])
     return said
 
 
@@ -124,3 +126,33 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both_at_once(start, tmp_path
     told = [line for line in said.splitlines() if line.startswith("error: training · a loss is not finite after 2 steps: ")]
     assert len(told) == 2 and all("nan on train-0-" in line and "step 2 is kept" in line for line in told)
     assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_sharded_run_goes_on_bit_for_bit_on_as_many_processes_alone(start, tmp_path, stage):
+    """Killed in the second epoch's first accumulation; other processes, or no DeepSpeed, are refused with what to do."""
+    sharded = f"training.deepspeed={ROOT}/ds_configs/zero{stage}.json"
+    ends(start(2, "whole", sharded), tmp_path)
+    ends(start(2, "cut", sharded, harm="kill", harm_rank=0, harm_batch=8), tmp_path, code=1)
+    assert newest(tmp_path / "runs" / "cut") == 4
+    if stage == 2:
+        said = ends(start(1, "cut", sharded, "training.gradient_accumulation_steps=4"), tmp_path, code=1)
+        assert "its optimizer is in 2 shards, and there are 1 processes · start 2 processes, or begin a new run" in said
+        said = ends(start(2, "cut"), tmp_path, code=1)
+        assert "it was written under ZeRO-2, and this is no DeepSpeed · take the same again, or begin a new run" in said
+    assert "goes on after step 4" in ends(start(2, "cut", sharded), tmp_path)
+    one, other = (
+        {"adapter": load_file(folder / "adapter" / "adapter_model.safetensors"), "log": told(folder)}
+        for folder in (tmp_path / "runs" / "whole", tmp_path / "runs" / "cut")
+    )
+    torch.testing.assert_close(other["adapter"], one["adapter"], atol=0, rtol=0)
+    assert other["log"] == one["log"]
+    if stage == 3:
+        checkpoint = tmp_path / "runs" / "cut" / "checkpoints" / f"checkpoint-{newest(tmp_path / 'runs' / 'cut')}"
+        ends(start(1, "fresh", f"model.adapter={checkpoint}", "training.max_steps=1"), tmp_path)
+
+
+def told(folder):
+    """Losses and accuracies of a run's log."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key.startswith(("loss", "eval_loss", "step", "pass"))} for row in rows]
