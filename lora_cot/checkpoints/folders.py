@@ -166,18 +166,22 @@ def pass_folders(folder: Path, recipe: Recipe) -> dict[str, Path]:
 
 
 def save_adapter(backbone: Backbone, recipe: Recipe, folder: Path, initial: Path | None = None) -> None:
-    """Everything that merging, answering and serving need besides the base itself.
+    """Everything that merging, answering and serving need besides the base itself; the folder appears whole.
 
     Args:
         backbone: with the adapter.
         recipe: of the run.
-        folder: where to.
+        folder: where to; what is there is replaced.
         initial: the adapter as it began, where its beginning rewrote the base: it is saved as plain LoRA on the original
             base, of twice the rank.
     """
     for config in backbone.model.peft_config.values():
         config.base_model_name_or_path, config.revision = recipe.model.base, recipe.model.revision
     keys = {} if initial is None else {"path_initial_model_for_weight_conversion": str(initial)}
-    backbone.model.save_pretrained(folder, **keys)
-    save_processor(backbone, folder)
-    write_recipe(recipe, folder)
+    staged = folder.with_name(f".{folder.name}.staged")
+    shutil.rmtree(staged, ignore_errors=True)
+    backbone.model.save_pretrained(staged, **keys)
+    save_processor(backbone, staged)
+    write_recipe(recipe, staged)
+    shutil.rmtree(folder, ignore_errors=True)
+    staged.rename(folder)

@@ -92,8 +92,7 @@ class RunReport:
 
 
 def write_report(report: RunReport, folder: Path) -> None:
-    """Write report.json and report.html into the run's folder."""
-    (folder / "report.json").write_text(json.dumps(report.numbers(), indent=2) + "\n", encoding="utf-8")
+    """Write report.html, and then report.json, which says that the run is finished, into the run's folder."""
     page = render(
         "run.html",
         title=f"Run {report.recipe.name}",
@@ -112,6 +111,9 @@ def write_report(report: RunReport, folder: Path) -> None:
         recipe=dump(report.recipe),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
+    staged = folder / "report.json.tmp"
+    staged.write_text(json.dumps(report.numbers(), indent=2) + "\n", encoding="utf-8")
+    staged.rename(folder / "report.json")
 
 
 def _plots(history: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[str]:
