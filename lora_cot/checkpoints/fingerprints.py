@@ -31,6 +31,8 @@ MAY_DIFFER = (
     "training.save_total_limit",
     "training.dataloader_num_workers",
     "training.dataloader_prefetch_factor",
+    "training.dataloader_persistent_workers",
+    "training.dataloader_pin_memory",
     "training.ddp_timeout",
     "training.deepspeed",
     "training.hang_after",

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from lora_cot.checkpoints import store
 from lora_cot.errors import Problem, TrainingError
 from lora_cot.training.heartbeat import Heartbeat
-from lora_cot.training.stopping import Stopper
+from lora_cot.training.stopping import Stopper, Workers
 
 BatchIds = Callable[[int], Sequence[str]]
 """Number of a batch, of this rank in this epoch, to the ids of its samples."""
@@ -32,7 +32,7 @@ class Guards:
             hang_after: seconds in one place, after which that is told.
             ids: of the samples of a batch.
         """
-        self.stopper = Stopper()
+        self.stopper, self.workers = Stopper(), Workers()
         self.step = 0
         """Optimizer steps done."""
         self._root, self._ids = root, ids
@@ -43,7 +43,7 @@ class Guards:
     @contextmanager
     def on_duty(self) -> Iterator[None]:
         """While training runs."""
-        with self._pulse, self.stopper.listening():
+        with self._pulse, self.stopper.listening(), self.workers.needed():
             yield
 
     def begin_epoch(self, batches: int) -> None:

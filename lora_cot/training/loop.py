@@ -26,7 +26,6 @@ from lora_cot.data.lengths import Kept
 from lora_cot.errors import Problem, RunError, StoppedError, TrainingError
 from lora_cot.training.guards import Guards
 from lora_cot.training.rng import RandomState, undisturbed
-from lora_cot.training.stopping import ignore_sigterm
 
 STATE_FILE = "trainer_state.json"
 MARGIN = 1.2
@@ -146,7 +145,7 @@ class SafeTrainer(SFTTrainer):
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
-            worker_init_fn=ignore_sigterm,
+            worker_init_fn=self.guards.workers,
             **options,
         )
         return self.accelerator.prepare(loader)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import torch
@@ -72,6 +74,29 @@ class Stopper(TrainerCallback):
         self.check()
 
 
-def ignore_sigterm(_worker: int) -> None:
-    """For a DataLoader's workers: the signal is the trainer's, which still needs them. They end with their parent."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+class Workers:
+    """Called in each of a DataLoader's workers as it begins: while it trains, SIGTERM is the trainer's, which needs them.
+
+    A scheduler signals every process. To ignore it for good would not do: a process that ends sends it to its children
+    and waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._are_free = RawValue("b", 1)
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """While training runs."""
+        self._are_free.value = 0
+        try:
+            yield
+        finally:
+            self._are_free.value = 1
+
+    def __call__(self, worker: int) -> None:
+        """In worker number `worker`."""
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def _hear(self, *_: Any) -> None:
+        if self._are_free.value:
+            os._exit(0)

@@ -108,6 +108,16 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe, uninterrupted, tmp_path, monke
     assert_same(uninterrupted, left(folder))
 
 
+def test_workers_that_read_ahead_change_nothing(recipe, uninterrupted, tmp_path, monkeypatch):
+    """What they have read when the run is stopped is read again."""
+    workers = ("training.dataloader_num_workers=2", "training.dataloader_persistent_workers=true")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(KilledError):
+            train(recipe(*workers), tmp_path)
+    assert_same(uninterrupted, left(train(recipe("training.dataloader_num_workers=1"), tmp_path)))
+
+
 @pytest.mark.parametrize("batches", [0, 2, 6, 9])
 def test_sigterm_saves_the_last_step_and_loses_nothing(recipe, uninterrupted, tmp_path, monkeypatch, batches):
     """In an accumulation it saves what was before it."""

@@ -32,7 +32,7 @@ def start(make_recipe, tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         environment |= {key.upper(): str(value) for key, value in harm.items()}
         with (tmp_path / "err").open("w") as err:
-            return subprocess.Popen([*command, *script], cwd=tmp_path, env=environment, stderr=err)
+            return subprocess.Popen([*command, *script], cwd=tmp_path, env=environment, stderr=err, start_new_session=True)
 
     return run
 
@@ -72,14 +72,19 @@ def test_two_ranks_go_on_bit_for_bit_after_a_kill_of_one_and_a_sigterm(start, tm
     assert_same(left_by_ranks(tmp_path / "runs" / "whole"), left_by_ranks(tmp_path / "runs" / "cut"))
 
 
-def test_sigterm_to_the_launcher_saves_within_its_grace(start, tmp_path):
-    """Of the launcher: thirty seconds, after which it kills."""
-    process = start(2, "told", "training.max_steps=4000", "training.save_strategy=no", "training.eval_strategy=no")
+@pytest.mark.parametrize("to", ["the launcher", "all"])
+def test_sigterm_saves_within_the_launchers_grace(start, tmp_path, to):
+    """Thirty seconds, after which it kills. A scheduler tells every process, those that read the data too."""
+    keys = ("max_steps=4000", "save_strategy=no", "eval_strategy=no", "dataloader_num_workers=1")
+    process = start(2, "told", *(f"training.{key}" for key in keys))
     log = tmp_path / "runs" / "told" / "log.jsonl"
     while not (log.is_file() and len(log.read_text().splitlines()) > 2):
         assert process.poll() is None, (tmp_path / "err").read_text()[-3000:]
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    if to == "all":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
     begin = time.monotonic()
     said = ends(process, tmp_path, code=1)
     assert time.monotonic() - begin < 25
