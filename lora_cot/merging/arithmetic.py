@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import threading
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -17,38 +18,80 @@ BLOCK = 1 << 20
 """Values that are worked on at once: 4 MiB in float32, about what a processor's cache holds."""
 
 
-def merged_blocks(step: Step, adapter: TensorFile, four_bit: FourBit | None) -> Iterator[torch.Tensor]:
-    """A merged tensor's rows, in order, each block in the tensor's own type; a block is overwritten by the next but one.
+@dataclass(frozen=True)
+class Sum:
+    """A merged tensor before its rows are worked out."""
+
+    step: Step
+    adapter: TensorFile
+    source: torch.Tensor
+    """(rows, width) what the change is made to, as it lies in its file."""
+    many: int
+    """Rows of a block."""
+    packed: Packed | None
+    """The 4-bit form that takes the source's place."""
+    lengths: torch.Tensor | None
+    """(width,) of the updated weight that is kept as (in, out), the length of each column; None if nothing asks for it."""
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """First row of each block, and the one after its last."""
+        return [(begin, min(begin + self.many, len(self.source))) for begin in range(0, len(self.source), self.many)]
+
+    def rows(self, begin: int, end: int) -> torch.Tensor:
+        """Merged rows begin to end, a block, in the tensor's own type; the next call in the same thread overwrites them.
+
+        Raises:
+            MergeError: a sum is not finite.
+        """
+        block = _read(self.source, self.packed, begin, end)
+        _apply(block, begin, end, self.step.change or Change(), self.adapter, self.lengths)
+        out = _buffer("out", end - begin, block.shape[1], FLOATS[self.step.dtype]).copy_(block)
+        if out.numel() and not all(torch.isfinite(bound) for bound in out.aminmax()):  # isfinite(out) takes 30 times as long
+            what = f"the merged tensor {self.step.name} holds values that are not finite"
+            raise MergeError(Problem(str(self.adapter.path), what, "the adapter's update is too large for the base's type"))
+        return out
+
+
+def prepare(step: Step, adapter: TensorFile, four_bit: FourBit | None, pool: Executor) -> Sum:
+    """What a merged tensor's rows are worked out from.
 
     Args:
         step: what happens to the tensor.
         adapter: its tensors.
         four_bit: how a quantised tensor was quantised.
-
-    Raises:
-        MergeError: a sum is not finite.
+        pool: does what has to be known of all rows before the first.
     """
     change = step.change or Change()
     source = _flat(adapter.values(change.replaced) if change.replaced else _of_base(step))
-    count, width = source.shape
-    many = max(1, min(count, BLOCK // max(width, 1)))
+    many = max(1, BLOCK // max(source.shape[1], 1))
     many = -(-many // 64) * 64 if step.quantized else many  # blocks of quantised values then end where rows end
-    read = four_bit.quantize(source, many).rows if step.quantized and four_bit and not change.replaced else None
-    work = torch.empty(min(many, count), width)
-    made = [torch.empty(min(many, count), width, dtype=FLOATS[step.dtype]) for _ in range(2)]
-    lengths = None
-    if change.low_rank and change.low_rank.magnitude and change.low_rank.transposed:
-        lengths = _lengths(source, read, change.low_rank, adapter, work)
-    for number, begin in enumerate(range(0, count, many)):
-        end = min(begin + many, count)
-        block, out = work[: end - begin], made[number % 2][: end - begin]
-        block.copy_(read(begin, end) if read else source[begin:end])
-        _apply(block, begin, end, change, adapter, lengths)
-        out.copy_(block)
-        if not torch.isfinite(out).all():
-            what = f"the merged tensor {step.name} holds values that are not finite"
-            raise MergeError(Problem(str(adapter.path), what, "the adapter's update is too large for the base's type"))
-        yield out
+    packed, lengths, low = None, None, change.low_rank
+    if step.quantized and four_bit and not change.replaced:
+        packed = four_bit.quantize(source, many, pool)
+    plain = Sum(step, adapter, source, many, packed, None)
+    if low and low.magnitude and low.transposed:
+        squares = pool.map(partial(_squares, plain, low), *zip(*plain.blocks, strict=True))
+        lengths = torch.stack(list(squares)).sum(0).sqrt()
+    return replace(plain, lengths=lengths)
+
+
+def _buffer(name: str, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory of this thread, the same each time: taking it anew costs as much as the sums."""
+    found = getattr(_own, f"{name}_{dtype}", None)
+    if found is None or len(found) < rows * width:
+        found = torch.empty(max(BLOCK, rows * width), dtype=dtype)
+        setattr(_own, f"{name}_{dtype}", found)
+    return found[: rows * width].view(rows, width)
+
+
+_own = threading.local()
+
+
+def _read(source: torch.Tensor, packed: Packed | None, begin: int, end: int) -> torch.Tensor:
+    """Rows begin to end, before any change, in float32."""
+    work = _buffer("work", end - begin, source.shape[1], torch.float32)
+    return work.copy_(packed.rows(begin, end) if packed else source[begin:end])
 
 
 def _of_base(step: Step) -> torch.Tensor:
@@ -91,16 +134,11 @@ def _add(block: torch.Tensor, begin: int, end: int, low: LowRank, adapter: Tenso
     block.addmm_(left.float(), right.float(), alpha=low.scale)
 
 
-def _lengths(source: torch.Tensor, read: Any, low: LowRank, adapter: TensorFile, work: torch.Tensor) -> torch.Tensor:
-    """Of the updated weight that is kept as (in, out), the length of each column."""
-    squares = torch.zeros(source.shape[1])
-    for begin in range(0, len(source), len(work)):
-        end = min(begin + len(work), len(source))
-        block = work[: end - begin]
-        block.copy_(read(begin, end) if read else source[begin:end])
-        _add(block, begin, end, low, adapter)
-        squares += block.square_().sum(0)
-    return squares.sqrt_()
+def _squares(total: Sum, low: LowRank, begin: int, end: int) -> torch.Tensor:
+    """(width,) sums of squares of the updated rows begin to end."""
+    block = _read(total.source, total.packed, begin, end)
+    _add(block, begin, end, low, total.adapter)
+    return block.square_().sum(0)
 
 
 @dataclass(frozen=True)
@@ -119,28 +157,31 @@ class FourBit:
     """Precision that the base was quantised from, and that it is dequantised to."""
     blocksize: int = 64
 
-    def quantize(self, weight: torch.Tensor, many: int) -> Packed:
+    def quantize(self, weight: torch.Tensor, many: int, pool: Executor) -> Packed:
         """The 4-bit form of a weight, made some rows at a time: half a byte a value, and the scales.
 
         Args:
             weight: (rows, width).
             many: rows at a time; a multiple of 64, so that no block of values lies across two pieces.
+            pool: does the pieces.
         """
         from bitsandbytes import functional
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        pieces, scales = [], []
-        for rows in weight.split(many):
-            given = rows.to(device, self.dtype).contiguous()
-            packed, state = functional.quantize_4bit(given, blocksize=self.blocksize, quant_type=self.quant_type)
-            pieces.append(packed)
-            scales.append(state.absmax)
-        absmax = torch.cat(scales)
+        made = list(pool.map(self._piece, weight.split(many)))
+        absmax = torch.cat([scales for _, scales in made])
         if self.double_quant:  # as quantize_4bit does it, over all of the weight: its mean is of all blocks
             offset = absmax.mean()
             absmax = functional.dequantize_blockwise(*functional.quantize_blockwise(absmax - offset, blocksize=256))
             absmax = absmax.float() + offset
-        return Packed(self, pieces, absmax, many, weight.shape[1])
+        return Packed(self, [packed for packed, _ in made], absmax, many, weight.shape[1])
+
+    def _piece(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        from bitsandbytes import functional
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        given = rows.to(device, self.dtype).contiguous()
+        packed, state = functional.quantize_4bit(given, blocksize=self.blocksize, quant_type=self.quant_type)
+        return packed, state.absmax
 
 
 @dataclass(frozen=True)

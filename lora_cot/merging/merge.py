@@ -20,6 +20,7 @@ from lora_cot.errors import MergeError, Problem, RunError, nearest
 from lora_cot.formats import CotFormat
 from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
 from lora_cot.merging.staging import begin, check_room, fingerprint, staged
+from lora_cot.merging.stream import make_durable
 from lora_cot.merging.verify import Agreement, Recorded, compare, record
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import ModelSection
@@ -114,6 +115,7 @@ def merge(
             report = _report(recipe, source, made, measured, trained, len(samples))
             reports.append(_keep(report, made[report.onto][1], pass_folders(staging / "kept", recipe)[name]))
         write_recipe(recipe, staging / "kept")
+        make_durable(staging / "kept")
         (staging / "kept").rename(output)
     return [
         replace(report, folder=str(pass_folders(output, recipe)[name])) for report, name in zip(reports, sources, strict=True)

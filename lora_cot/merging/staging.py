@@ -75,7 +75,9 @@ def begin(folder: Path, made_of: Mapping[str, Any]) -> None:
             same = False
         if same:
             return
-        print(f"{folder} is of another adapter, base or version: the merge begins again", file=sys.stderr)
+        print(
+            f"{folder} is of another adapter, base, version or start of the machine: the merge begins again", file=sys.stderr
+        )
     _clear(folder)
     write_safely(state, json.dumps(made_of, indent=2))
 
@@ -110,7 +112,15 @@ def fingerprint(plans: Sequence[Plan], quantization: Any) -> dict[str, Any]:
             with path.open("rb") as opened:
                 adapters[str(path.resolve())] = hashlib.file_digest(opened, "sha256").hexdigest()
     versions = {package.__name__: package.__version__ for package in (torch, transformers, peft, bitsandbytes)}
-    return {"form": 1, "base": base, "adapters": adapters, "quantization": quantization, "versions": versions}
+    return {"form": 1, "boot": _boot(), "base": base, "adapters": adapters, "quantization": quantization, "versions": versions}
+
+
+def _boot() -> str:
+    """This start of the machine: files that were written before it may not have reached the disk whole."""
+    import psutil
+
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.is_file() else str(int(psutil.boot_time()) // 60)
 
 
 def check_room(folder: Path, plans: Sequence[Plan]) -> None:

@@ -1,7 +1,7 @@
 """A merged model's files, written a block of rows at a time; a file that is finished is not written again.
 
-What the adapter leaves alone is copied from file to file by the system. A file carries its name only when all of it is on
-the disk, so that whatever kills the merge, a file under its own name is whole.
+What the adapter leaves alone is copied from file to file by the system. A file carries its name only when all of it is
+written, so that whatever kills the merge, a file under its own name is whole; unless the machine itself stopped.
 """
 
 from __future__ import annotations
@@ -9,28 +9,35 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lora_cot.errors import Problem, RunError
-from lora_cot.merging.arithmetic import FourBit, merged_blocks
+from lora_cot.merging.arithmetic import FourBit, Sum, prepare
 from lora_cot.merging.base import INDEX
 from lora_cot.merging.checkpoint import TensorFile
 from lora_cot.merging.plan import Output, Plan, Step, index_text
 
-CHUNK = 32 << 20
-"""Bytes that are copied at once."""
+CHUNK, BUFFER = 64 << 20, 1 << 20
+"""Bytes that a job copies, and at once where the system does not do it by itself."""
+MOST_THREADS = 8
+"""Each has memory of its own."""
 PART = ".part"
 """Ends the name of a file that is not finished."""
 
 
 def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> None:
     """Write what a merged model's weights are made of: its files and their index, named as the base's.
+
+    Nothing waits for the disk here: see `make_durable`.
 
     Args:
         plan: what they hold.
@@ -51,29 +58,48 @@ def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> 
     options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "file": sys.stderr}
     often = 0.5 if sys.stderr.isatty() else 10
     total, left = plan.size, sum(output.size for output in todo)
-    with (
-        _disk(folder),
-        tqdm(total=total, initial=total - left, desc="merging", mininterval=often, **options) as bar,
-        ThreadPoolExecutor(1) as writer,
-        ThreadPoolExecutor(1) as sealer,
-    ):
-        sealed = []
+    bar = tqdm(total=total, initial=total - left, desc="merging", mininterval=often, **options)
+    with _disk(folder), bar, _workers() as (pool, count):
         for output in todo:
             part = folder / (output.name + PART)
             with part.open("wb", buffering=0) as file:
-                _write(file, output, plan.adapter.file, four_bit, writer, bar)
-            sealed.append(sealer.submit(_seal, part))  # waiting for the disk goes on beside the next file's sums
-        for file_is_safe in sealed:
-            file_is_safe.result()
+                bar.update(_put(file, 0, memoryview(output.header)))
+                for size in _in_order(pool, 2 * count, _jobs(file, output, plan.adapter.file, four_bit, pool)):
+                    bar.update(size)
+            part.rename(folder / output.name)
     if (plan.base / INDEX).is_file():
         write_safely(folder / INDEX, index_text(plan, (plan.base / INDEX).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _workers() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Threads that each do whole blocks: torch's own would meet at the end of every operation, and wait for the slowest."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(min(count, MOST_THREADS))
+    try:
+        yield pool, min(count, MOST_THREADS)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(count)
+
+
+def _in_order(pool: ThreadPoolExecutor, ahead: int, jobs: Iterator[Callable[[], int]]) -> Iterator[int]:
+    """What jobs return; no more than so many are begun ahead."""
+    begun: deque[Future[int]] = deque()
+    for job in jobs:
+        begun.append(pool.submit(job))
+        if len(begun) > ahead:
+            yield begun.popleft().result()
+    yield from (future.result() for future in begun)
 
 
 def write_safely(path: Path, text: str) -> None:
     """A small file that is there whole or not at all."""
     part = path.with_name(path.name + PART)
     part.write_text(text, encoding="utf-8")
-    _seal(part)
+    _sync(part)
+    part.replace(path)
 
 
 def _is_finished(path: Path, output: Output) -> bool:
@@ -84,11 +110,11 @@ def _is_finished(path: Path, output: Output) -> bool:
         return file.read(len(output.header)) == output.header
 
 
-def _seal(part: Path) -> None:
-    """Give a file its name once its bytes are on the disk."""
-    _sync(part)
-    part.rename(part.with_name(part.name.removesuffix(PART)))
-    _sync(part.parent)
+def make_durable(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk, so that not even a power cut takes one of them."""
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:
@@ -115,24 +141,23 @@ def _disk(folder: Path) -> Iterator[None]:
         raise RunError(Problem(str(folder), "the disk is full", remedy)) from None
 
 
-def _write(
-    file: Any, output: Output, adapter: TensorFile, four_bit: FourBit | None, writer: ThreadPoolExecutor, bar: Any
-) -> None:
-    """All bytes of a file; while a block is written, the next is computed."""
-    _put(file, memoryview(output.header))
-    bar.update(len(output.header))
+def _jobs(
+    file: Any, output: Output, adapter: TensorFile, four_bit: FourBit | None, pool: ThreadPoolExecutor
+) -> Iterator[Callable[[], int]]:
+    """The pieces of a file; each job writes one to its place, and returns how many bytes it has."""
+    position = len(output.header)
     for run in _runs(output.steps):
-        if run[0].change is None and not run[0].quantized:
-            _copy(file, run, bar)
-            continue
-        (step,) = run
-        pending: Future[int] | None = None
-        for block in merged_blocks(step, adapter, four_bit):
-            if pending is not None:
-                bar.update(pending.result())
-            pending = writer.submit(_put, file, block.view(torch.uint8).numpy().data.cast("B"))
-        if pending is not None:
-            bar.update(pending.result())
+        if _is_copied(run[0]):
+            yield from _copies(file, position, run)
+        else:
+            total = prepare(run[0], adapter, four_bit, pool)
+            width = run[0].size // max(len(total.source), 1)
+            yield from (partial(_merge, file, position + begin * width, total, begin, end) for begin, end in total.blocks)
+        position += sum(step.size for step in run)
+
+
+def _merge(file: Any, position: int, total: Sum, begin: int, end: int) -> int:
+    return _put(file, position, total.rows(begin, end).view(torch.uint8).numpy().data.cast("B"))
 
 
 def _runs(steps: tuple[Step, ...]) -> Iterator[list[Step]]:
@@ -157,34 +182,48 @@ def _follows(first: Step, second: Step) -> bool:
     return first.file.entries[first.source].end == second.file.entries[second.source].start
 
 
-def _put(file: Any, data: memoryview) -> int:
-    """Write all of it; how many bytes that was."""
+def _put(file: Any, position: int, data: memoryview) -> int:
+    """Write all of it to its place; how many bytes that was."""
     size = len(data)
     while len(data):
-        data = data[file.write(data) :]
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(file.fileno(), data, position)
+        else:  # Windows
+            with _one_at_a_time:
+                file.seek(position)
+                count = file.write(data)
+        data, position = data[count:], position + count
     return size
 
 
-def _copy(file: Any, run: list[Step], bar: Any) -> None:
-    """Copy the bytes of steps that follow each other: within the system where it can do that, else a piece at a time."""
-    source = run[0].file
-    assert source is not None and run[-1].file is not None
-    position, end = source.entries[run[0].source].start, run[-1].file.entries[run[-1].source].end
+_one_at_a_time = threading.Lock()
+
+
+def _copies(file: Any, position: int, run: list[Step]) -> Iterator[Callable[[], int]]:
+    """Copy the bytes of steps that follow each other, a piece a job."""
+    source, last = run[0].file, run[-1].file
+    assert source is not None and last is not None
+    begin, end = source.entries[run[0].source].start, last.entries[run[-1].source].end
+    for start in range(begin, end, CHUNK):
+        yield partial(_copy, source, start, min(start + CHUNK, end), file, position + start - begin)
+
+
+def _copy(source: TensorFile, start: int, end: int, file: Any, position: int) -> int:
+    """Copy bytes: within the system where it can do that, else through a small buffer."""
+    done = start
     with source.path.open("rb") as given:
-        while position < end:
-            count = _copy_some(given, file, position, min(CHUNK, end - position))
-            if not count:  # another file system, or a system without such a call
-                count = _put(file, memoryview(source.mapped)[position : min(position + CHUNK, end)])
-            position += count
-            bar.update(count)
+        while done < end:
+            count = _copy_some(given, done, end - done, file, position + done - start)
+            done += count or _put(file, position + done - start, memoryview(source.mapped)[done : min(done + BUFFER, end)])
+    return end - start
 
 
-def _copy_some(given: Any, file: Any, position: int, count: int) -> int:
-    """Bytes that the system has copied by itself; 0 if it cannot."""
+def _copy_some(given: Any, start: int, count: int, file: Any, position: int) -> int:
+    """Bytes that the system has copied by itself; 0 if it cannot: another file system, or no such call."""
     if not hasattr(os, "copy_file_range"):
         return 0
     try:
-        return os.copy_file_range(given.fileno(), file.fileno(), count, position)
+        return os.copy_file_range(given.fileno(), file.fileno(), count, start, position)
     except OSError as error:
         if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
             return 0
