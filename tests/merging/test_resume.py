@@ -19,7 +19,7 @@ from lora_cot.merging.staging import LOCK, STATE
 from tests.conftest import ROOT
 from tests.merging.conftest import layers_of, make_adapter, recipe_of
 
-BLOCK = 4096
+BLOCK = 1024
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_it_goes_on_wherever_it_was_stopped(adapter, whole, tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-def interrupted(adapter, output, monkeypatch, count=25):
+def interrupted(adapter, output, monkeypatch, count=40):
     monkeypatch.setattr(arithmetic, "BLOCK", BLOCK)
     with monkeypatch.context() as patch:
         patch.setattr(stream, "_put", stopping_after(count, KeyboardInterrupt())[0])
@@ -161,7 +161,7 @@ KILLED = """
 import os, signal, sys
 from lora_cot.merging import arithmetic, stream
 from lora_cot.merging.merge import merge
-arithmetic.BLOCK, put, calls = 4096, stream._put, []
+arithmetic.BLOCK, put, calls = 1024, stream._put, []
 def dying(*arguments):
     calls.append(1)
     if len(calls) > int(sys.argv[3]):
@@ -173,7 +173,7 @@ merge(sys.argv[1], __import__("pathlib").Path(sys.argv[2]), verify=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [3, 12, 25, 31])
+@pytest.mark.parametrize("count", [3, 12, 25, 40])
 def test_killed_for_good(adapter, whole, tmp_path, count):
     """SIGKILL, in the middle of a file or of the merge."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
