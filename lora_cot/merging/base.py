@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lora_cot.backbones import Family
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.merging.checkpoint import TensorFile, open_file
@@ -70,7 +68,7 @@ def read_base(folder: Path, model: Any, family: Family) -> Base:
     where = {parameter: tensor for tensor, parameter in parameters.items()}
     paths = tuple(f"{family.parts[part]}." for part in family.trained_in_full(model))
     new = frozenset(name for name in model.state_dict() if paths and name.startswith(paths))
-    return Base(folder, files, parameters, _tied_groups(model, where, tensors), new)
+    return Base(folder, files, parameters, _tied_groups(model, where), new)
 
 
 def base_folder(base: str, revision: str | None) -> Path:
@@ -149,28 +147,10 @@ def parameter_names(model: Any, tensors: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _tied_groups(model: Any, where: Mapping[str, str], tensors: Mapping[str, TensorFile]) -> tuple[tuple[str, ...], ...]:
-    """Parameters that are one weight in the base as it is loaded; first the one that holds it.
-
-    Where a checkpoint has a tensor for each of two tied parameters, transformers ties them only if their values are equal.
-    """
+def _tied_groups(model: Any, where: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """Parameters that the model's classes and configuration make one weight; first one that the files hold."""
     groups: dict[str, list[str]] = {}
     for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
         groups.setdefault(source, [source]).append(target)
-    found = []
-    for group in groups.values():
-        held = [name for name in group if name in where]
-        if not held:
-            continue
-        first = _values(held[0], where, tensors)
-        others = [name for name in held[1:] if not _equal(first, _values(name, where, tensors))]
-        found.append((held[0], *(name for name in group if name != held[0] and name not in others)))
-    return tuple(found)
-
-
-def _values(name: str, where: Mapping[str, str], tensors: Mapping[str, TensorFile]) -> torch.Tensor:
-    return tensors[where[name]].values(where[name])
-
-
-def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
+    held = [sorted(group, key=lambda name: name not in where) for group in groups.values()]
+    return tuple(tuple(group) for group in held if group[0] in where)

@@ -84,7 +84,7 @@ def make_plan(base: Base, adapter: Adapter, quantized: frozenset[str] = frozense
     """
     files, tensors, parameters = base.files, base.tensors, base.parameters
     where = {parameter: tensor for tensor, parameter in parameters.items()}
-    changes, apart = _settle_tied(adapter, base.tied, where)
+    changes, apart, unties = _settle_tied(adapter, base.tied, where)
     _check_homes(base, adapter, where, changes, apart)
     steps: dict[str, list[Step]] = {file.path.name: [] for file in files}
     for file in files:
@@ -104,7 +104,7 @@ def make_plan(base: Base, adapter: Adapter, quantized: frozenset[str] = frozense
     for step in (step for file in steps.values() for step in file if step.change):
         _check_fits(step, adapter)
     outputs = tuple(_output(file, steps[file.path.name]) for file in files)
-    return Plan(base.folder, adapter, outputs, added, bool(apart))
+    return Plan(base.folder, adapter, outputs, added, unties)
 
 
 def _check_homes(base: Base, adapter: Adapter, where: Mapping[str, str], changes: Mapping[str, Any], apart: Any) -> None:
@@ -138,13 +138,14 @@ def _output(file: TensorFile, steps: list[Step]) -> Output:
 
 def _settle_tied(
     adapter: Adapter, groups: Iterable[tuple[str, ...]], where: Mapping[str, str]
-) -> tuple[dict[str, Change], dict[str, str]]:
+) -> tuple[dict[str, Change], dict[str, str], bool]:
     """What happens to each parameter where some are one weight, and which must now have a tensor of their own.
 
     Returns:
-        Changes by parameter; and parameter → tensor of the base that holds what it is tied to.
+        Changes by parameter; parameter → tensor of the base that holds what it is tied to; and whether any come apart.
+        Files may hold two tensors of what is tied: even then the configuration must say that they have come apart.
     """
-    changes, apart = dict(adapter.changes), {}
+    changes, apart, unties = dict(adapter.changes), {}, False
     for group in groups:
         theirs = [changes.get(name) for name in group]
         if not any(theirs):
@@ -157,8 +158,9 @@ def _settle_tied(
                 if name not in where:
                     changes.pop(name, None)
         else:
+            unties = True
             apart.update({name: where[group[0]] for name in group if name not in where})
-    return changes, apart
+    return changes, apart, unties
 
 
 def _check_fits(step: Step, adapter: Adapter) -> None:

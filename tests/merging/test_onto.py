@@ -1,10 +1,11 @@
 """What an adapter is merged onto: the base's own weights, or what the 4-bit weights stood for that it was trained on."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from transformers import AutoModelForImageTextToText
 
 from lora_cot.adapters.lora import load_adapter
@@ -14,7 +15,10 @@ from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.errors import MergeError, RunError
 from lora_cot.merging import arithmetic
 from lora_cot.merging import merge as merging
+from lora_cot.merging.arithmetic import FourBit
+from lora_cot.merging.checkpoint import open_file
 from lora_cot.merging.merge import merge
+from lora_cot.merging.plan import Step
 from lora_cot.recipe.schema import DataSection, ModelSection, QuantizationSection
 from tests.conftest import ARCHITECTURES
 from tests.merging.conftest import layers_of, make_adapter, merge_files, recipe_of, state_of
@@ -82,6 +86,27 @@ def test_layers_without_adapters_are_dequantised_too(make_base, tmp_path, dtype)
             checked += 1
     assert checked > 5
     assert torch.equal(found["lm_head.weight"], old["lm_head.weight"])
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_pieces_end_where_blocks_of_values_end(double_quant):
+    """Of rows whose width is no multiple of bitsandbytes' blocks, too."""
+    weight = torch.randn(300, 24)
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=double_quant)
+    with ThreadPoolExecutor(1) as pool:
+        made = FourBit("nf4", double_quant, torch.float32).quantize(weight, 64, pool)
+    found = torch.cat([made.rows(begin, min(begin + 64, 300)) for begin in range(0, 300, 64)])
+    assert torch.equal(found, dequantize_4bit(packed, state))
+
+
+def test_rows_of_a_piece_are_a_multiple_of_64(published, monkeypatch):
+    """So that pieces do."""
+    (file, *_) = [open_file(path) for path in sorted(published("llava").glob("*.safetensors"))]
+    name = next(name for name, entry in file.entries.items() if len(entry.shape) == 2 and entry.shape[0] > 64)
+    step = Step(name, "F32", file.entries[name].shape, file, name, None, True)
+    monkeypatch.setattr(arithmetic, "BLOCK", 100)
+    with ThreadPoolExecutor(1) as pool:
+        assert arithmetic.prepare(step, file, FourBit("nf4", True, torch.float32), pool).many == 64
 
 
 def run_of(base, tmp_path, **sections):

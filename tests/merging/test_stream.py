@@ -199,6 +199,20 @@ def test_tied_weights(make_base, tmp_path, keys, unties):
     assert (logits_of(AutoModelForImageTextToText.from_pretrained(base)) - wanted).abs().max() > 1e-3
 
 
+def test_two_tensors_of_one_weight(make_base, tmp_path):
+    """A base may hold its head beside the embedding it is tied to: engines that go by the configuration are told."""
+    base = tied_base(make_base, tmp_path)
+    (file,) = base.glob("*.safetensors")
+    state = load_file(file)
+    name = next(name for name in state if name.endswith("embed_tokens.weight"))
+    save_file({**state, "lm_head.weight": state[name].clone()}, file, {"format": "pt"})
+    wanted = logits_of(make_adapter(base, tmp_path / "adapter", target_modules=r".*q_proj", modules_to_save=["lm_head"]))
+    folder = merge_files(base, tmp_path / "adapter", tmp_path / "merged")
+    assert layout(folder) == layout(base)
+    assert AutoConfig.from_pretrained(folder).tie_word_embeddings is False
+    assert (logits_of(AutoModelForImageTextToText.from_pretrained(folder)) - wanted).abs().max() < 1e-5
+
+
 def test_added_tensors_are_in_the_index(make_base, tmp_path):
     """Of a base in several files, the new head lies in the file of what it was tied to."""
     tied = tied_base(make_base, tmp_path / "one")
