@@ -35,15 +35,20 @@ def staged(output: Path) -> Iterator[Path]:
     """
     from filelock import FileLock, Timeout
 
-    if output.exists():
-        raise RunError(Problem(str(output), "the output folder exists already", "remove it, or set --output"))
-    folder = staging_folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, there = staging_folder(output), output.exists()
+    if not there:
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not folder.exists():
+        raise _exists(output)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(Problem(str(output), "another process is merging into this folder", "wait for it")) from None
+    if there:  # a merge was killed between its last step and tidying up
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _exists(output)
     try:
         yield folder
     except BaseException as error:
@@ -56,6 +61,10 @@ def staged(output: Path) -> Iterator[Path]:
         lock.release()
         if not (folder / STATE).exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exists(output: Path) -> RunError:
+    return RunError(Problem(str(output), "the output folder exists already", "remove it, or set --output"))
 
 
 def _is_final(error: BaseException) -> bool:

@@ -134,6 +134,15 @@ def test_two_do_not_write_one_folder(adapter, tmp_path):
     merge(adapter, tmp_path / "merged", verify=False)
 
 
+def test_what_a_late_kill_leaves_is_tidied_up(adapter, tmp_path):
+    """The output is there already: what lies beside it takes room for nothing."""
+    merge(adapter, tmp_path / "merged", verify=False)
+    (tmp_path / ".merged.merging" / "dequantized").mkdir(parents=True)
+    with pytest.raises(RunError, match="exists already"):
+        merge(adapter, tmp_path / "merged", verify=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
 def test_a_full_disk(adapter, whole, tmp_path, monkeypatch):
     """Said in a sentence; what was finished is gone on with."""
     full = stopping_after(9, OSError(errno.ENOSPC, "No space left on device"))[0]
