@@ -14,6 +14,8 @@ from lora_cot.merging.checkpoint import FLOATS, TensorFile
 from lora_cot.merging.deltas import Change, LowRank
 from lora_cot.merging.plan import Step
 
+BITES = 1 << 16
+"""Values that are quantised at once; a multiple of any block of values that shares a scale."""
 BLOCK = 1 << 20
 """Values that are worked on at once: 4 MiB in float32, about what a processor's cache holds."""
 
@@ -179,9 +181,13 @@ class FourBit:
         from bitsandbytes import functional
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        given = rows.to(device, self.dtype).contiguous()
-        packed, state = functional.quantize_4bit(given, blocksize=self.blocksize, quant_type=self.quant_type)
-        return packed, state.absmax
+        made = []
+        flat = rows.reshape(-1)
+        for values in flat.split(BITES):  # on a CPU, bitsandbytes makes a dozen copies in float32 of what it is given
+            given = values.to(device, self.dtype).contiguous()
+            packed, state = functional.quantize_4bit(given, blocksize=self.blocksize, quant_type=self.quant_type)
+            made.append((packed, state.absmax))
+        return torch.cat([packed for packed, _ in made]), torch.cat([scales for _, scales in made])
 
 
 @dataclass(frozen=True)
