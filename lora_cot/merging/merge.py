@@ -99,6 +99,7 @@ def merge(
     output = output or (Path(run) / "merged" if adapter != Path(run) else adapter.with_name(adapter.name + "-merged"))
     recipe = saved_recipe(adapter)
     ways = _ways(recipe, onto, verify)
+    samples = _probes(recipe) if verify else []
     with staged(output) as staging:
         sources = pass_folders(adapter, recipe)
         ready = {(name, way): make_ready(recipe, folder, way) for name, folder in sources.items() for way in ways}
@@ -107,7 +108,6 @@ def merge(
         check_room(staging, plans)
         for (name, way), one in ready.items():
             write_model(one, recipe, pass_folders(staging / way, recipe)[name])
-        samples = _probes(recipe) if verify else []
         reports = []
         for one_pass, (name, source) in zip(recipe.format.build().passes, sources.items(), strict=True):
             made = {way: (ready[name, way], pass_folders(staging / way, recipe)[name]) for way in ways}
