@@ -20,10 +20,13 @@ from lora_cot.options import (
     Data,
     JudgeAdapter,
     Model,
+    Onto,
     Quantize,
     Scorer,
     Split,
     Strategy,
+    Verify,
+    print_rows,
     quantization_name,
     recipe_or_path,
     search_keys,
@@ -88,17 +91,19 @@ def plan(
 def merge(
     run: Annotated[Path, typer.Argument(help="A run, or an adapter folder.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the merged model; RUN/merged if not given.")] = None,
+    onto: Onto = "auto",
+    verify: Verify = True,
     as_json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its full-precision base and prove that the result is the same model."""
+    """Merge an adapter into its base and prove that the result is the same model. A merge that was stopped goes on."""
     from dataclasses import asdict
 
     from lora_cot.merging.merge import lines
     from lora_cot.merging.merge import merge as run_merge
 
-    reports = run_merge(run, output)
+    reports = run_merge(run, output, onto, verify)  # type: ignore[arg-type]
     values = asdict(reports[0]) if len(reports) == 1 else {"passes": [asdict(report) for report in reports]}
-    _print(values, as_json, [row for report in reports for row in lines(report)])
+    print_rows(values, as_json, [row for report in reports for row in lines(report)])
 
 
 @app.command("eval")
@@ -130,7 +135,7 @@ def evaluate(
         ("judge prompts a question", f"{report.judge_calls_per_question:.1f}"),
         ("seconds a question", f"{report.seconds_per_question:.3f}"),
     ]
-    _print(report.to_json(), as_json, rows)
+    print_rows(report.to_json(), as_json, rows)
 
 
 @app.command()
@@ -152,7 +157,7 @@ def score(
         if ids:
             print(f"{gap.replace('_', ' ')}: {len(ids)}", *ids[:20], *["…"] * (len(ids) > 20), sep="\n  ", file=sys.stderr)
     counts = [(gap.replace("_", " "), len(ids)) for gap, ids in report.gaps.items()]
-    _print(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
+    print_rows(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
 
 
 @app.command()
@@ -222,7 +227,7 @@ def validate(
         counts = count_outcomes(path, FORMATS[cot_format], field or PREDICTION)
         rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
         rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
-        _print(counts, as_json, rows)
+        print_rows(counts, as_json, rows)
         return
     name = path.stem if what is path else what.name
     if samples is not None:
@@ -271,7 +276,7 @@ def annotate(
     what = recipe_or_path(path)
     chosen = Selection(part, source, split, everything, limit)
     report = run(what, asked, output, cot_format, chosen, faithful, retry_aside, concurrency)
-    _print(report.to_json(), as_json, report.lines())
+    print_rows(report.to_json(), as_json, report.lines())
     if report.failed:
         raise typer.Exit(1)
 
@@ -285,14 +290,6 @@ def _show(recipe: Any, count: int, page: Path, as_json: bool) -> None:
     values = {"recipe": recipe.name, "html": str(page), "samples": [sample.to_json() for sample in shown]}
     print(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines(shown)))
     print(f"page: {page}", file=sys.stderr)
-
-
-def _print(values: dict[str, Any], as_json: bool, rows: list[tuple[str, Any]]) -> None:
-    if as_json:
-        print(json.dumps(values, ensure_ascii=False))
-        return
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Options that several verbs of the command line share, and what their values may be."""
+"""Options that several verbs of the command line share, what their values may be, and how a verb prints what it found."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ Strategy = Annotated[str | None, typer.Option(help="greedy, sample or stage_beam
 Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn for each stage.")]
 Scorer = Annotated[str | None, typer.Option(help="logprob or self_judge.")]
 JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
+Onto = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
+Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")]
 Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
 
 
@@ -64,3 +67,12 @@ def recipe_or_path(path: Path) -> Any:
     from lora_cot.recipe import load_recipe
 
     return load_recipe(path)
+
+
+def print_rows(values: dict[str, Any], as_json: bool, rows: list[tuple[str, Any]]) -> None:
+    """Print what a verb found: one JSON object, or rows for people."""
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))

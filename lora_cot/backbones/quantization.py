@@ -57,6 +57,23 @@ def is_quantized(module: nn.Module) -> bool:
     return type(module).__module__.startswith("bitsandbytes") and isinstance(module, nn.Linear)
 
 
+def quantized_layers(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> frozenset[str]:
+    """Paths of the layers that loading a base with this section quantises.
+
+    Args:
+        model: the base's classes on the meta device; the layers are exchanged in it.
+        family: of the base.
+        section: the recipe's keys.
+        dtype: precision of the rest.
+    """
+    from transformers.integrations import replace_with_bnb_linear
+
+    config: Any = bits_and_bytes(section, family, dtype)
+    kept = [*config.llm_int8_skip_modules, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    replace_with_bnb_linear(model, kept, config)
+    return frozenset(name for name, module in model.named_modules() if is_quantized(module))
+
+
 def quantized_parts(model: nn.Module, family: Family) -> dict[str, int]:
     """Number of quantised layers by part."""
     counts = dict.fromkeys(family.parts, 0)

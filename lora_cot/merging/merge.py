@@ -1,24 +1,26 @@
-"""`merge`: an adapter into the full-precision base, verified before the folder appears."""
+"""`merge`: an adapter into its base, streamed, and verified before the folder appears."""
 
 from __future__ import annotations
 
 import gc
 import json
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
-from lora_cot.backbones.loading import load_backbone, save_processor
+from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.folders import pass_folders, write_recipe
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
 from lora_cot.data.sources import load_data
-from lora_cot.errors import MergeError, Problem, RunError
+from lora_cot.errors import MergeError, Problem, RunError, nearest
 from lora_cot.formats import CotFormat
+from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
+from lora_cot.merging.staging import begin, check_room, fingerprint, staged
+from lora_cot.merging.stream import make_durable
 from lora_cot.merging.verify import Agreement, Recorded, compare, record
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import ModelSection
@@ -36,59 +38,109 @@ class MergeReport:
 
     folder: str
     base: str
+    onto: Onto
+    """full: the base's own weights. dequantized: what the 4-bit weights stand for that the adapter was trained on."""
     dtype: str
     probes: int
-    adapter_vs_merged: Agreement
-    """On the same full-precision base weights: the merge's own error."""
-    base_vs_merged: Agreement
+    """Held-out samples; 0 if nothing was measured."""
+    adapter_vs_merged: Agreement | None
+    """On the same base weights: the merge's own error."""
+    base_vs_merged: Agreement | None
     """How far the adapter moved the base; no difference means that there was nothing to merge."""
     trained_vs_merged: Agreement | None
     """Against the adapter on the quantised base it was trained on: the drift that merging a QLoRA brings. None if the
     base was not quantised."""
+    losses: Mapping[str, float] | None
+    """Mean loss of a token of the gold answers, of each model that was measured: by what it was merged onto; `adapter`
+    is the model as it was trained."""
 
 
-def merge(run: str | Path, output: Path | None = None) -> list[MergeReport]:
-    """Merge a run's adapter into its base in full precision and write the model beside it.
+@dataclass(frozen=True)
+class Measured:
+    """One merged model beside the adapter's."""
+
+    adapter: Recorded
+    """On the weights that were merged onto."""
+    base: Recorded
+    merged: Recorded
+
+
+def merge(
+    run: str | Path,
+    output: Path | None = None,
+    onto: Literal["auto", "full", "dequantized"] = "auto",
+    verify: bool = True,
+) -> list[MergeReport]:
+    """Merge a run's adapter into its base and write the model beside it.
+
+    A merge that was stopped goes on where it was when it is called again.
 
     Args:
         run: a run or an adapter folder.
         output: where to; `merged` in the run if not given. The adapters of a split format become one model for each pass
             in there.
+        onto: full: the base as it is published. dequantized: what the 4-bit weights stand for that the adapter was
+            trained on. auto: full for a base that was not quantised in 4 bits; else both are made, and the one whose loss
+            on held-out gold answers is lower is kept. Closeness to the adapter could not choose: the dequantised one is
+            the adapter's own model, and is closer whatever it is worth.
+        verify: hold the result against the adapter's model, on held-out samples. Without it no model is loaded, so auto
+            cannot choose for a quantised base: that is refused, for either choice would be a guess.
 
     Returns:
         One report for each pass; a single one unless the format is split.
 
     Raises:
-        RunError: no adapter there, or the output exists.
+        RunError: no adapter there; the output exists, or is being written; no room on the disk; nothing to choose by.
         MergeError: the merged model is not the adapter's model; nothing was written.
     """
     adapter = find_adapter(str(run))
     if adapter is None:
         raise RunError(Problem(str(run), "no adapter to merge here", "name a run or an adapter folder"))
     output = output or (Path(run) / "merged" if adapter != Path(run) else adapter.with_name(adapter.name + "-merged"))
-    if output.exists():
-        raise RunError(Problem(str(output), "the output folder exists already", "remove it, or set --output"))
     recipe = saved_recipe(adapter)
-    samples = _probes(recipe)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
-    try:
+    ways = _ways(recipe, onto, verify)
+    samples = _probes(recipe) if verify else []
+    with staged(output) as staging:
+        sources = pass_folders(adapter, recipe)
+        ready = {(name, way): make_ready(recipe, folder, way) for name, folder in sources.items() for way in ways}
+        plans = [one.plan for one in ready.values()]
+        begin(staging, fingerprint(plans, _quantization(recipe)))
+        check_room(staging, plans)
+        for (name, way), one in ready.items():
+            write_model(one, recipe, pass_folders(staging / way, recipe)[name])
         reports = []
-        sources, targets = pass_folders(adapter, recipe).values(), pass_folders(staging, recipe).values()
-        for one, source, target in zip(recipe.format.build().passes, sources, targets, strict=True):
-            target.mkdir(exist_ok=True)
-            tuned, base = _merge_into(target, recipe, source, one, samples)
-            report = _verify(target, recipe, source, one, samples, tuned, base)
-            report = replace(report, folder=str(output / target.relative_to(staging)))
-            text = json.dumps(asdict(report), indent=2)
-            (target / "merge_report.json").write_text(text + "\n", encoding="utf-8")
-            reports.append(report)
-        write_recipe(recipe, staging)
-        staging.chmod(0o755)  # mkdtemp makes it private
-        staging.rename(output)
-        return reports
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for one_pass, (name, source) in zip(recipe.format.build().passes, sources.items(), strict=True):
+            made = {way: (ready[name, way], pass_folders(staging / way, recipe)[name]) for way in ways}
+            measured, trained = _measure(recipe, source, one_pass, samples, made) if verify else ({}, None)
+            report = _report(recipe, source, made, measured, trained, len(samples))
+            reports.append(_keep(report, made[report.onto][1], pass_folders(staging / "kept", recipe)[name]))
+        write_recipe(recipe, staging / "kept")
+        make_durable(staging / "kept")
+        (staging / "kept").rename(output)
+    return [
+        replace(report, folder=str(pass_folders(output, recipe)[name])) for report, name in zip(reports, sources, strict=True)
+    ]
+
+
+def _ways(recipe: Recipe, onto: str, verify: bool) -> tuple[Onto, ...]:
+    """What the adapter is merged onto: one, or both to choose from."""
+    allowed = ("auto", *get_args(Onto))
+    if onto not in allowed:
+        raise RunError(Problem("--onto", f"'{onto}' is not known", nearest(onto, allowed)))
+    if onto != "auto":
+        return (onto,)  # type: ignore[return-value]
+    if recipe.quantization is None or not recipe.quantization.load_in_4bit:
+        return ("full",)
+    if not verify:
+        what = "auto chooses by the loss of both models, and --no-verify loads none"
+        raise RunError(Problem("--onto", what, "take --onto full or --onto dequantized"))
+    return ("full", "dequantized")
+
+
+def _quantization(recipe: Recipe) -> dict[str, Any] | None:
+    if recipe.quantization is None:
+        return None
+    return {**recipe.quantization.model_dump(mode="json"), "dtype": recipe.model.dtype}
 
 
 def _probes(recipe: Recipe) -> list[Sample]:
@@ -99,69 +151,81 @@ def _probes(recipe: Recipe) -> list[Sample]:
     return samples[:PROBES]
 
 
-def _merge_into(
-    staging: Path, recipe: Recipe, adapter: Path, cot_format: CotFormat, samples: Sequence[Sample]
-) -> tuple[Recorded, Recorded]:
-    """Write the merged model; returns the records of adapter and base, both on the full-precision weights."""
-    backbone = load_adapter(load_backbone(recipe.model), adapter)
-    tuned = record(backbone, cot_format, samples, recipe.data.max_pixels)
-    with backbone.model.disable_adapter():
-        base = record(backbone, cot_format, samples, recipe.data.max_pixels, like=tuned)
-    try:
-        merged = backbone.model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise MergeError(Problem(str(adapter), f"the adapter holds values that are not finite: {error}")) from None
-    left = [name for name, _ in merged.named_parameters() if "lora_" in name]
-    if left:
-        raise MergeError(Problem(str(adapter), f"{len(left)} adapter weights were left over, {left[0]} among them"))
-    merged.save_pretrained(staging)
-    save_processor(backbone, staging)
-    backbone.family.save_whole(backbone.processor, staging)
-    return tuned, base
+def _keep(report: MergeReport, source: Path, target: Path) -> MergeReport:
+    """Put the model that was chosen, with its report, where the output grows."""
+    shutil.rmtree(target, ignore_errors=True)  # an earlier call may have been stopped here
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    (target / "merge_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    return report
 
 
-def _verify(
-    staging: Path,
-    recipe: Recipe,
-    adapter: Path,
-    cot_format: CotFormat,
-    samples: Sequence[Sample],
-    tuned: Recorded,
-    base: Recorded,
-) -> MergeReport:
+Made = Mapping[Onto, tuple[Ready, Path]]
+"""By what it was merged onto: the merge, and the folder of the result."""
+
+
+def _measure(
+    recipe: Recipe, adapter: Path, cot_format: CotFormat, samples: Sequence[Sample], made: Made
+) -> tuple[dict[Onto, Measured], Recorded | None]:
+    """Records of each merged model with those of what it was made of; and of the model as it was trained, if quantised."""
+    pixels, like, found = recipe.data.max_pixels, None, {}
+    for way, (_, folder) in made.items():
+        tuned = _as_trained(recipe, adapter, way == "dequantized")
+        with_adapter = record(tuned, cot_format, samples, pixels, like)
+        like = like or with_adapter
+        with tuned.model.disable_adapter():
+            base = record(tuned, cot_format, samples, pixels, like)
+        del tuned
+        gc.collect()
+        merged = load_backbone(ModelSection(base=str(folder)))
+        found[way] = Measured(with_adapter, base, record(merged, cot_format, samples, pixels, like))
+        del merged
+    if recipe.quantization is None or "dequantized" in found:
+        return found, found["dequantized"].adapter if "dequantized" in found else None
+    return found, record(_as_trained(recipe, adapter, True), cot_format, samples, pixels, like)
+
+
+def _as_trained(recipe: Recipe, adapter: Path, quantized: bool) -> Backbone:
     gc.collect()
-    reloaded = load_backbone(ModelSection(base=str(staging)))
-    merged = record(reloaded, cot_format, samples, recipe.data.max_pixels, like=tuned)
-    dtype = str(reloaded.model.dtype).removeprefix("torch.")
-    own, moved = compare(tuned, merged), compare(base, merged)
-    if own.top1_agreement < LEAST_AGREEMENT[dtype]:
+    return load_adapter(load_backbone(recipe.model, recipe.quantization if quantized else None), adapter)
+
+
+def _report(
+    recipe: Recipe, adapter: Path, made: Made, measured: Mapping[Onto, Measured], trained: Recorded | None, probes: int
+) -> MergeReport:
+    """The report of the model that is kept: the one of the lower loss.
+
+    Raises:
+        MergeError: it is not the adapter's model, or it is its base.
+    """
+    kept = min(made, key=lambda way: measured[way].merged.loss) if measured else next(iter(made))
+    ready, folder = made[kept]
+    if not measured:
+        return MergeReport(str(folder), recipe.model.base, kept, ready.dtype, 0, None, None, None, None)
+    records = measured[kept]
+    own, moved = compare(records.adapter, records.merged), compare(records.base, records.merged)
+    least = LEAST_AGREEMENT[ready.dtype]
+    if own.top1_agreement < least:
         what = f"adapter and merged model agree on {own.top1_agreement:.2%} of {own.tokens} tokens"
-        raise MergeError(Problem(str(adapter), what, f"at least {LEAST_AGREEMENT[dtype]:.1%} is needed; nothing was written"))
+        raise MergeError(Problem(str(adapter), what, f"at least {least:.1%} is needed; nothing was written"))
     if moved.max_logit_difference == 0:
         raise MergeError(Problem(str(adapter), "the merged model equals its base: the adapter changes nothing"))
-    drift = None
-    if recipe.quantization is not None:
-        trained = record(_as_trained(recipe, adapter), cot_format, samples, recipe.data.max_pixels, like=tuned)
-        drift = compare(trained, merged)
-    return MergeReport(str(staging), recipe.model.base, dtype, len(samples), own, moved, drift)
-
-
-def _as_trained(recipe: Recipe, adapter: Path) -> Backbone:
-    gc.collect()
-    return load_adapter(load_backbone(recipe.model, recipe.quantization), adapter)
+    drift = compare(trained, records.merged) if trained else None
+    losses: dict[str, float] = {way: one.merged.loss for way, one in measured.items()}
+    losses["adapter"] = (trained or records.adapter).loss
+    return MergeReport(str(folder), recipe.model.base, kept, ready.dtype, probes, own, moved, drift, losses)
 
 
 def lines(report: MergeReport) -> list[tuple[str, Any]]:
     """The report as rows for people."""
-    rows = [
-        ("merged into", f"{report.base} ({report.dtype})"),
-        ("folder", report.folder),
-        ("adapter = merged", _words(report.adapter_vs_merged)),
-        ("base ≠ merged", _words(report.base_vs_merged)),
-    ]
-    if report.trained_vs_merged:
-        rows.append(("drift from the quantised base", _words(report.trained_vs_merged)))
-    return rows
+    what = {"full": "its own weights", "dequantized": "its dequantised 4-bit weights"}[report.onto]
+    rows = [("merged into", f"{report.base}, {what} ({report.dtype})"), ("folder", report.folder)]
+    if report.losses:
+        rows.append(("loss on gold answers", ", ".join(f"{name} {loss:.4f}" for name, loss in report.losses.items())))
+    names = ("adapter = merged", "base ≠ merged", "drift from the quantised base")
+    found = (report.adapter_vs_merged, report.base_vs_merged, report.trained_vs_merged)
+    rows += [(name, _words(agreement)) for name, agreement in zip(names, found, strict=True) if agreement]
+    return rows if report.probes else [*rows, ("verified", "no: nothing was loaded")]
 
 
 def _words(agreement: Agreement) -> str:

@@ -26,6 +26,8 @@ class Recorded:
     """(T, K)."""
     top1: torch.Tensor
     """(T,) the likeliest token."""
+    loss: float
+    """Mean of the tokens' negative log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,19 @@ def record(
     """
     backbone.model.eval()
     encoder = backbone.encoder(cot_format)
-    ids, kept, top1, position = [], [], [], 0
+    ids, kept, top1, losses, position = [], [], [], [], 0
     for sample in samples:
         inputs = batch([encode(encoder, sample, True, max_pixels)], backbone.processor, backbone.family.image_inputs)
         logits, labels = (found[0].cpu() for found in backbone.label_logits(inputs))
-        logits = logits[labels >= 0].float()
+        logits, labels = logits[labels >= 0].float(), labels[labels >= 0]
         count = len(logits)
         chosen = logits.topk(min(KEPT, logits.shape[-1])).indices if like is None else like.ids[position : position + count]
         ids.append(chosen)
         kept.append(logits.gather(-1, chosen))
         top1.append(logits.argmax(-1))
+        losses.append(torch.nn.functional.cross_entropy(logits, labels.long(), reduction="none"))
         position += count
-    return Recorded(torch.cat(ids), torch.cat(kept), torch.cat(top1))
+    return Recorded(torch.cat(ids), torch.cat(kept), torch.cat(top1), torch.cat(losses).mean().item())
 
 
 def compare(first: Recorded, second: Recorded) -> Agreement:

@@ -33,7 +33,7 @@ def run(tiny_base, tmp_path_factory):
 @pytest.fixture(scope="module")
 def merged(run):
     """The run, merged; a format of one pass has one report."""
-    (report,) = merge(run)
+    (report,) = merge(run, onto="full")
     return report
 
 
@@ -80,7 +80,7 @@ def test_an_adapter_that_is_not_finite_is_refused(run, tmp_path):
     """NaN in the weights is found before anything is written."""
     adapter = copy_adapter(run, tmp_path, lambda name, tensor: torch.full_like(tensor, float("nan")))
     with pytest.raises(MergeError, match="not finite"):
-        merge(adapter)
+        merge(adapter, onto="full")
     assert nothing_written(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_an_adapter_that_changes_nothing_is_refused(run, tmp_path):
     """Zero deltas: the merged model would be the base."""
     adapter = copy_adapter(run, tmp_path, lambda name, t: torch.zeros_like(t) if "lora_B" in name else t)
     with pytest.raises(MergeError, match="the adapter changes nothing"):
-        merge(adapter)
+        merge(adapter, onto="full")
     assert nothing_written(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_a_merge_that_went_wrong_is_refused(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(merging, "load_backbone", spoiled)
     with pytest.raises(MergeError, match=r"agree on .* of \d+ tokens · at least 99.9%"):
-        merge(adapter)
+        merge(adapter, onto="full")
     assert nothing_written(tmp_path)
 
 

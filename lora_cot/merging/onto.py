@@ -1,0 +1,129 @@
+"""A base, an adapter, and what the one is merged onto: made ready from a recipe, and written as a folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lora_cot.backbones import Family
+from lora_cot.backbones.hub import quietly
+from lora_cot.backbones.loading import choose_dtype, family_of, resolve_base
+from lora_cot.backbones.quantization import quantized_layers
+from lora_cot.errors import MergeError, Problem
+from lora_cot.merging.arithmetic import FourBit
+from lora_cot.merging.base import SMALL, base_folder, read_base
+from lora_cot.merging.checkpoint import FLOATS
+from lora_cot.merging.deltas import read_adapter
+from lora_cot.merging.plan import Plan, make_plan
+from lora_cot.merging.stream import write_safely, write_weights
+from lora_cot.recipe import Recipe
+
+Onto = Literal["full", "dequantized"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A merge that only has to be written."""
+
+    onto: Onto
+    plan: Plan
+    family: Family
+    four_bit: FourBit | None
+    config: Any
+    """The transformers configuration of the merged model."""
+    dtype: str
+    """Of its weights."""
+
+
+def make_ready(recipe: Recipe, adapter: Path, onto: Onto) -> Ready:
+    """What a merge will write; no weight is loaded.
+
+    Args:
+        recipe: of the run.
+        adapter: its folder.
+        onto: full: the base's own weights. dequantized: what the 4-bit form of exactly those layers stands for that the
+            adapter was trained on in 4 bits, in the precision it was dequantised to in training.
+
+    Raises:
+        MergeError: the base was not quantised, or in 8 bits; the adapter holds values that are not finite.
+        BackboneError, AdapterError: base or adapter cannot be read, or they do not fit each other.
+    """
+    section = recipe.model
+    name = resolve_base(section.base)
+    family = family_of(name, section.revision)
+    folder = base_folder(name, section.revision)
+    config = family.load_config(name, section)
+    quantized: frozenset[str] = frozenset()
+    four_bit = None
+    if onto == "dequantized":
+        four_bit = _four_bit(recipe, name, family)
+        assert recipe.quantization is not None
+        quantized = quantized_layers(_on_meta(config), family, recipe.quantization, four_bit.dtype)
+    model = _on_meta(config)
+    base = read_base(folder, model, family)
+    plan = make_plan(base, read_adapter(adapter, model), quantized)
+    types = [step.dtype for output in plan.outputs for step in output.steps if step.file and step.dtype in FLOATS]
+    dtype = str(FLOATS[max(set(types), key=types.count)]).removeprefix("torch.")
+    return Ready(onto, plan, family, four_bit, config, dtype)
+
+
+def _on_meta(config: Any) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"), quietly():
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def _four_bit(recipe: Recipe, base: str, family: Family) -> FourBit:
+    """How the base was quantised in training."""
+    where, section = "--onto dequantized", recipe.quantization
+    if section is None:
+        raise MergeError(Problem(where, "this adapter was trained on a base that was not quantised", "take --onto full"))
+    if not section.load_in_4bit:
+        what = "8-bit layers round what they are given too: no 16-bit weights are what the adapter was trained on"
+        raise MergeError(Problem(where, what, "take --onto full"))
+    double = bool(section.library.get("bnb_4bit_use_double_quant", False))
+    dtype = choose_dtype(recipe.model.dtype, base, recipe.model.revision, family, quantized=True)
+    return FourBit(section.bnb_4bit_quant_type, double, dtype)
+
+
+def write_model(ready: Ready, recipe: Recipe, folder: Path) -> None:
+    """The merged model's folder: weights, configuration, and the base's own processor, tokenizer and licence.
+
+    Raises:
+        MergeError: a merged value is not finite.
+        RunError: the disk is full.
+    """
+    write_weights(ready.plan, folder, ready.four_bit)
+    for path in sorted(ready.plan.base.iterdir()):
+        if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in SMALL):
+            shutil.copyfile(path, folder / path.name)
+    text = _config_text(ready)
+    if text is not None:
+        write_safely(folder / "config.json", text)
+    if ready.family.is_encoder_decoder:
+        name = resolve_base(recipe.model.base)
+        ready.family.save_whole(ready.family.load_processor(name, recipe.model), folder)
+
+
+def _config_text(ready: Ready) -> str | None:
+    """What the merged model's configuration says otherwise than the base's own; None if that holds for it too."""
+    values: dict[str, Any] = json.loads((ready.plan.base / "config.json").read_text(encoding="utf-8"))
+    changed = False
+    if values.get("model_type") != ready.config.model_type:  # a plain T5, which sees now
+        model = _on_meta(ready.config)
+        values = json.loads(ready.config.to_json_string())
+        values |= {"architectures": [type(model).__name__], "dtype": ready.dtype}
+        changed = True
+    if ready.plan.unties and not ready.family.is_encoder_decoder:  # T5 would also scale its output otherwise; it finds two
+        values["tie_word_embeddings"] = False
+        if isinstance(values.get("text_config"), dict):
+            values["text_config"]["tie_word_embeddings"] = False
+        changed = True
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n" if changed else None

@@ -1,0 +1,230 @@
+"""A merged model's files, written a block of rows at a time; a file that is finished is not written again.
+
+What the adapter leaves alone is copied from file to file by the system. A file carries its name only when all of it is
+written, so that whatever kills the merge, a file under its own name is whole; unless the machine itself stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_cot.errors import Problem, RunError
+from lora_cot.merging.arithmetic import FourBit, Sum, prepare
+from lora_cot.merging.base import INDEX
+from lora_cot.merging.checkpoint import TensorFile
+from lora_cot.merging.plan import Output, Plan, Step, index_text
+
+CHUNK, BUFFER = 64 << 20, 1 << 20
+"""Bytes that a job copies, and at once where the system does not do it by itself."""
+MOST_THREADS = 8
+"""Each has memory of its own."""
+PART = ".part"
+"""Ends the name of a file that is not finished."""
+
+
+def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> None:
+    """Write what a merged model's weights are made of: its files and their index, named as the base's.
+
+    Nothing waits for the disk here: see `make_durable`.
+
+    Args:
+        plan: what they hold.
+        folder: where to; files in it that an earlier call finished are kept.
+        four_bit: how the base was quantised, where the merge is onto that.
+
+    Raises:
+        MergeError: a merged value is not finite.
+        RunError: the disk is full.
+    """
+    from tqdm import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [output for output in plan.outputs if not _is_finished(folder / output.name, output)]
+    if len(todo) < len(plan.outputs):
+        done = len(plan.outputs) - len(todo)
+        print(f"going on: {done} of {len(plan.outputs)} files are finished in {folder}", file=sys.stderr)
+    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "file": sys.stderr}
+    often = 0.5 if sys.stderr.isatty() else 10
+    total, left = plan.size, sum(output.size for output in todo)
+    bar = tqdm(total=total, initial=total - left, desc="merging", mininterval=often, **options)
+    with _disk(folder), bar, _workers() as (pool, count):
+        for output in todo:
+            part = folder / (output.name + PART)
+            with part.open("wb", buffering=0) as file:
+                bar.update(_put(file, 0, memoryview(output.header)))
+                for size in _in_order(pool, 2 * count, _jobs(file, output, plan.adapter.file, four_bit, pool)):
+                    bar.update(size)
+            part.rename(folder / output.name)
+    if (plan.base / INDEX).is_file():
+        write_safely(folder / INDEX, index_text(plan, (plan.base / INDEX).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _workers() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Threads that each do whole blocks: torch's own would meet at the end of every operation, and wait for the slowest."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(min(count, MOST_THREADS))
+    try:
+        yield pool, min(count, MOST_THREADS)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(count)
+
+
+def _in_order(pool: ThreadPoolExecutor, ahead: int, jobs: Iterator[Callable[[], int]]) -> Iterator[int]:
+    """What jobs return; no more than so many are begun ahead."""
+    begun: deque[Future[int]] = deque()
+    for job in jobs:
+        begun.append(pool.submit(job))
+        if len(begun) > ahead:
+            yield begun.popleft().result()
+    yield from (future.result() for future in begun)
+
+
+def write_safely(path: Path, text: str) -> None:
+    """A small file that is there whole or not at all."""
+    part = path.with_name(path.name + PART)
+    part.write_text(text, encoding="utf-8")
+    _sync(part)
+    part.replace(path)
+
+
+def _is_finished(path: Path, output: Output) -> bool:
+    """Whether a file is there, of the right length and beginning."""
+    if not path.is_file() or path.stat().st_size != output.size:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(output.header)) == output.header
+
+
+def make_durable(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk, so that not even a power cut takes one of them."""
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Say it in our words if the disk is full; what is finished stays."""
+    try:
+        yield
+    except OSError as error:
+        for part in folder.glob(f"*{PART}"):
+            part.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "make room and call it again: it goes on with the files that are finished"
+        raise RunError(Problem(str(folder), "the disk is full", remedy)) from None
+
+
+def _jobs(
+    file: Any, output: Output, adapter: TensorFile, four_bit: FourBit | None, pool: ThreadPoolExecutor
+) -> Iterator[Callable[[], int]]:
+    """The pieces of a file; each job writes one to its place, and returns how many bytes it has."""
+    position = len(output.header)
+    for run in _runs(output.steps):
+        if _is_copied(run[0]):
+            yield from _copies(file, position, run)
+        else:
+            total = prepare(run[0], adapter, four_bit, pool)
+            width = run[0].size // max(len(total.source), 1)
+            yield from (partial(_merge, file, position + begin * width, total, begin, end) for begin, end in total.blocks)
+        position += sum(step.size for step in run)
+
+
+def _merge(file: Any, position: int, total: Sum, begin: int, end: int) -> int:
+    return _put(file, position, total.rows(begin, end).view(torch.uint8).numpy().data.cast("B"))
+
+
+def _runs(steps: tuple[Step, ...]) -> Iterator[list[Step]]:
+    """Steps in order, those together whose bytes are copied and lie in one piece."""
+    run: list[Step] = []
+    for step in steps:
+        if run and not (_is_copied(run[-1]) and _is_copied(step) and _follows(run[-1], step)):
+            yield run
+            run = []
+        run.append(step)
+    if run:
+        yield run
+
+
+def _is_copied(step: Step) -> bool:
+    return step.change is None and not step.quantized
+
+
+def _follows(first: Step, second: Step) -> bool:
+    if first.file is None or second.file is None or first.file.path != second.file.path:
+        return False
+    return first.file.entries[first.source].end == second.file.entries[second.source].start
+
+
+def _put(file: Any, position: int, data: memoryview) -> int:
+    """Write all of it to its place; how many bytes that was."""
+    size = len(data)
+    while len(data):
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(file.fileno(), data, position)
+        else:  # Windows
+            with _one_at_a_time:
+                file.seek(position)
+                count = file.write(data)
+        data, position = data[count:], position + count
+    return size
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _copies(file: Any, position: int, run: list[Step]) -> Iterator[Callable[[], int]]:
+    """Copy the bytes of steps that follow each other, a piece a job."""
+    source, last = run[0].file, run[-1].file
+    assert source is not None and last is not None
+    begin, end = source.entries[run[0].source].start, last.entries[run[-1].source].end
+    for start in range(begin, end, CHUNK):
+        yield partial(_copy, source, start, min(start + CHUNK, end), file, position + start - begin)
+
+
+def _copy(source: TensorFile, start: int, end: int, file: Any, position: int) -> int:
+    """Copy bytes: within the system where it can do that, else through a small buffer."""
+    done = start
+    with source.path.open("rb") as given:
+        while done < end:
+            count = _copy_some(given, done, end - done, file, position + done - start)
+            done += count or _put(file, position + done - start, memoryview(source.mapped)[done : min(done + BUFFER, end)])
+    return end - start
+
+
+def _copy_some(given: Any, start: int, count: int, file: Any, position: int) -> int:
+    """Bytes that the system has copied by itself; 0 if it cannot: another file system, or no such call."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    try:
+        return os.copy_file_range(given.fileno(), file.fileno(), count, start, position)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+            return 0
+        raise
