@@ -105,7 +105,7 @@ def assert_same(folder, one, other, part="", atol=1e-4):
     ours, theirs = weights(folder, one, part), weights(folder, other, part)
     assert ours.keys() == theirs.keys()
     assert max(tensor.abs().max() for name, tensor in ours.items() if "lora_B" in name) > 1e-3
-    torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-2)
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-3)
 
 
 FAMILIES = ("llava", "mllama", "t5_vision")
@@ -203,6 +203,14 @@ def features(recipe, tmp_path_factory):
     }
     for name, keys in only.items():  # refused under ZeRO-3
         jobs |= {name: (path, *keys), f"{name}-2": (path, *keys, zero(2))}
+    unused = (  # ZeRO-3 itself would take the gradients of the step before for what a step of texts does not use
+        recipe("llava"),
+        "lora.parts=[language_model,vision_encoder,projector]",
+        "training.optim=sgd",
+        "training.learning_rate=1",
+        "training.max_grad_norm=0",
+    )
+    jobs |= {"unused": unused} | {f"unused-{stage}": (*unused, zero(stage)) for stage in ("2", "3", "3_offload")}
     jobs |= {"more-3": (path, zero(3), f"model.adapter={folder}/runs/plain/adapter", NF4)}
     for kind in ("llava", "mllama"):
         jobs |= {
@@ -222,7 +230,7 @@ def test_what_else_a_recipe_asks_for_works_when_sharded(features):
         if stage and plain != "dead":
             assert done[name].get("engines") == [[ENGINE, int(stage[0]), stage[0] == "3"]], (name, done[name])
             if plain in done:
-                assert_same(folder, name, plain)
+                assert_same(folder, name, plain, atol=1e-6 if plain == "unused" else 1e-4)
     evaluated = losses(folder / "runs" / "best", "eval_loss")
     assert min(evaluated) < evaluated[-1] - 1e-2, "the best is the last, which needs no loading"
     assert losses(folder / "runs" / "more-3")[0] < losses(folder / "runs" / "plain")[0] - 0.05
