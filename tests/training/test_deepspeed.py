@@ -114,10 +114,13 @@ WEIGHTS = {"float32": (), "bfloat16": ("model.dtype=bfloat16",), "nf4": ("model.
 
 @pytest.fixture(scope="module")
 def stages(recipe, tmp_path_factory):
-    """Every stage on every kind of weights of every family: (folder, what became of each, by family, weights and stage)."""
+    """Every stage on every kind of weights of every family: (folder, what became of each, by family, weights and stage).
+
+    Every row has an image, as for `features`: a step of texts leaves Mllama's cross-attention unused.
+    """
     folder, jobs = tmp_path_factory.mktemp("stages"), {}
     for family in FAMILIES:
-        path, quiet = recipe(family), "training.eval_strategy=no"
+        path, quiet = recipe(family, images=8), "training.eval_strategy=no"
         jobs[f"{family}-plain"] = (path, quiet)
         for kind, keys in WEIGHTS.items():
             jobs |= {f"{family}-{kind}-{stage}": (path, zero(stage), quiet, *keys) for stage in (1, 2, 3)}
@@ -188,8 +191,8 @@ FEATURES = {
 def features(recipe, tmp_path_factory):
     """(folder, what became of each run) of one launch.
 
-    Every row has an image: what a step leaves unused has no gradient on plain ranks and one of zero under ZeRO, so that
-    AdamW's momentum carries it on.
+    Every row of most has an image: what a step leaves unused has no gradient on plain ranks and one of zero under ZeRO, so
+    that AdamW's momentum carries it on.
     """
     folder, path = tmp_path_factory.mktemp("features"), recipe("llava", images=8)
     jobs = {name: (path, *keys) for name, keys in FEATURES.items()}
