@@ -74,7 +74,9 @@ class CotTrainer(SafeTrainer):
             **options,
         )
         if reentrant is not None:
-            how["use_reentrant"] = reentrant  # of the one mapping that all have
+            how["use_reentrant"] = reentrant
+            for name in {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"} & vars(self.args).keys():
+                setattr(self.args, name, how)  # two names of one mapping, of which TRL has put another under one
         if not in_chat:
             fuse_head(backbone)
         for name, parameter in backbone.model.named_parameters():
