@@ -205,8 +205,9 @@ class SafeTrainer(OrderedTrainer):
 
     def _evaluation_waits(self) -> bool:
         """Whether an evaluation of this step was stopped, or comes only after this checkpoint, at the end of its epoch."""
-        epoch_ends = float(self.state.epoch or 0.5).is_integer() and self.args.eval_strategy == "epoch"
-        return self._evaluates or (epoch_ends and self._evaluated != self.state.global_step)
+        ends = float(self.state.epoch or 0.5).is_integer() or self.control.should_training_stop
+        comes = ends and self.args.eval_strategy == "epoch" and self._evaluated != self.state.global_step
+        return self._evaluates or comes
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The state after the last optimizer step, whole or not at all.

@@ -135,12 +135,19 @@ def test_what_was_summed_up_for_the_log_goes_on_too(recipe, tmp_path, monkeypatc
 def test_a_run_killed_in_the_evaluation_after_an_epochs_checkpoint_makes_up_for_it(recipe, tmp_path, monkeypatch):
     """The checkpoint of the step was written before."""
     keys = ("training.eval_strategy=epoch", "training.per_device_eval_batch_size=1")
-    whole = left(train(recipe(*keys), tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        patch.setattr(CotTrainer, "prediction_step", lambda *_, **__: (_ for _ in ()).throw(KilledError))
-        with pytest.raises(KilledError):
-            train(recipe(*keys), tmp_path)
-    assert max(store.steps(tmp_path / "tiny" / "checkpoints")) == 4
+    whole, real = left(train(recipe(*keys), tmp_path / "whole")), CotTrainer.prediction_step
+
+    def step(self, *given, **more):
+        if self.state.global_step >= killed:
+            raise KilledError
+        return real(self, *given, **more)
+
+    for killed in (4, 7):
+        with monkeypatch.context() as patch:
+            patch.setattr(CotTrainer, "prediction_step", step)
+            with pytest.raises(KilledError):
+                train(recipe(*keys), tmp_path)
+        assert max(store.steps(tmp_path / "tiny" / "checkpoints")) == killed
     assert_same(whole, left(train(recipe(*keys), tmp_path)))
 
 
