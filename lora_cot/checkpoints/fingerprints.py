@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_cot.backbones.hub import checkpoint_file
 from lora_cot.backbones.loading import resolve_base
+from lora_cot.checkpoints.pulling import pull
 from lora_cot.errors import Problem
 from lora_cot.recipe import Recipe
 from lora_cot.types import Image, Sample
@@ -76,13 +77,17 @@ def base_print(recipe: Recipe) -> str:
     if model.vision_encoder is not None:
         places.append((model.vision_encoder, model.vision_revision))
     prints = [_checkpoint_print(place, revision) for place, revision in places]
-    return _digest([*prints, None if model.adapter is None else _folder_print(Path(model.adapter))])
+    return _digest([*prints, None if model.adapter is None else _adapter_print(model.adapter)])
 
 
 def _checkpoint_print(place: str, revision: str | None) -> Any:
     if Path(place).is_dir():
         return _folder_print(Path(place))
     return checkpoint_file("model.base", place, "config.json", revision).parent.name  # the cache's folder of a commit
+
+
+def _adapter_print(adapter: Path) -> list[Any]:
+    return _folder_print(pull(str(adapter)) or adapter)
 
 
 def _folder_print(folder: Path) -> list[Any]:
