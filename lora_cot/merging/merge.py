@@ -78,8 +78,8 @@ def merge(
 
     Args:
         run: a run, an adapter folder or a hub id.
-        output: where to; `merged` in the run if not given, of a hub id NAME-merged here. The adapters of a split format
-            become one model for each pass in there.
+        output: where to; RUN/merged, or NAME-merged here of a hub id, if not given. Adapters of a split format become a
+            model for each pass in there.
         onto: full: the base as it is published. dequantized: what the 4-bit weights stand for that the adapter was
             trained on. auto: full for a base that was not quantised in 4 bits; else both are made, and the one whose loss
             on held-out gold answers is lower is kept. Closeness to the adapter could not choose: the dequantised one is
@@ -96,9 +96,7 @@ def merge(
     """
     adapter = find_adapter(str(run))
     if adapter is None:
-        raise RunError(
-            Problem(str(run), "no adapter to merge here", "name a run, an adapter folder or a hub id that can be read")
-        )
+        raise RunError(Problem(str(run), "no adapter to merge here", "name a run, an adapter folder or a hub id"))
     output = output or _beside(Path(run), adapter)
     recipe = saved_recipe(adapter)
     ways = _ways(recipe, onto, verify)
