@@ -134,7 +134,13 @@ class Hub:
             raise self._explain(error) from None
 
     def _explain(self, error: BaseException) -> LoraCotError:
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalTokenNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+        )
 
         while type(error) is RuntimeError and error.__cause__ is not None:  # of a thread that uploads
             error = error.__cause__
@@ -149,7 +155,9 @@ class Hub:
         if isinstance(error, LocalTokenNotFoundError):
             return AccessError(Problem(self.repo, "there is no token for the hub", WRITER.format(namespace="it")))
         if isinstance(error, HfHubHTTPError):
-            return self._explain_status(error.response.status_code, self._plain(error.server_message or ""), namespace)
+            is_repo = isinstance(error, RepositoryNotFoundError) or str(error.response.url).endswith("/api/repos/create")
+            said = self._plain(error.server_message or "")
+            return self._explain_status(error.response.status_code, said, namespace, is_repo)
         if isinstance(error, OSError) and error.filename:
             return RunError(Problem(str(error.filename), f"the file cannot be read: {error.strerror}", "push again"))
         again = "push again: what was uploaded already is not sent again"
@@ -158,7 +166,7 @@ class Hub:
         what = f"the hub gave no answer that can be used ({self._plain(f'{type(error).__name__}: {error}')})"
         return PassingError(Problem(self.repo, what, again))
 
-    def _explain_status(self, status: int, message: str, namespace: str) -> LoraCotError:
+    def _explain_status(self, status: int, message: str, namespace: str, is_repo: bool) -> LoraCotError:
         """An answer of the hub that is an error."""
         said = f": {message}" if message else ""
         if status == 401:
@@ -167,7 +175,7 @@ class Hub:
         if status == 403:
             what = f"this token may not write there{said}"
             return AccessError(Problem(self.repo, what, WRITER.format(namespace=namespace)), status)
-        if status == 404:
+        if status == 404 and is_repo:
             what = f"there is no namespace '{namespace}' that this token may write to, or no such repository{said}"
             return AccessError(Problem(self.repo, what, "check the name; `hf auth whoami` lists those of a token"), status)
         if status in (409, 412):

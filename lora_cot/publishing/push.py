@@ -57,10 +57,8 @@ class PushReport:
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
-        sent = self.sent
-        files = [
-            {"name": f.name, "size": f.size, "sent": None if sent is None else f.name in sent} for f in self.contents.files
-        ]
+        sent = [None if self.sent is None else file.name in self.sent for file in self.contents.files]
+        sizes = [{"name": file.name, "size": file.size} for file in self.contents.files]
         return {
             "repo": self.repo,
             "url": self.url,
@@ -70,7 +68,7 @@ class PushReport:
             "dry_run": self.dry_run,
             "commit": self.commit,
             "new_commit": self.new_commit,
-            "files": [{"name": f.name, "size": f.size, "sent": is_sent(f.name)} for f in self.contents.files],
+            "files": [size | {"sent": is_sent} for size, is_sent in zip(sizes, sent, strict=True)],
             "size": sum(file.size for file in self.contents.files),
             "deleted": list(self.deleted),
             "left_out": [{"name": name, "reason": reason} for name, reason in self.contents.left_out],
