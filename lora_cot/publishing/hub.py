@@ -128,8 +128,7 @@ class Hub:
         import httpx2
 
         try:
-            with _patient(), _quiet():
-                yield
+            yield
         except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:
             raise self._explain(error) from None
 
@@ -190,6 +189,13 @@ class Hub:
         words = ["…" if "://" in word else word for word in text.split()]
         line = " ".join(words)
         return (line.replace(self._token, "…") if self._token else line)[:300]
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """huggingface_hub's client as a push needs it, and as it was afterwards."""
+    with _patient(), _quiet():
+        yield
 
 
 @contextmanager

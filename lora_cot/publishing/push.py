@@ -23,7 +23,7 @@ from lora_cot.checkpoints.layout import (
 from lora_cot.errors import AccessError, HubError, LoraCotError, Problem, RunError
 from lora_cot.publishing.checks import check_base
 from lora_cot.publishing.contents import Contents, PushedFile, gather
-from lora_cot.publishing.hub import WRITER, Hub, PassingError, Remote
+from lora_cot.publishing.hub import WRITER, Hub, PassingError, Remote, connected
 from lora_cot.recipe import Recipe, load_saved
 
 PAUSES = (1.0, 4.0, 15.0)
@@ -100,10 +100,11 @@ def push(folder: str | Path, repo: str, public: bool = False, dry_run: bool = Fa
     token = get_token()
     contents = gather(folder, token)
     hub = Hub(repo, token)
-    if dry_run:
-        return _preview(hub, contents, public)
-    _named(hub, token)
-    return _settle(hub, contents, public)
+    with connected():
+        if dry_run:
+            return _preview(hub, contents, public)
+        _named(hub, token)
+        return _settle(hub, contents, public)
 
 
 def check_ready(repo: str, public: bool, kind: str, recipe: Recipe | None = None) -> None:
@@ -125,9 +126,10 @@ def check_ready(repo: str, public: bool, kind: str, recipe: Recipe | None = None
         raise RunError(problems)
     token = get_token()
     hub = Hub(repo, token)
-    _named(hub, token)
-    if remote := hub.look():
-        _check_fits(hub, remote, public, kind)
+    with connected():
+        _named(hub, token)
+        if remote := hub.look():
+            _check_fits(hub, remote, public, kind)
 
 
 def _named(hub: Hub, token: str | None) -> None:
