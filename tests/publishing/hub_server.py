@@ -216,9 +216,12 @@ def serve():
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def handle_any(self):
             path = urlsplit(self.path).path
+            if path == "/api/agent-harnesses":  # asked once in a while, for the client's own name
+                return self.send(Answer(404))
             with hub.lock:
                 number = len(hub.requests)
                 hub.requests.append((self.command, path))
@@ -226,7 +229,7 @@ def serve():
             if fault == "drop":
                 self.close_connection = True
                 self.connection.close()
-                return
+                return None
             body = self.body()
             try:
                 if isinstance(fault, int):
@@ -237,8 +240,8 @@ def serve():
                 if fault == "lost":
                     self.close_connection = True
                     self.connection.close()
-                    return
-                self.send(answer)
+                    return None
+                return self.send(answer)
 
         def body(self):
             if self.headers.get("Transfer-Encoding") != "chunked":
