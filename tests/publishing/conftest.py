@@ -12,12 +12,13 @@ from tests.merging.conftest import layers_of, make_adapter
 from tests.publishing.hub_server import TOKEN, serve
 
 BASE = "somebody/base"
+SHORT = {"search": {"stages": {name: {"max_new_tokens": 4} for name in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")}}}
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A running hub that the client in this process speaks to, with a token, an empty cache and no waiting."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import _http
 
     with serve() as running:
@@ -29,6 +30,7 @@ def hub(monkeypatch, tmp_path):
             "HF_HUB_OFFLINE": False,
         }.items():
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hf_api.api, "endpoint", running.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         no_sleep = SimpleNamespace(sleep=lambda seconds: None)
         monkeypatch.setattr(_http, "time", no_sleep)
@@ -41,7 +43,7 @@ def made(make_base, tmp_path_factory):
     """Folders of an adapter on BASE, and of a split format's two."""
     base, root = make_base("llava"), tmp_path_factory.mktemp("made")
     values = {"name": "made", "model": {"base": BASE, "dtype": "float32"}}
-    for name, places, extra in (("one", [""], {}), ("split", ["rationale", "answer"], {"format": {"name": "two_stage"}})):
+    for name, places, extra in (("one", [""], SHORT), ("split", ["rationale", "answer"], {"format": {"name": "two_stage"}})):
         for place in places:
             folder = root / name / place
             make_adapter(base, folder, target_modules=layers_of("llava"), r=2 + 2 * (place == "answer"))

@@ -159,7 +159,10 @@ class Hub:
             siblings = [self.entry(path, data, "rfilename") for path, data in files.items()]
             return {"id": name, "sha": oid, "private": repo.private, "siblings": siblings if "blobs" in query else []}
         if rest[0] == "tree":
-            return [{"type": "file", **self.entry(path, data, "path")} for path, data in files.items()]
+            inside = [path for path in files if path.startswith("".join(f"{part}/" for part in rest[2:]))]
+            if not inside:
+                raise Answer(404, {"error": "no such folder"}, X_Error_Code="EntryNotFound")
+            return [{"type": "file", **self.entry(path, files[path], "path")} for path in inside]
         if rest[0] == "preupload":
             found = []
             for file in sent["files"]:

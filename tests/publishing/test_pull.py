@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 
 from lora_cot.checkpoints.fingerprints import base_print
 from lora_cot.checkpoints.folders import write_recipe
@@ -32,7 +33,7 @@ def hub(hub, make_base):
 def logits(model, adapter="default"):
     backbone = open_model(model).backbone if isinstance(model, str) else model
     network = backbone.model
-    if hasattr(network, "set_adapter"):
+    if isinstance(network, PeftModel):
         network.set_adapter(adapter)
     with torch.no_grad():
         return network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
@@ -53,9 +54,7 @@ def cache():
 def test_a_pushed_adapter_opens_as_it_did_here(hub, adapter, cache):
     """The same logits; what it is, is said; nothing that can run code is downloaded."""
     report = push(adapter, REPO)
-    hub.put(
-        REPO, {"adapter_model.bin": b"pickled", "modeling.py": b"import os", "pytorch_model.bin": b"1", "a/config.json": b"{}"}
-    )
+    hub.put(REPO, {"adapter_model.bin": b"pickled", "modeling.py": b"import os", "pytorch_model.bin": b"1"})
     opened = open_model(REPO)
     assert opened.said.startswith(f"adapter {REPO} (commit {hub.repos[REPO].commits[-1][0][:7]}) on {BASE}, float32")
     assert torch.equal(logits(opened.backbone), logits(str(adapter)))
