@@ -74,6 +74,18 @@ class Hub:
                 self.repo = f"{self._api.whoami()['name']}/{self.repo}"
         return self.repo
 
+    def check_writes(self) -> None:
+        """See that the token is no read-only one; of a finer-grained one the hub does not tell.
+
+        Raises:
+            AccessError: it is, or the hub does not take it.
+        """
+        with self._explained():
+            about = self._api.whoami().get("auth") or {}
+        if (about.get("accessToken") or {}).get("role") == "read":
+            remedy = WRITER.format(namespace=self.repo.rpartition("/")[0])
+            raise AccessError(Problem(self.repo, "this token may only read", remedy))
+
     def look(self, commit: str | None = None) -> Remote | None:
         """What is there now, or at a commit; None if there is no such repository that this token may see."""
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError

@@ -128,6 +128,7 @@ def check_ready(repo: str, public: bool, kind: str, recipe: Recipe | None = None
     hub = Hub(repo, token)
     with connected():
         _named(hub, token)
+        hub.check_writes()
         if remote := hub.look():
             _check_fits(hub, remote, public, kind)
 

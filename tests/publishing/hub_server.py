@@ -90,7 +90,7 @@ class Hub:
         user, writes = self.users.get(token, (None, False))
         sent = json.loads(body) if body and "ndjson" not in headers.get("Content-Type", "") else body
         if path == "/api/whoami-v2":
-            return {"name": user, "type": "user"}
+            return {"name": user, "type": "user", "auth": {"accessToken": {"role": "write" if writes else "read"}}}
         if path == "/api/validate-yaml":
             if "licence: [" in sent["content"]:
                 raise Answer(400, {"errors": [{"message": "licence is no list"}]})

@@ -136,6 +136,18 @@ def test_a_merged_model_and_a_split_one(hub, merged, split, tmp_path):
     assert set(opened.backbone.merged) == {"rationale", "answer"} and opened.recipe.name == "two"
 
 
+def test_a_merged_t5_brings_its_vision_encoder(hub, make_base, tmp_path, cache):
+    """One that was a folder here is a folder there."""
+    folder = shutil.copytree(make_base("t5_vision"), tmp_path / "merged")
+    write_recipe(Recipe.model_validate({"name": "t5", "model": {"base": "mini/t5_vit"}}), folder)
+    push(folder, "somebody/t5")
+    opened = open_model("somebody/t5").backbone
+    assert "vision_encoder/model.safetensors" in downloaded(cache.HF_HUB_CACHE, "somebody/t5")
+    here = open_model(str(folder)).backbone
+    assert all(torch.equal(a, b) for a, b in zip(opened.model.parameters(), here.model.parameters(), strict=True))
+    assert opened.processor.features is not None
+
+
 def test_a_plain_model_is_transformers_own_affair(hub, make_base, cache):
     """As before, and at a revision too."""
     old = hub.repos[BASE].commits[-1][0]

@@ -73,6 +73,14 @@ def test_a_repository_of_the_other_visibility_is_refused(hub, adapter, public):
     assert {method for method, _ in hub.requests} == {"GET"} and len(hub.repos[REPO].commits) == 1
 
 
+def test_a_token_that_only_reads_is_found_before_the_work(hub, monkeypatch):
+    """Not after hours of training."""
+    check_ready(REPO, False, "adapter")
+    monkeypatch.setenv("HF_TOKEN", READ_ONLY)
+    with pytest.raises(AccessError, match="this token may only read · run `hf auth login`"):
+        check_ready(REPO, False, "adapter")
+
+
 def test_an_organisation_that_makes_repositories_public_gets_nothing(hub, adapter):
     """What was created is looked at before anything is sent to it."""
     create = hub.create
