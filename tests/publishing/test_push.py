@@ -48,6 +48,10 @@ def test_only_what_has_changed_is_sent(hub, adapter):
     (adapter / "README.md").write_text("---\nlicense: mit\n---\n# Another card\n")
     report = push(adapter, REPO)
     assert report.sent == {"README.md"} and len(hub.repos[REPO].commits) == 3 and pushed(hub) == expected(adapter)
+    weights = bytearray((adapter / "adapter_model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (adapter / "adapter_model.safetensors").write_bytes(weights)  # of the same size
+    assert push(adapter, REPO).sent == {"adapter_model.safetensors"} and pushed(hub) == expected(adapter)
 
 
 def test_a_name_alone_is_in_the_users_namespace(hub, adapter):
@@ -177,6 +181,19 @@ def test_somebody_else_commits_meanwhile(hub, adapter):
     hub.fault = meddle
     push(adapter, REPO)
     assert pushed(hub) == expected(adapter) | {"theirs.txt": b"1"} and len(hub.repos[REPO].commits) == 3
+    assert sum("/commit/" in path for _, path in hub.requests) == 2  # the first was for another state
+
+
+def test_somebody_else_commits_right_after(hub, adapter):
+    """The push is judged by its own commit, and ends."""
+
+    def meddle(method, path, number):
+        if "/revision/" in path:
+            hub.put(REPO, {"README.md": b"theirs"})
+
+    hub.fault = meddle
+    report = push(adapter, REPO)
+    assert report.commit == hub.repos[REPO].commits[1][0] and pushed(hub)["README.md"] == b"theirs"
 
 
 def test_files_that_the_repository_ignores_are_missed(hub, adapter):
