@@ -1,4 +1,4 @@
-"""accelerate launch train.py RECIPE [key=value …] [--push REPO]: the same as `lora-cot train`, on as many processes as launched."""
+"""accelerate launch train.py RECIPE [key=value …]: the same as `lora-cot train`, on as many processes as launched."""
 
 import sys
 
