@@ -1,4 +1,4 @@
-"""python merge.py RUN [--output DIR] [--onto auto|full|dequantized]: the same as `lora-cot merge`."""
+"""python merge.py RUN [--output DIR] [--onto auto|full|dequantized] [--push REPO]: the same as `lora-cot merge`."""
 
 import sys
 

@@ -8,7 +8,7 @@ One line, read left to right:
 base; `validation` says what is wrong with the rows; `adapters` attach LoRA by part; `training` runs TRL's trainer with
 losses by stage; `checkpoints` are folders; `merging` writes one model and proves it; `engines` run a model for a
 `search`; `evaluation` says what it is worth, and `planning`, before anything is loaded, what it will take. `annotation` has a
-teacher write the reasoning that rows lack.
+teacher write the reasoning that rows lack, and `publishing` puts what was made on the hub.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lora_cot.evaluation.run import evaluate
     from lora_cot.merging.merge import merge
     from lora_cot.planning.plan import plan
+    from lora_cot.publishing.push import push
     from lora_cot.recipe.load import load_recipe
     from lora_cot.validation.run import validate
 
@@ -39,6 +40,7 @@ __all__ = [
     "merge",
     "open_model",
     "plan",
+    "push",
     "score",
     "train",
     "validate",
@@ -53,6 +55,7 @@ _HOMES = {
     "merge": "merging.merge",
     "open_model": "checkpoints.opening",
     "plan": "planning.plan",
+    "push": "publishing.push",
     "score": "evaluation.predictions",
     "train": "evaluation.after",
     "validate": "validation.run",

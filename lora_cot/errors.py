@@ -107,6 +107,10 @@ class MergeError(LoraCotError, RuntimeError):
     """A merged model that is not the adapter's model."""
 
 
+class HubError(LoraCotError, RuntimeError):
+    """A push that did not come to its end: the repository is at its old commit."""
+
+
 class SearchError(LoraCotError, ValueError):
     """A search that is not defined for this format, engine or setting."""
 
@@ -127,7 +131,7 @@ class RejectedError(EngineError):
 
 
 class AccessError(RejectedError):
-    """A model server's address, key or model that is wrong: no request of any kind would be answered."""
+    """An address, key or name that a server does not take: no request of any kind would be answered."""
 
     exit_code = 2
 

@@ -20,6 +20,8 @@ Scorer = Annotated[str | None, typer.Option(help="logprob or self_judge.")]
 JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
 Onto = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
 Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")]
+Push = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
+Public = Annotated[bool, typer.Option("--public", help="Of a push: open to everybody; private if not given.")]
 Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
 
 

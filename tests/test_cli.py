@@ -54,13 +54,15 @@ def test_help_answers_without_torch():
     """Help lists all verbs, and nothing heavy is imported for it."""
     done = python("-X", "importtime", "-m", "lora_cot.cli", "--help")
     assert done.returncode == 0
-    assert all(f" {verb} " in done.stdout for verb in ("train", "merge", "eval", "score", "ask", "validate", "annotate"))
+    assert all(
+        f" {verb} " in done.stdout for verb in ("train", "merge", "eval", "score", "ask", "validate", "annotate", "push")
+    )
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert imported & set(HEAVY) == set()
 
 
-@pytest.mark.parametrize("verb", ["train", "merge", "eval", "ask", "validate"])
+@pytest.mark.parametrize("verb", ["train", "merge", "push", "eval", "ask", "validate"])
 def test_every_verb_has_help(verb):
     """The help of a verb says what it does and takes."""
     done = command(verb, "--help")

@@ -18,7 +18,8 @@ ORDER = [
     "engines",
     "search",
     "training merging annotation",
-    "evaluation planning options",
+    "evaluation planning publishing options",
+    "commands",
     "cli",
 ]
 """A module may import from its own row's package and from rows above it."""

@@ -8,7 +8,7 @@ import yaml
 from lora_cot.adapters.lora import target_paths
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.backbones.mini.build import MINIS
-from lora_cot.checkpoints.folders import pass_folders
+from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.shapes import make_sample
 from lora_cot.evaluation.ask import ask

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_cot.backbones.hub import checkpoint_file
 from lora_cot.backbones.loading import resolve_base
+from lora_cot.checkpoints.pulling import pull
 from lora_cot.errors import Problem
 from lora_cot.recipe import Recipe
 from lora_cot.types import Image, Sample
@@ -89,19 +90,20 @@ def base_print(recipe: Recipe) -> str:
     if model.vision_encoder is not None:
         places.append((model.vision_encoder, model.vision_revision))
     prints = [_checkpoint_print(place, revision) for place, revision in places]
-    return _digest([*prints, None if model.adapter is None else _adapter_print(Path(model.adapter))])
-
-
-def _adapter_print(folder: Path) -> list[Any]:
-    """Of the adapter in a run, or in a folder of its own; whatever else is written there since does not count."""
-    inside = folder / "adapter" if (folder / "adapter").is_dir() else folder
-    return [[str(path.relative_to(inside)), _ends(path)] for path in sorted(inside.rglob("adapter_model.safetensors"))]
+    return _digest([*prints, None if model.adapter is None else _adapter_print(model.adapter)])
 
 
 def _checkpoint_print(place: str, revision: str | None) -> Any:
     if Path(place).is_dir():
         return _folder_print(Path(place))
     return checkpoint_file("model.base", place, "config.json", revision).parent.name  # the cache's folder of a commit
+
+
+def _adapter_print(adapter: Path) -> list[Any]:
+    """Of the adapter in a run, in a folder of its own or of a hub id; whatever else is written there since does not count."""
+    folder = pull(str(adapter)) or adapter
+    inside = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    return [[str(path.relative_to(inside)), _ends(path)] for path in sorted(inside.rglob("adapter_model.safetensors"))]
 
 
 def _folder_print(folder: Path) -> list[Any]:

@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import save_processor
 from lora_cot.checkpoints.fingerprints import differences, recipe_print
+from lora_cot.checkpoints.layout import RECIPE_FILE, pass_folders
 from lora_cot.checkpoints.store import Checkpoint, make_durable, replace_text
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, dump, load_saved
 
-RECIPE_FILE = "recipe.yaml"
 LOCK_FILE, OWNER_FILE = ".lock", ".owner"
 LOCK_PATIENCE = 10.0
 """Seconds that a folder is waited for: workers of a process that was killed hold its lock until they notice."""
@@ -161,12 +161,6 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
     text = dump(recipe.model_copy(update={"versions": versions()}))
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / RECIPE_FILE, text)
-
-
-def pass_folders(folder: Path, recipe: Recipe) -> dict[str, Path]:
-    """Adapter name → where a pass keeps its own under a folder: the folder itself if the format has a single pass."""
-    cot_format = recipe.format.build()
-    return {one.name: folder / one.name for one in cot_format.passes} if cot_format.split else {"default": folder}
 
 
 def save_adapter(backbone: Backbone, recipe: Recipe, folder: Path, initial: Path | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import Literal
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.checkpoints.folders import RECIPE_FILE, pass_folders
+from lora_cot.checkpoints.layout import RECIPE_FILE, adapter_in, pass_folders
+from lora_cot.checkpoints.pulling import hub_id, pull
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, load_saved
 from lora_cot.recipe.schema import ModelSection, QuantizationSection
@@ -33,13 +34,14 @@ class Opened:
 
 
 def find_adapter(model: str) -> Path | None:
-    """The adapter's folder in a run, or the folder itself if it is one; of a split format, the folder of its adapters."""
-    for folder in (Path(model) / "adapter", Path(model)):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-        if (folder / RECIPE_FILE).is_file() and any(folder.glob("*/adapter_config.json")):
-            return folder
-    return None
+    """The adapter's folder in a run, or the folder itself if it is one; of a split format, the folder of its adapters.
+
+    Of a hub id it is the folder in the hub's cache that the adapter was downloaded to.
+
+    Raises:
+        RunError: the hub does not give all of it.
+    """
+    return adapter_in(Path(model)) or ((pulled := pull(model)) and adapter_in(pulled))
 
 
 def saved_recipe(folder: Path) -> Recipe:
@@ -58,7 +60,7 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
     """A model ready to answer.
 
     Args:
-        model: run, adapter, merged folder, miniature or hub id.
+        model: run, adapter, merged folder, miniature or hub id; REPO@REVISION is a hub id at a branch, tag or commit.
         quantization: auto loads an adapter's base as it was trained and anything else as it was saved.
 
     Raises:
@@ -71,7 +73,8 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
         backbone = load_backbone(recipe.model, section)
         for name, folder in pass_folders(adapter, recipe).items():
             backbone = load_adapter(backbone, folder, name)
-        return Opened(backbone, recipe, f"adapter {adapter} on {recipe.model.base}, {_precision(section, backbone)}")
+        name = str(adapter) if Path(model).exists() else f"{model} (commit {adapter.name[:7]})"
+        return Opened(backbone, recipe, f"adapter {name} on {recipe.model.base}, {_precision(section, backbone)}")
     section = NF4 if quantization == "nf4" else None
     recipe, backbone = _open_whole(model, section)
     return Opened(backbone, recipe, f"{model}, {_precision(section, backbone)}")
@@ -79,19 +82,21 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
 
 def _open_whole(model: str, section: QuantizationSection | None) -> tuple[Recipe, Backbone]:
     """A model without adapters; of a split format, one model for each pass."""
-    written = Path(model) / RECIPE_FILE
+    folder = Path(model) if os.path.isdir(model) else pull(model)
+    if folder is None:  # a miniature, or somebody's model of the hub
+        base, revision = hub_id(model)
+        known = Recipe(name="base", model=ModelSection(base=base, revision=revision))
+        return known, load_backbone(known.model, section)
+    written = folder / RECIPE_FILE
     known = load_saved(written) if written.is_file() else Recipe(name="base", model=ModelSection(base=model))
-    folders = pass_folders(Path(model), known)
-    if os.path.isdir(model) and not all((folder / "config.json").is_file() for folder in folders.values()):
+    folders = pass_folders(folder, known)
+    if not all((place / "config.json").is_file() for place in folders.values()):
         remedy = "name a run, an adapter, a merged folder, mini/NAME or a hub id"
         raise RunError(Problem(model, "the folder holds no adapter and no model", remedy))
-    if list(folders) == ["default"]:
-        return known, load_backbone(ModelSection(base=model, dtype=known.model.dtype), section)
-    loaded = {
-        name: load_backbone(ModelSection(base=str(folder), dtype=known.model.dtype), section)
-        for name, folder in folders.items()
-    }
-    return known, replace(next(iter(loaded.values())), merged=loaded)
+    dtype = known.model.dtype
+    loaded = {name: load_backbone(ModelSection(base=str(place), dtype=dtype), section) for name, place in folders.items()}
+    first = next(iter(loaded.values()))
+    return known, first if list(folders) == ["default"] else replace(first, merged=loaded)
 
 
 def _precision(section: QuantizationSection | None, backbone: Backbone) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.checkpoints.folders import pass_folders, write_recipe
+from lora_cot.checkpoints.folders import write_recipe
+from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
 from lora_cot.checkpoints.store import make_durable
 from lora_cot.data.sources import load_data
@@ -76,9 +77,9 @@ def merge(
     A merge that was stopped goes on where it was when it is called again.
 
     Args:
-        run: a run or an adapter folder.
-        output: where to; `merged` in the run if not given. The adapters of a split format become one model for each pass
-            in there.
+        run: a run, an adapter folder or a hub id.
+        output: where to; RUN/merged, or NAME-merged here of a hub id, if not given. Adapters of a split format become a
+            model for each pass in there.
         onto: full: the base as it is published. dequantized: what the 4-bit weights stand for that the adapter was
             trained on. auto: full for a base that was not quantised in 4 bits; else both are made, and the one whose loss
             on held-out gold answers is lower is kept. Closeness to the adapter could not choose: the dequantised one is
@@ -95,8 +96,8 @@ def merge(
     """
     adapter = find_adapter(str(run))
     if adapter is None:
-        raise RunError(Problem(str(run), "no adapter to merge here", "name a run or an adapter folder"))
-    output = output or (Path(run) / "merged" if adapter != Path(run) else adapter.with_name(adapter.name + "-merged"))
+        raise RunError(Problem(str(run), "no adapter to merge here", "name a run, an adapter folder or a hub id"))
+    output = output or _beside(Path(run), adapter)
     recipe = saved_recipe(adapter)
     ways = _ways(recipe, onto, verify)
     samples = _probes(recipe) if verify else []
@@ -120,6 +121,13 @@ def merge(
     return [
         replace(report, folder=str(pass_folders(output, recipe)[name])) for report, name in zip(reports, sources, strict=True)
     ]
+
+
+def _beside(run: Path, adapter: Path) -> Path:
+    """Where a merged model goes that was not told: in its run, beside its adapter, or here if that is the hub's."""
+    if not run.exists():
+        return Path(run.name.partition("@")[0] + "-merged")
+    return run / "merged" if adapter != run else adapter.with_name(adapter.name + "-merged")
 
 
 def _ways(recipe: Recipe, onto: str, verify: bool) -> tuple[Onto, ...]:

@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 
 from lora_cot.checkpoints import store
 from lora_cot.checkpoints.fingerprints import base_print, data_print, differences, recipe_print
-from lora_cot.checkpoints.folders import finished_passes, pass_folders, tidy, versions, write_recipe
+from lora_cot.checkpoints.folders import finished_passes, tidy, versions, write_recipe
+from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.store import Checkpoint
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe

@@ -20,11 +20,11 @@ from lora_cot.checkpoints.folders import (
     PASSES,
     WRITTEN,
     open_run,
-    pass_folders,
     run_folder,
     save_adapter,
     write_recipe,
 )
+from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import find_adapter
 from lora_cot.checkpoints.store import MANIFEST
 from lora_cot.checkpoints.store import read as read_checkpoint

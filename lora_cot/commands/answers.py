@@ -1,0 +1,110 @@
+"""Verbs that have models answer, or judge answers: eval, ask, score."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lora_cot.errors import DataError, Problem, RunError, nearest
+from lora_cot.options import (
+    AsJson,
+    Candidates,
+    Data,
+    JudgeAdapter,
+    Model,
+    Quantize,
+    Scorer,
+    Split,
+    Strategy,
+    print_rows,
+    quantization_name,
+    search_keys,
+)
+
+
+def evaluate(
+    model: Model,
+    benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
+    data: Data = None,
+    split: Split = None,
+    strategy: Strategy = None,
+    candidates: Candidates = None,
+    scorer: Scorer = None,
+    judge_adapter: JudgeAdapter = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
+    quantization: Quantize = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model and a strategy on a benchmark."""
+    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    how = quantization_name(quantization)
+    from lora_cot.evaluation.run import evaluate as run
+
+    report = run(model, benchmark, split, limit, search, output, how, data)
+    rows = [
+        *report.summary.lines(),
+        ("valid format", report.format_validity),
+        ("left out", report.left_out),
+        ("tokens a question", f"{report.tokens_per_question:.1f} ({report.kept_tokens_per_question:.1f} kept)"),
+        ("judge prompts a question", f"{report.judge_calls_per_question:.1f}"),
+        ("seconds a question", f"{report.seconds_per_question:.3f}"),
+    ]
+    print_rows(report.to_json(), as_json, rows)
+
+
+def score(
+    benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")],
+    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's or A-OKVQA's official form.")],
+    data: Data = None,
+    split: Split = None,
+    rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge answers that were made elsewhere. Questions and predictions that have no partner are listed, not judged."""
+    from lora_cot.evaluation.predictions import score as run
+
+    if rationale not in (None, "LE", "E"):
+        raise RunError(Problem("--rationale", f"no rationale '{rationale}'", nearest(rationale, ("LE", "E"))))
+    report = run(benchmark, predictions, data, split, rationale)
+    for gap, ids in report.gaps.items():
+        if ids:
+            print(f"{gap.replace('_', ' ')}: {len(ids)}", *ids[:20], *["…"] * (len(ids) > 20), sep="\n  ", file=sys.stderr)
+    counts = [(gap.replace("_", " "), len(ids)) for gap, ids in report.gaps.items()]
+    print_rows(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
+
+
+def ask(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    strategy: Strategy = None,
+    candidates: Candidates = None,
+    scorer: Scorer = None,
+    judge_adapter: JudgeAdapter = None,
+    trace: Annotated[Path | None, typer.Option(help="HTML file of all candidates and verdicts.")] = None,
+    quantization: Quantize = "auto",
+) -> None:
+    """Ask one question about one image; stages are printed as they are decided."""
+    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    how = quantization_name(quantization)
+    from lora_cot.checkpoints.opening import open_model
+    from lora_cot.evaluation.ask import ask as run
+
+    if not image.is_file():  # before a model is loaded for nothing
+        raise DataError(Problem(str(image), "no such image file"))
+    opened = open_model(model, how)
+    print(opened.said, file=sys.stderr)
+
+    def show(_number: int, stage: Any) -> None:
+        print(next(c.text for c in stage.candidates if c.chosen).strip(), flush=True)
+
+    completion = run(opened, image, question, search, show, trace)
+    if completion.stopped != "complete":
+        print(f"stopped early: {completion.stopped}", file=sys.stderr)
+    print(f"\nanswer: {completion.parsed.answer or 'none'}")
+    if trace is not None:
+        print(f"trace: {trace}", file=sys.stderr)

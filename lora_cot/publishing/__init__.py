@@ -1,0 +1,1 @@
+"""What an adapter or a merged model shows of itself on the hub: gathered, checked, and pushed in one commit."""

@@ -1,0 +1,135 @@
+"""What a pushed file must not tell: keys to anything, and where things lie on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from lora_cot.errors import Problem
+from lora_cot.recipe import Recipe, dump
+
+TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,})")
+SECRET_KEY = re.compile(r"(^|_)(hub_token|auth_token|access_token|secret|password|api_key)$")
+ABSOLUTE = re.compile(r"(/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\|file:/)[^\s/\\][^\n]*")
+PLACES = ("base", "folder", "base_model_name_or_path", "_name_or_path", "name_or_path")
+"""Keys of JSON files that say where something lies, in words that may be a hub id."""
+VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "model.safetensors.index.json")
+"""Files whose texts are tokens and names of tensors: what looks like a path there is none."""
+
+
+def is_place(value: str) -> bool:
+    """Whether a text is a path of this machine: an absolute one of any system, or one at which something lies."""
+    if ABSOLUTE.fullmatch(value) or value.startswith(("./", "../")):
+        return True
+    try:
+        return "/" in value and "\n" not in value and len(value) < 1024 and Path(value).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def file_name(place: str) -> str:
+    """What is kept of a path: its last part."""
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1]
+
+
+def public_recipe(recipe: Recipe) -> tuple[str, list[str]]:
+    """A recipe as others may read it, with the keys whose paths were shortened to file names."""
+    values = recipe.model_dump(mode="json")
+    typed = {
+        key for key, value in _leaves(recipe) if isinstance(value, Path) and key != "model.adapter"
+    }  # that may be a hub id
+    changed: list[str] = []
+
+    def shorten(key: str, value: str) -> str:
+        if key not in typed and not is_place(value):
+            return value
+        name = file_name(value)
+        changed.extend([key] if name != value else [])
+        return name
+
+    shortened = _mapped(values, shorten)
+    shortened["model"] = {**shortened["model"], "base": values["model"]["base"]}  # whoever asks has judged it
+    return dump(Recipe.model_validate(shortened)), [key for key in changed if key != "model.base"]
+
+
+def public_json(name: str, text: str) -> tuple[str, list[str]]:
+    """A JSON file as others may read it, with the keys whose paths were shortened; as it is where there are none."""
+    changed: list[str] = []
+
+    def shorten(key: str, value: str) -> str:
+        if ABSOLUTE.fullmatch(value) or (key.rpartition(".")[2] in PLACES and is_place(value)):
+            changed.append(key)
+            return file_name(value)
+        return value
+
+    values = json.loads(text)
+    if name in VOCABULARY:
+        return text, []
+    values = _mapped(values, shorten, {"added_tokens_decoder", "chat_template"})
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n", changed) if changed else (text, [])
+
+
+def public_prose(text: str) -> tuple[str, list[str]]:
+    """A text for people without the paths of this user's and this working folder, with those that were shortened."""
+    found: list[str] = []
+
+    def shorten(match: re.Match[str]) -> str:
+        found.append(file_name(match.group()))
+        return found[-1]
+
+    for root in sorted({str(Path.home()), str(Path.cwd())}, key=len, reverse=True):
+        if root.count("/") + root.count("\\") > 0 and len(root) > 1:
+            text = re.sub(re.escape(root) + r"[^\s\"'`)\]}>,;]*", shorten, text)
+    return text, found
+
+
+def secrets(name: str, text: str, token: str | None) -> list[Problem]:
+    """Keys to something in a text, without showing them.
+
+    Args:
+        name: of the file.
+        text: its content.
+        token: this user's own.
+    """
+    remedy = "take it out, and make a new one if anybody else has seen it"
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if TOKEN.search(line) or (token and token in line)]
+    problems = [Problem(f"{name} line {number}", "this looks like an access token", remedy) for number in lines]
+    if name.endswith((".yaml", ".json")) and name not in VOCABULARY and not problems:
+        values = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
+        for key, value in _texts(values):
+            if value and SECRET_KEY.search(key.rpartition(".")[2]):
+                problems.append(Problem(f"{name} · {key}", "a secret stands here", remedy))
+    return problems
+
+
+def _mapped(values: Any, change: Any, skipped: Any = (), prefix: str = "") -> Any:
+    """The same with every text changed by (dotted key, text)."""
+    if isinstance(values, dict):
+        return {k: v if k in skipped else _mapped(v, change, skipped, f"{prefix}.{k}".strip(".")) for k, v in values.items()}
+    if isinstance(values, list):
+        return [_mapped(value, change, skipped, f"{prefix}.{number}".strip(".")) for number, value in enumerate(values)]
+    return change(prefix, values) if isinstance(values, str) else values
+
+
+def _texts(values: Any) -> Iterator[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    _mapped(values, lambda key, value: found.append((key, value)))
+    yield from found
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a recipe."""
+    if isinstance(values, BaseModel):
+        values = dict(values)
+    if isinstance(values, dict | list | tuple):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in pairs:
+            yield from _leaves(value, f"{prefix}.{key}".strip("."))
+    else:
+        yield prefix, values

@@ -1,0 +1,191 @@
+"""MODEL may be a hub id: what was pushed opens as it did here, at any commit, and from the cache without a network."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from lora_cot.checkpoints.fingerprints import base_print
+from lora_cot.checkpoints.folders import write_recipe
+from lora_cot.checkpoints.opening import find_adapter, open_model
+from lora_cot.checkpoints.pulling import hub_id, pull
+from lora_cot.errors import BackboneError, RunError
+from lora_cot.evaluation.run import evaluate
+from lora_cot.merging.merge import merge
+from lora_cot.publishing.push import push
+from lora_cot.recipe import Recipe
+from tests.publishing.conftest import BASE
+
+REPO = "somebody/mine"
+
+
+@pytest.fixture
+def hub(hub, make_base):
+    """The hub, with the base there."""
+    files = {path.name: path.read_bytes() for path in make_base("llava").iterdir() if path.is_file()}
+    hub.put(BASE, files, private=False)
+    return hub
+
+
+def logits(model, adapter="default"):
+    backbone = open_model(model).backbone if isinstance(model, str) else model
+    network = backbone.model
+    if isinstance(network, PeftModel):
+        network.set_adapter(adapter)
+    with torch.no_grad():
+        return network(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+
+
+def downloaded(cache, repo=REPO):
+    folder = Path(cache) / f"models--{repo.replace('/', '--')}" / "snapshots"
+    return {path.relative_to(folder).as_posix().partition("/")[2] for path in folder.rglob("*") if not path.is_dir()}
+
+
+@pytest.fixture
+def cache():
+    from huggingface_hub import constants
+
+    return constants
+
+
+def test_a_pushed_adapter_opens_as_it_did_here(hub, adapter, cache):
+    """The same logits; what it is, is said; nothing that can run code is downloaded."""
+    report = push(adapter, REPO)
+    hub.put(REPO, {"adapter_model.bin": b"pickled", "modeling.py": b"import os", "pytorch_model.bin": b"1"})
+    opened = open_model(REPO)
+    assert opened.said.startswith(f"adapter {REPO} (commit {hub.repos[REPO].commits[-1][0][:7]}) on {BASE}, float32")
+    assert torch.equal(logits(opened.backbone), logits(str(adapter)))
+    assert not torch.equal(logits(REPO), logits(BASE))
+    assert not [name for name in downloaded(cache.HF_HUB_CACHE) if name.endswith((".bin", ".py", ".md"))]
+    first = open_model(f"{REPO}@{report.commit}")
+    assert f"commit {report.commit[:7]}" in first.said
+
+
+def test_it_is_measured_by_its_id(hub, adapter):
+    """`eval REPO` is `eval` of the folder."""
+    push(adapter, REPO)
+    here, there = (evaluate(model, "shapes", limit=3).to_json() for model in (str(adapter), REPO))
+    timed = ("model", "seconds_per_question", "seconds", "said")
+    assert {k: v for k, v in here.items() if k not in timed} == {k: v for k, v in there.items() if k not in timed}
+
+
+def test_a_split_formats_adapters(hub, split):
+    """Both open, each by its name."""
+    push(split, REPO)
+    here, there = open_model(str(split)).backbone, open_model(REPO).backbone
+    for name in ("rationale", "answer"):
+        assert torch.equal(logits(here, name), logits(there, name))
+    assert not torch.equal(logits(there, "rationale"), logits(there, "answer"))
+
+
+def test_a_revision(hub, adapter, made):
+    """REPO@COMMIT is what was there then."""
+    first = push(adapter, REPO)
+    before = logits(REPO)
+    shutil.copy(made / "split" / "answer" / "adapter_model.safetensors", adapter)
+    config = json.loads((made / "split" / "answer" / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    push(adapter, REPO)
+    assert torch.equal(logits(f"{REPO}@{first.commit}"), before) and not torch.equal(logits(REPO), before)
+    with pytest.raises(RunError, match="this repository has no revision 'none'"):
+        open_model(f"{REPO}@none")
+    values = {"name": "next", "model": {"base": BASE, "adapter": REPO}}
+    assert base_print(Recipe.model_validate(values)) != base_print(
+        Recipe.model_validate({"name": "next", "model": {"base": BASE, "adapter": f"{REPO}@{first.commit}"}})
+    )
+
+
+def test_without_a_network_it_opens_from_the_cache(hub, adapter, monkeypatch, cache):
+    """Once downloaded, it needs none; what was not is told."""
+    push(adapter, REPO)
+    before = logits(REPO)
+    hub.put("somebody/other", {"config.json": b"{}"})
+    monkeypatch.setattr(cache, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = len(hub.requests)
+    assert torch.equal(logits(REPO), before)
+    with pytest.raises(BackboneError, match="neither a folder nor a hub id that can be read"):
+        open_model("somebody/other")
+    assert len(hub.requests) == asked
+
+
+def test_half_a_download_is_told_and_gone_on_with(hub, adapter, monkeypatch):
+    """A stopped download is no model; the same command again finishes it."""
+    push(adapter, REPO)
+    hub.fault = lambda method, path, n: 404 if path.startswith("/cdn/") else None
+    with pytest.raises(RunError, match=f"{REPO} · not all of its files can be had"):
+        find_adapter(REPO)
+    hub.fault = lambda *_: None
+    assert (find_adapter(REPO) / "adapter_model.safetensors").is_file()
+
+
+def test_a_merged_model_and_a_split_one(hub, merged, split, tmp_path):
+    """A repository with a recipe is opened by it: its format, and one model for each pass."""
+    push(merged, "somebody/whole")
+    opened = open_model("somebody/whole")
+    assert opened.recipe.name == "made" and torch.equal(logits(opened.backbone), logits(str(merged)))
+    both = tmp_path / "both"
+    for name in ("rationale", "answer"):
+        shutil.copytree(merged, both / name, ignore=shutil.ignore_patterns("recipe.yaml"))
+    write_recipe(Recipe.model_validate({"name": "two", "model": {"base": BASE}, "format": {"name": "two_stage"}}), both)
+    push(both, "somebody/both")
+    opened = open_model("somebody/both")
+    assert set(opened.backbone.merged) == {"rationale", "answer"} and opened.recipe.name == "two"
+
+
+def test_a_merged_t5_brings_its_vision_encoder(hub, make_base, tmp_path, cache):
+    """One that was a folder here is a folder there."""
+    folder = shutil.copytree(make_base("t5_vision"), tmp_path / "merged")
+    write_recipe(Recipe.model_validate({"name": "t5", "model": {"base": "mini/t5_vit"}}), folder)
+    push(folder, "somebody/t5")
+    opened = open_model("somebody/t5").backbone
+    assert "vision_encoder/model.safetensors" in downloaded(cache.HF_HUB_CACHE, "somebody/t5")
+    here = open_model(str(folder)).backbone
+    assert all(torch.equal(a, b) for a, b in zip(opened.model.parameters(), here.model.parameters(), strict=True))
+    assert opened.processor.features is not None
+
+
+def test_a_plain_model_is_transformers_own_affair(hub, make_base, cache):
+    """As before, and at a revision too."""
+    old = hub.repos[BASE].commits[-1][0]
+    hub.put(BASE, {"generation_config.json": b"{}"})
+    opened = open_model(f"{BASE}@{old}")
+    assert (opened.backbone.base, opened.backbone.revision, opened.recipe.name) == (BASE, old, "base")
+    assert torch.equal(logits(opened.backbone), logits(str(make_base("llava"))))
+
+
+def test_merging_by_its_id(hub, adapter, tmp_path, monkeypatch):
+    """The model is written here, under the repository's name."""
+    push(adapter, REPO)
+    monkeypatch.chdir(tmp_path)
+    (report,) = merge(REPO, verify=False)
+    assert report.folder == "mine-merged"
+    assert torch.allclose(logits("mine-merged"), logits(str(adapter)), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mini/llava", "./a/b", "/a/b", "a", "a/b/c", "a/b@", "somebody/mi ne", "a--b/c", ""])
+def test_what_is_no_hub_id_is_not_looked_for(hub, name):
+    """Or finds nothing there."""
+    assert pull(name) is None
+    assert all(name.rstrip("@") in path for _, path in hub.requests)
+
+
+def test_a_folder_comes_before_the_hub(hub, adapter, tmp_path, monkeypatch):
+    """Of the same name; an @ in it is only a letter."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, tmp_path / "somebody" / "mine@1")
+    assert hub_id("somebody/mine@1") == ("somebody/mine@1", None)
+    assert find_adapter("somebody/mine@1") == Path("somebody/mine@1") and hub.requests == []
+
+
+def test_no_access(hub, adapter):
+    """A gated one says so; one that is not there is told as any wrong name."""
+    push(adapter, REPO)
+    hub.repos[REPO].gated = True
+    with pytest.raises(RunError, match="access to this repository is not granted"):
+        open_model(REPO)
+    with pytest.raises(RunError, match="no adapter to merge here · name a run, an adapter folder or a hub id"):
+        merge("somebody/none")
