@@ -105,7 +105,7 @@ def test_a_merge_that_went_wrong_is_refused(run, tmp_path, monkeypatch):
         return backbone
 
     monkeypatch.setattr(merging, "load_backbone", spoiled)
-    with pytest.raises(MergeError, match=r"agree on .* of \d+ tokens · at least 99.9%"):
+    with pytest.raises(MergeError, match=r"agree on .* of \d+ tokens, and must on 99.9%"):
         merge(adapter, onto="full")
     assert nothing_written(tmp_path)
 
