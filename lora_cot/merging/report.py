@@ -35,11 +35,15 @@ class Bound:
 
 
 BOUNDS = {
-    "float32": Bound(1e-6, 0.999, 1.0),
-    "bfloat16": Bound(1e-2, 0.98, 0.0),
-    "float16": Bound(1e-2, 0.98, 0.0),
+    "float32": Bound(1e-8, 0.999, 1.0),
+    "bfloat16": Bound(5e-3, 0.98, 0.0),
+    "float16": Bound(1e-3, 0.99, 0.0),
 }
-"""By the precision of the merged weights."""
+"""By the precision of the merged weights. In float32 only the order of sums differs: measured 1e-15 to 1e-12 on LLaVA and
+T5, random and taught, where a scale that is wrong by 10 % gave 4e-9 to 2e-3; every answer must be the same. In 16 bits
+the merged weight is rounded, which the adapter's sum is not: measured 1e-7 on random models and 1.2e-4 on taught ones, with
+top-1 of 0.986 and more, and answers that part where two tokens are nearly tied: how many is reported and refuses nothing. The
+bound leaves deeper models forty times that; a wrong scale shows in it where the adapter moved its base by 0.4 nats a token."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,10 @@ def lines(report: MergeReport) -> list[tuple[str, Any]]:
         rows.append(("measured on", f"{report.probes} held-out samples, {report.with_images} of them with images"))
     rows += [(name, _words(agreement)) for name, agreement in measured(report)]
     rows += [] if report.verified else [("verified", "no: nothing was loaded")]
+    own, moved = report.adapter_vs_merged, report.base_vs_merged
+    if own and moved and own.kl > 0.1 * moved.kl:
+        what = f"rounding to {report.dtype} takes {own.kl:.2g} nats a token, where the adapter's own effect is {moved.kl:.2g}"
+        rows.append(("note", what))
     return [*rows, ("serve it with", SUPPORT[report.family].line())]
 
 
