@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from lora_cot.cards.card import add_evaluation
 from lora_cot.checkpoints.folders import WRITTEN, is_finished, run_folder
 from lora_cot.evaluation.run import check_questions, evaluate
 from lora_cot.recipe import Recipe
@@ -48,6 +49,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         staged = folder / f"{REPORT}.tmp"
         staged.write_text(text + "\n", encoding="utf-8")
         staged.rename(folder / REPORT)
+        add_evaluation(folder / "adapter", report.to_json())
         rows = [f"{name}  {value}" for name, value in report.summary.lines()]
         print(f"{report.benchmark} {report.split}", *rows, sep="\n", file=sys.stderr)
     return folder

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
+from lora_cot.cards.card import write_merged_card
+from lora_cot.cards.facts import Facts
 from lora_cot.cards.support import SUPPORT
 from lora_cot.checkpoints.folders import pass_folders, write_recipe
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
@@ -76,7 +78,7 @@ def merge(
     output = output or (Path(run) / "merged" if adapter != Path(run) else adapter.with_name(adapter.name + "-merged"))
     recipe = saved_recipe(adapter)
     ways = _ways(recipe, onto, verify)
-    samples = _held_out(recipe) if verify else []
+    samples = _held_out(recipe) if verify else None
     with staged(output) as staging:
         sources = pass_folders(adapter, recipe)
         ready = {(name, way): make_ready(recipe, folder, way) for name, folder in sources.items() for way in ways}
@@ -86,19 +88,37 @@ def merge(
         check_room(staging, plans)
         for (name, way), one in ready.items():
             write_model(one, recipe, pass_folders(staging / way, recipe)[name])
-        reports = []
-        for one_pass, (name, source) in zip(recipe.format.build().passes, sources.items(), strict=True):
-            made = {way: (ready[name, way], pass_folders(staging / way, recipe)[name]) for way in ways}
-            probes = choose_probes(samples, recipe, one_pass) if verify else None
-            measured, trained = _measure(recipe, source, one_pass, probes, made) if probes else ({}, None)
-            report = _report(recipe, source, made, measured, trained, probes)
-            reports.append(_keep(report, made[report.onto][1], pass_folders(staging / "kept", recipe)[name]))
+        reports = _compare(recipe, sources, samples, ready, staging)
         write_recipe(recipe, staging / "kept")
+        write_merged_card(staging / "kept", recipe, Facts.read(adapter), [asdict(report) for report in reports])
         make_durable(staging / "kept")
         (staging / "kept").rename(output)
     return [
         replace(report, folder=str(pass_folders(output, recipe)[name])) for report, name in zip(reports, sources, strict=True)
     ]
+
+
+def _compare(
+    recipe: Recipe,
+    sources: Mapping[str, Path],
+    samples: Sequence[Sample] | None,
+    ready: Mapping[tuple[str, Onto], Ready],
+    staging: Path,
+) -> list[MergeReport]:
+    """Measure what was written, and keep of each pass one model; a report of each.
+
+    Raises:
+        MergeError: one is not the adapter's model.
+    """
+    ways: tuple[Onto, ...] = tuple(dict.fromkeys(way for _, way in ready))
+    reports = []
+    for one_pass, (name, source) in zip(recipe.format.build().passes, sources.items(), strict=True):
+        made = {way: (ready[name, way], pass_folders(staging / way, recipe)[name]) for way in ways}
+        probes = None if samples is None else choose_probes(samples, recipe, one_pass)
+        measured, trained = _measure(recipe, source, one_pass, probes, made) if probes else ({}, None)
+        report = _report(recipe, source, made, measured, trained, probes)
+        reports.append(_keep(report, made[report.onto][1], pass_folders(staging / "kept", recipe)[name]))
+    return reports
 
 
 def _ways(recipe: Recipe, onto: str, verify: bool) -> tuple[Onto, ...]:
