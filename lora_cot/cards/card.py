@@ -65,7 +65,7 @@ def _write(
         _base(recipe, licence),
         _data(recipe, facts),
         _training(recipe, facts, plots),
-        _evaluation(facts),
+        _evaluation(facts, reports is not None),
         _merge(reports) if reports is not None else "",
     ]
     (folder / CARD).write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
@@ -93,9 +93,8 @@ def _what(recipe: Recipe, merged: bool) -> str:
     cot_format = recipe.format.build()
     base = _linked(recipe.model.base)
     many = len(cot_format.passes) if cot_format.split else 1
-    kinds = ("A model", "models") if merged else ("A LoRA adapter", "LoRA adapters")
-    made = kinds[0] if many == 1 else f"{many} {kinds[1]}, a folder each,"
-    of = "merged into" if merged else "for"
+    made = "A LoRA adapter" if many == 1 else f"{many} LoRA adapters, a folder each,"
+    of = ("merged into" if many == 1 else "each merged into") if merged else "for"
     names = ", ".join(text(stage.name) for stage in cot_format.stages)
     stages = f"{len(cot_format.stages)} stages: {names}" if len(cot_format.stages) > 1 else f"one stage: {names}"
     how = " Each stage is written in a pass of its own, which is asked with what the passes before wrote." if many > 1 else ""
@@ -206,16 +205,17 @@ def _plots(folder: Path, facts: Facts | None) -> list[str]:
     return names
 
 
-def _evaluation(facts: Facts | None) -> str:
+def _evaluation(facts: Facts | None, merged: bool) -> str:
     if facts is None:
         return ""
+    of = " Measured on the adapter, before it was merged." if merged else ""
     if facts.evaluation:
         found = facts.evaluation
         rows: list[Sequence[Any]] = [("accuracy", _share(found["accuracy"]))]
         rows += [(name, _share(s)) for name, s in (found["groups"] or {}).items()]
         rows += [("valid format", _share(found["format_validity"])), ("unanswered", found["unanswered"])]
         rows += [("ROUGE-L of rationales", f"{100 * found['rouge_l']:.2f}")] if found.get("rouge_l") is not None else []
-        told = f"{text(found['benchmark'])}, split {text(found['split'])}, strategy {text(found['strategy'])}."
+        told = f"{text(found['benchmark'])}, split {text(found['split'])}, strategy {text(found['strategy'])}.{of}"
         return f"## Evaluation\n\n{told}\n\n{table(('measure', 'value'), rows)}"
     rows = []
     for one in facts.passes:
@@ -226,7 +226,7 @@ def _evaluation(facts: Facts | None) -> str:
         ]
     if not rows:
         return "## Evaluation\n\nNot measured."
-    told = "On held-out samples, at the end of training; accuracy and format validity of answers written freely."
+    told = "On held-out samples, at the end of training; accuracy and format validity of answers written freely." + of
     return f"## Evaluation\n\n{told}\n\n{table(('pass', 'measure', 'value'), rows)}"
 
 

@@ -13,7 +13,8 @@ def text(value: Any) -> str:
     """A value on one line, shown letter by letter: neither markdown, nor HTML, nor a link, nor the end of a table's cell."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
-    line = re.sub(r"([\\`*_{}\[\]()#+\-!|~$^=])", r"\\\1", line)
+    line = re.sub(r"([\\`*_\[\]|~$])|^[#+=\-]", r"\\\g<0>", line)
+    line = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)
     return re.sub(r"(?i)(https?|ftp|mailto|xmpp|www)(?=[:.])", r"\1\\", line)
 
 

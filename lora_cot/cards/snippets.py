@@ -14,6 +14,7 @@ QUESTION = "What is in the picture?"
 IMAGE = "picture.png"
 
 _WRITE = f'''
+
 def write(text, most):
     content = [{{"type": "image", "image": Image.open("{IMAGE}").convert("RGB")}}, {{"type": "text", "text": text}}]
     messages = [{{"role": "user", "content": content}}]

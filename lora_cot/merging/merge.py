@@ -172,7 +172,8 @@ def _keep(report: MergeReport, source: Path, target: Path) -> MergeReport:
     shutil.rmtree(target, ignore_errors=True)  # an earlier call may have been stopped here
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
-    (target / "merge_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    values = {key: value for key, value in asdict(report).items() if key != "folder"}  # it says where it is itself
+    (target / "merge_report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return report
 
 
