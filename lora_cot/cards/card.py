@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.cards.facts import Facts, is_hub_id, shown, shown_recipe
-from lora_cot.cards.licences import Licence, licence_of, name_problem
+from lora_cot.cards.licences import Licence, copy_licence, licence_of, name_problem
 from lora_cot.cards.markdown import fence, front_matter, table, text
 from lora_cot.cards.snippets import command, python, serving
 from lora_cot.cards.support import SUPPORT
@@ -29,8 +29,10 @@ EXAMPLES = {
 
 def write_adapter_card(folder: Path, facts: Facts) -> None:
     """Leave an adapter's card, with what it is made from, in its folder; of a split format, in that of its adapters."""
+    recipe = load_saved(folder / "recipe.yaml")
     facts.write(folder)
-    _write(folder, load_saved(folder / "recipe.yaml"), facts, facts.family, None)
+    copy_licence(recipe.model.base, recipe.model.revision, folder)
+    _write(folder, recipe, facts, facts.family, None)
 
 
 def add_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
@@ -58,7 +60,7 @@ def _write(
     plots = _plots(folder, facts)
     licence = licence_of(recipe.model.base, recipe.model.revision)
     parts = [
-        front_matter(_metadata(recipe, family, licence, reports is not None)),
+        front_matter(_metadata(recipe, facts, family, licence, reports is not None)),
         f"# {text(recipe.name)}",
         _what(recipe, reports is not None),
         _run(recipe, family, reports is not None),
@@ -71,10 +73,8 @@ def _write(
     (folder / CARD).write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
 
 
-def _metadata(recipe: Recipe, family: str, licence: Licence, merged: bool) -> dict[str, Any]:
+def _metadata(recipe: Recipe, facts: Facts | None, family: str, licence: Licence, merged: bool) -> dict[str, Any]:
     base = recipe.model.base
-    sources = [*recipe.data.train, *recipe.data.eval]
-    paths = dict.fromkeys(str(getattr(source, "path", "")) for source in sources)
     library = "transformers" if SUPPORT[family].server else "lora_cot"
     return {
         "base_model": base if is_hub_id(base) else None,
@@ -84,7 +84,7 @@ def _metadata(recipe: Recipe, family: str, licence: Licence, merged: bool) -> di
         "license": licence.key,
         "license_name": licence.name if licence.key == "other" else None,
         "license_link": licence.link if licence.key == "other" else None,
-        "datasets": [path for path in paths if is_hub_id(path)],
+        "datasets": facts.data["hub"] if facts else None,
         "tags": ["lora_cot", "lora", "chain-of-thought", "visual-question-answering"],
     }
 

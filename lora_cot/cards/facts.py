@@ -22,7 +22,7 @@ class Facts:
 
     family: str
     data: Mapping[str, Any]
-    """`sha256` of all samples, in order; `used`, see `data.sources.Loaded`."""
+    """`sha256` of all samples, in order; `used`, see `data.sources.Loaded`; `hub`, ids of data sets."""
     passes: Sequence[Mapping[str, Any]]
     """How each adapter was trained, as in report.json."""
     device: str
@@ -68,6 +68,13 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return [_shown(one) for one in value]
     return shown(value) if isinstance(value, str) else value
+
+
+def hub_data(recipe: Recipe) -> list[str]:
+    """Ids of the data sets that came from the hub; asked where the data are, for a folder may be called like one."""
+    sources = [s for s in (*recipe.data.train, *recipe.data.eval) if s.source in ("messages", "scienceqa", "aokvqa")]
+    paths = dict.fromkeys(str(source.path) for source in sources)
+    return [path for path in paths if is_hub_id(path) and not path.endswith((".json", ".jsonl", ".parquet"))]
 
 
 def is_hub_id(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Licence:
         return self.name or KNOWN_NAMES.get(self.key or "", self.key or "unknown")
 
 
+FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "NOTICE.md", "USE_POLICY.md")
+"""Of a base, what goes on with what is made of it."""
 KNOWN_NAMES = {
     "apache-2.0": "Apache 2.0",
     "mit": "MIT",
@@ -69,10 +72,17 @@ def licence_of(base: str, revision: str | None = None) -> Licence:
     values = _front_matter(card.read_text(encoding="utf-8", errors="replace")) if card else {}
     if values.get("license"):
         return Licence(*(_plain(values.get(key)) for key in ("license", "license_name", "license_link")))
-    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
+    for name in FILES[:3]:
         if _file(base, name, revision):
             return Licence("other", "the base's own", name)
     return Licence(None)
+
+
+def copy_licence(base: str, revision: str | None, folder: Path) -> None:
+    """Put the base's licence beside what was made of it, as far as its files are here."""
+    for name in FILES:
+        if (found := _file(base, name, revision)) and not (folder / name).exists():
+            shutil.copyfile(found, folder / name)
 
 
 def name_problem(licence: Licence, name: str) -> str:

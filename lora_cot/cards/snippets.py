@@ -40,45 +40,48 @@ def python(recipe: Recipe, family: str, merged: bool) -> str:
     cot_format = recipe.format.build()
     names = [one.name for one in cot_format.passes] if cot_format.split else []
     imports = ["from PIL import Image", "from transformers import AutoModelForImageTextToText, AutoProcessor"]
-    constants = ['MODEL = "."  # the folder that this card is in, or its hub id']
-    load = [f"processor = AutoProcessor.from_pretrained(MODEL{_sub(names[0]) if names else ''})"]
+    or_id = "what `hf download` made of its repository" if names else "its hub id"
+    constants = [f'MODEL = "."  # the folder that this card is in, or {or_id}']
+    load = [f"processor = AutoProcessor.from_pretrained({_place(names[0] if names else '')})"]
     if merged:
-        loaded = [f"AutoModelForImageTextToText.from_pretrained(MODEL{_sub(name)}, {_AUTO})" for name in names or [""]]
-        load += [f"models = {{{', '.join(f'{n!r}: {one}' for n, one in zip(names, loaded, strict=True))}}}"] if names else []
-        load += [] if names else [f"model = {loaded[0]}"]
+        load += _load_merged(names)
     else:
         imports.insert(0, "from peft import PeftModel")
-        constants += _base(recipe)
-        imports += [constants.pop(1)] if recipe.model.base.startswith("mini/") else []
-        load += [f"base = AutoModelForImageTextToText.from_pretrained(BASE{_revision(recipe)}, {_dtype(recipe)})"]
-        first = f', subfolder="{names[0]}", adapter_name="{names[0]}"' if names else ""
-        load += [f"model = PeftModel.from_pretrained(base, MODEL{first})"]
-        load += [f'model.load_adapter(MODEL, "{name}", subfolder="{name}")' for name in names[1:]]
-    head = "\n".join(imports) + "\n\n" + "\n".join(constants) + "\n\n" + "\n".join(load) + "\n"
-    return head + _WRITE + "\n" + "\n".join(_ask(recipe, names, merged))
+        if recipe.model.base.startswith("mini/"):
+            imports.append("from lora_cot.backbones.loading import resolve_base")
+        constants.append(_base(recipe.model.base))
+        load += _load_adapters(recipe, names)
+    head = "\n\n".join("\n".join(lines) for lines in (imports, constants, load))
+    return f"{head}\n{_WRITE}\n" + "\n".join(_ask(recipe, names, merged))
 
 
-_AUTO = 'dtype="auto", device_map="auto"'
+def _place(name: str) -> str:
+    """Of a pass, its folder by path: given as `subfolder`, transformers looks for the generation's settings above it."""
+    return f'f"{{MODEL}}/{name}"' if name else "MODEL"
 
 
-def _sub(name: str) -> str:
-    return f', subfolder="{name}"' if name else ""
+def _load_merged(names: Sequence[str]) -> list[str]:
+    loaded = 'AutoModelForImageTextToText.from_pretrained({}, dtype="auto", device_map="auto")'
+    if not names:
+        return [f"model = {loaded.format('MODEL')}"]
+    return ["models = {", *(f'    "{name}": {loaded.format(_place(name))},' for name in names), "}"]
 
 
-def _dtype(recipe: Recipe) -> str:
-    return f'dtype="{recipe.model.dtype}", device_map="auto"'
+def _load_adapters(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    revision = f", revision={json.dumps(recipe.model.revision)}" if recipe.model.revision else ""
+    dtype = f'dtype="{recipe.model.dtype}", device_map="auto"'
+    lines = [f"base = AutoModelForImageTextToText.from_pretrained(BASE{revision}, {dtype})"]
+    first = f', adapter_name="{names[0]}"' if names else ""
+    lines.append(f"model = PeftModel.from_pretrained(base, {_place(names[0] if names else '')}{first})")
+    return [*lines, *(f'model.load_adapter({_place(name)}, "{name}")' for name in names[1:])]
 
 
-def _revision(recipe: Recipe) -> str:
-    return f", revision={json.dumps(recipe.model.revision)}" if recipe.model.revision else ""
-
-
-def _base(recipe: Recipe) -> list[str]:
-    """The line that names the base; of a miniature, what it needs first."""
-    base = json.dumps(shown(recipe.model.base))
-    if recipe.model.base.startswith("mini/"):
-        return ["from lora_cot.backbones.loading import resolve_base", f"BASE = resolve_base({base})"]
-    return [f"BASE = {base}" + ("" if is_hub_id(recipe.model.base) else "  # the folder of the base")]
+def _base(base: str) -> str:
+    """The line that names the base."""
+    named = json.dumps(shown(base))
+    if base.startswith("mini/"):
+        return f"BASE = resolve_base({named})"
+    return f"BASE = {named}" + ("" if is_hub_id(base) else "  # the folder of the base")
 
 
 def _ask(recipe: Recipe, names: Sequence[str], merged: bool) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_cot.adapters.lora import PartReport
 from lora_cot.cards.card import write_adapter_card
-from lora_cot.cards.facts import Facts
+from lora_cot.cards.facts import Facts, hub_data
 from lora_cot.data.images import open_image
 from lora_cot.formats import CotFormat
 from lora_cot.pages import Line, image_uri, line_plot, render
@@ -87,7 +87,7 @@ class RunReport:
     def facts(self) -> Facts:
         """What the adapter's card tells of the training."""
         passes = [one.numbers() for one in self.passes]
-        return Facts(self.family, self.data, passes, _device(), self.peak_memory_gb)
+        return Facts(self.family, {**self.data, "hub": hub_data(self.recipe)}, passes, _device(), self.peak_memory_gb)
 
     def numbers(self) -> dict[str, Any]:
         """The figures of report.json."""

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lora_cot.cards.card import add_evaluation, write_adapter_card
-from lora_cot.cards.facts import Facts, shown
+from lora_cot.cards.facts import Facts, hub_data, shown
 from lora_cot.cards.licences import licence_of, name_problem
 from lora_cot.cards.markdown import text
 from lora_cot.checkpoints.folders import write_recipe
@@ -24,7 +24,8 @@ PASS = {
     "parts": [{"trained": 1200}],
     "history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}],
 }
-FACTS = Facts("llava", {"sha256": "ab" * 32, "used": {"train": [7], "eval": []}}, [PASS], "a GPU", 3.25)
+DATA = {"sha256": "ab" * 32, "used": {"train": [7], "eval": []}, "hub": ["owner/data"]}
+FACTS = Facts("llava", DATA, [PASS], "a GPU", 3.25)
 EVIL = 'x"]: [*a*](javascript:alert(1)) <script>alert(1)</script> | `code` \n---\nlicense: mit\n# big ``` ~~~ {{ y }}'
 
 
@@ -87,7 +88,7 @@ def test_texts_do_no_harm(tmp_path, evil):
         "model": {"base": f"owner/{evil}", "revision": evil},
     }
     front, body = card(tmp_path, Facts("llava", FACTS.data, [{**PASS, "name": "a"}], evil, 1.0), **sections)
-    assert set(front) == {"library_name", "pipeline_tag", "tags"}
+    assert set(front) == {"library_name", "pipeline_tag", "datasets", "tags"}
     outside = without_code(body)
     assert set(re.findall(r"<[^>]*>", outside)) == {"<details>", "<summary>", "</summary>", "</details>"}
     assert re.findall(r"(?<!\\)\]\((.*?)\)", outside) == ["loss.png"]
@@ -139,6 +140,25 @@ def test_licences(tmp_path, monkeypatch):
     assert licence_of(base_with(tmp_path, LICENSE_txt="terms")).link == "LICENSE.txt"
     assert licence_of(base_with(tmp_path, README_md="---\nlicense: other\nlicense_name: own\n---\n")).words == "own"
     assert licence_of(base_with(tmp_path, README_md="---\n[broken\n---\n")).link == "LICENSE.txt"
+
+
+def test_the_licence_goes_along(tmp_path):
+    """The base's files of it, where they are at hand; not over one that is there."""
+    base = base_with(tmp_path, LICENSE_txt="terms", NOTICE="notice", README_md="---\nlicense: llama3.2\n---\n")
+    (tmp_path / "adapter").mkdir()
+    front, body = card(tmp_path / "adapter", model={"base": base})
+    assert (tmp_path / "adapter" / "LICENSE.txt").read_text() == "terms" and (tmp_path / "adapter" / "NOTICE").is_file()
+    assert front["license"] == "llama3.2" and "**Built with Llama.**" in body and str(tmp_path) not in body
+
+
+def test_data_sets_of_the_hub_are_told_from_files(tmp_path, monkeypatch):
+    """By the source, the ending, and whether there is such a folder here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "scienceqa").mkdir(parents=True)
+    paths = {"messages": ["owner/rows", "data/rows.json"], "scienceqa": ["data/scienceqa", "owner/qa"], "jsonl": ["a/b"]}
+    train = [{"source": source, "path": path} for source, some in paths.items() for path in some]
+    recipe = Recipe.model_validate({"name": "run", "model": {"base": "a/b"}, "data": {"train": train}})
+    assert hub_data(recipe) == ["owner/rows", "owner/qa"]
 
 
 def test_llamas_rule_for_names(tmp_path):
