@@ -23,7 +23,7 @@ from lora_cot.errors import MergeError, Problem, RunError, nearest
 from lora_cot.formats import CotFormat
 from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
 from lora_cot.merging.plan import Plan
-from lora_cot.merging.report import BOUNDS, MergeReport, lines
+from lora_cot.merging.report import MergeReport, bound_of, lines
 from lora_cot.merging.staging import begin, check_room, fingerprint, staged
 from lora_cot.merging.stream import make_durable
 from lora_cot.merging.verify import Probes, Recorded, choose_probes, compare, record
@@ -194,7 +194,7 @@ def _measure(
             base = record(tuned, cot_format, probes, like, answers=False)
         del tuned
         gc.collect()
-        merged = load_backbone(ModelSection(base=str(folder)))
+        merged = load_backbone(ModelSection(base=str(folder), dtype=recipe.model.dtype))  # as `open_model` does
         found[way] = Measured(with_adapter, base, record(merged, cot_format, probes, like))
         del merged
     if recipe.quantization is None or "dequantized" in found:
@@ -222,13 +222,13 @@ def _report(
     """
     kept = min(made, key=lambda way: measured[way].merged.loss) if measured else next(iter(made))
     ready, folder = made[kept]
-    bound = BOUNDS[ready.dtype]
     engines = SUPPORT[ready.family.name].to_json()
     about = (str(folder), recipe.model.base, ready.family.name, kept, ready.dtype)
     if probes is None:
-        return MergeReport(*about, 0, 0, None, bound, None, None, None, False, engines)
+        return MergeReport(*about, 0, 0, None, bound_of(ready.dtype), None, None, None, False, engines)
     records = measured[kept]
     own, moved = compare(records.adapter, records.merged), compare(records.base, records.merged)
+    bound = bound_of(ready.dtype, records.adapter.dtype, records.merged.dtype)
     if broken := [Problem(str(adapter), what) for what in bound.broken(own)]:
         told = Problem(str(adapter), f"the merged model ({ready.dtype}) is not the adapter's model", "nothing was written")
         raise MergeError([*broken, told])

@@ -37,6 +37,8 @@ class Probes:
     search: SearchSection
     """How: greedily, within budgets."""
     max_pixels: int
+    batch_size: int
+    """Questions answered at once."""
 
     @property
     def with_images(self) -> int:
@@ -58,6 +60,8 @@ class Recorded:
     """Mean of the tokens' negative log-probabilities."""
     answers: tuple[str, ...] | None
     """Whole texts, greedily; None if it was not asked."""
+    dtype: str
+    """Precision that it was computed in."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def choose_probes(samples: Sequence[Sample], recipe: Recipe, cot_format: CotForm
         for stage in cot_format.stages
     }  # fmt: skip
     search = SearchSection.model_validate({**recipe.search.model_dump(), "strategy": "greedy", "stages": budgets})
-    return Probes(chosen, asked, search, recipe.data.max_pixels)
+    return Probes(chosen, asked, search, recipe.data.max_pixels, recipe.evaluation.batch_size)
 
 
 def _mixed(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -133,7 +137,8 @@ def record(
             pieces.append(_rows(logits[part].float(), labels[part], chosen))
             position += len(part)
     ids, kept, top1, losses = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return Recorded(ids, kept, top1, losses.mean().item(), _answers(backbone, cot_format, probes) if answers else None)
+    written = _answers(backbone, cot_format, probes) if answers else None
+    return Recorded(ids, kept, top1, losses.mean().item(), written, str(backbone.model.dtype).removeprefix("torch."))
 
 
 def _rows(logits: torch.Tensor, labels: torch.Tensor, chosen: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
@@ -150,7 +155,8 @@ def _answers(backbone: Backbone, cot_format: CotFormat, probes: Probes) -> tuple
     """What the model writes by itself."""
     spelled = cot_format.spelled(backbone.family.tag_style)
     engine = LocalEngine(backbone, spelled, probes.max_pixels)
-    return tuple(found.text for found in answer(engine, spelled, probes.questions, probes.search))
+    asked = [probes.questions[n : n + probes.batch_size] for n in range(0, len(probes.questions), probes.batch_size)]
+    return tuple(found.text for some in asked for found in answer(engine, spelled, some, probes.search))
 
 
 def compare(first: Recorded, second: Recorded) -> Agreement:

@@ -49,9 +49,8 @@ def test_the_commit_of_the_recipe(published, cache, tmp_path, revision):
     there = {path.name for path in folder.iterdir()}
     assert {"LICENSE.txt", "tokenizer.json", "config.json"} <= there
     card = (folder / "README.md").read_text()
-    assert (
-        "a card that is not ours" not in card and "base_model: somebody/base" in card and "license_link: LICENSE.txt" in card
-    )
+    assert "a card that is not ours" not in card and "base_model: somebody/base" in card
+    assert "license_link: LICENSE.txt" in card
     base = tensors_of(cache / "models--somebody--base" / "snapshots" / COMMITS["old" if revision else "main"])
     merged = tensors_of(folder)
     assert base.keys() == merged.keys()

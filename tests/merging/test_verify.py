@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.errors import MergeError
 from lora_cot.merging import onto
 from lora_cot.merging.merge import merge
 from lora_cot.merging.report import BOUNDS
 from lora_cot.merging.verify import Recorded, _mixed, _rows, compare
-from lora_cot.recipe.schema import DataSection
+from lora_cot.recipe.schema import DataSection, ModelSection
 from lora_cot.types import Exchange, Sample
 from tests.merging.conftest import layers_of, make_adapter, recipe_of
 
@@ -39,7 +40,7 @@ def test_samples_with_images_come_first(with_images, without, wanted):
 
 def recorded(logits, like=None):
     ids, kept, top1, losses = _rows(logits.clone(), torch.zeros(len(logits)), None if like is None else like.ids)
-    return Recorded(ids, kept, top1, losses.mean().item(), None)
+    return Recorded(ids, kept, top1, losses.mean().item(), None, "float32")
 
 
 def test_kl_is_that_of_the_whole_vocabulary_but_for_the_tail():
@@ -118,6 +119,28 @@ def test_what_is_right_passes_with_all_figures(make_base, tmp_path):
     kept = json.loads((tmp_path / "adapter-merged" / "merge_report.json").read_text())
     assert kept["verified"] and kept["bound"] == {"kl": 1e-8, "top1_agreement": 0.999, "answers_equal": 1.0}
     assert kept["engines"]["vllm"] == "yes"
+
+
+def half(base, folder):
+    """The base in bfloat16."""
+    model = load_backbone(ModelSection(base=str(base), dtype="bfloat16"))
+    model.model.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return folder
+
+
+def test_sixteen_bits_have_a_bound_of_their_own(make_base, tmp_path, monkeypatch):
+    """A right merge in bfloat16 passes it, also where only the adapter was computed so; a wrong scale does not."""
+    base = half(make_base("llava"), tmp_path / "base")
+    adapter = adapter_of(base, tmp_path / "adapter", "auto")
+    (report,) = merge(adapter, tmp_path / "right")
+    assert report.bound == BOUNDS["bfloat16"] and 1e-10 < report.adapter_vs_merged.kl < 1e-5
+    (report,) = merge(adapter_of(make_base("llava"), tmp_path / "mixed", "bfloat16"), tmp_path / "half")
+    assert (report.dtype, report.bound) == ("float32", BOUNDS["bfloat16"])
+    read = onto.read_adapter
+    monkeypatch.setattr(onto, "read_adapter", lambda *given: replace(found := read(*given), changes=weaker(found.changes)))
+    with pytest.raises(MergeError, match=r"agree on .* of .* tokens, and must on 98\.0%"):
+        merge(adapter, tmp_path / "wrong")
 
 
 def test_an_adapter_of_zeros_is_noticed_before_a_model_is_loaded(make_base, tmp_path, monkeypatch):
