@@ -84,7 +84,7 @@ def _metadata(recipe: Recipe, facts: Facts | None, family: str, licence: Licence
         "license": licence.key,
         "license_name": licence.name if licence.key == "other" else None,
         "license_link": licence.link if licence.key == "other" else None,
-        "datasets": facts.data["hub"] if facts else None,
+        "datasets": facts.data.get("hub") if facts else None,
         "tags": ["lora_cot", "lora", "chain-of-thought", "visual-question-answering"],
     }
 
