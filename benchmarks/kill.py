@@ -2,10 +2,10 @@
 
     python benchmarks/kill.py [--kills 100] [--json]
 
-Each life is `python train.py RECIPE` on a tiny base. Every other kill waits for a checkpoint that is being written and falls
-into its writing; the others come at any time after the start of training. The run must go on each time, from the newest
-checkpoint that was whole when it was killed or a newer one; a run that came to its end is compared with one that nobody
-killed, byte for byte, and the next one begins.
+Each life is `python train.py RECIPE` on a tiny base. Once a run has a checkpoint, it is killed: half of the kills fall into
+the writing of the next one, and half at any time after the process has taken the run's folder: while it looks through what
+is there, loads, trains. The run must go on each time, from the newest checkpoint that was whole when it was killed or a newer
+one; a run that came to its end is compared with one that nobody killed, byte for byte, and the next one begins.
 
 kills: how often it was killed. resumed: after how many of them the run went on from such a step. equal: whether every
 finished adapter was the uninterrupted one. Also: how many kills fell into a write, and how many runs came to their end.
@@ -30,9 +30,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 60, 2
-BEGUN = re.compile(r"goes on after step (\d+)|begins again|samples to train on")
-SPREAD = 4.0
-"""Seconds after the start of a life, its loading included, over which kills are spread."""
+BEGUN = re.compile(r"goes on after step (\d+)|begins again|is trained already")
+"""What a life says that goes on with a run."""
+SPREAD = 6.0
+"""Seconds over which kills are spread that do not wait for a write."""
 TAGS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 
 
@@ -90,19 +91,27 @@ def whole_steps(checkpoints: Path) -> list[int]:
 
 def kill_once(process: subprocess.Popen[str], checkpoints: Path, in_write: bool, rng: random.Random) -> str | None:
     """Wait for a moment and kill; where it fell, or nothing if the run ended before."""
-    told = checkpoints.parents[2] / "err"
-    while process.poll() is None and not BEGUN.search(told.read_text()):
-        time.sleep(0.01)  # before that, nothing is at stake: what the life before left is looked through here
-    if not in_write:
-        time.sleep(rng.random() * SPREAD)
-    while in_write and process.poll() is None and not staged(checkpoints):
-        time.sleep(0.0005)
+    owner, told = checkpoints.parent / ".owner", checkpoints.parents[2] / "err"
+    before = owner.stat().st_mtime_ns if owner.is_file() else 0  # of the life before, which could not take it away
+    is_first = not whole_steps(checkpoints)
+    while process.poll() is None and (not owner.is_file() or owner.stat().st_mtime_ns == before):
+        time.sleep(0.01)
+    while process.poll() is None and (is_first and not whole_steps(checkpoints)):
+        time.sleep(0.01)
     if in_write:
+        while process.poll() is None and not is_first and not BEGUN.search(told.read_text()):
+            time.sleep(0.01)  # what the life before left half written is gone by then
+        while process.poll() is None and not staged(checkpoints):
+            time.sleep(0.0005)
         time.sleep(rng.random() * 0.03)
+    else:
+        time.sleep(rng.random() * SPREAD)
     if process.poll() is not None:
         return None
     process.kill()
     process.wait()
+    if (checkpoints.parent / "report.json").is_file():
+        return None  # all was done, and the process was about to end
     return "write" if staged(checkpoints) else "elsewhere"
 
 
@@ -123,33 +132,31 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
             process.wait()
         expected = (folder / "runs" / "whole" / adapter).read_bytes()
         run = folder / "runs" / "killed"
-        was_killed, newest = False, 0
-        while found["kills"] < kills or was_killed:
+        waiting: list[int] = []  # newest steps at kills after which no life has told yet where it goes on
+        while found["kills"] < kills or waiting:
             with training(folder, recipe, "killed") as process:
                 enough = found["kills"] >= kills
                 where = None if enough else kill_once(process, run / "checkpoints", rng.random() < 0.5, rng)
                 process.wait()
             said = (folder / "err").read_text()
-            begun = BEGUN.search(said)
-            if was_killed:
-                step = int(begun[1] or 0) if begun else -1
-                found["resumed"] += step >= newest
-                if step < newest:
-                    found["problems"].append(f"step {newest} was whole, and it began after {step}: {said[-500:]}")
-            was_killed = where is not None
+            if begun := BEGUN.search(said):
+                step = STEPS if "trained already" in begun[0] else int(begun[1] or 0)
+                found["resumed"] += sum(step >= newest for newest in waiting)
+                if step < max(waiting, default=0):
+                    found["problems"].append(f"step {max(waiting)} was whole, and it began after {step}: {said[-500:]}")
+                waiting = []
             if where is not None:
                 found["kills"] += 1
                 found["in_a_write"] += where == "write"
-                newest = max(whole_steps(run / "checkpoints"), default=0)
-                print(f"kill {found['kills']}: after step {newest}, {where}", file=sys.stderr, flush=True)
+                waiting.append(max(whole_steps(run / "checkpoints"), default=0))
+                print(f"kill {found['kills']}: after step {waiting[-1]}, {where}", file=sys.stderr, flush=True)
                 continue
-            if process.returncode != 0:
+            if waiting or not (run / "report.json").is_file():
                 found["problems"].append(said[-1000:])
                 break
             found["runs"] += 1
             found["equal"] &= (run / adapter).read_bytes() == expected
             shutil.rmtree(run)
-            newest = 0
     return found
 
 

@@ -35,7 +35,7 @@ class LoraCotError(Exception):
     """Root of all errors raised on purpose. The command line shows its text and no traceback."""
 
     exit_code = 1
-    """1: it failed. 2: the input is wrong. 143: stopped by SIGTERM."""
+    """1: it failed. 2: the input is wrong. 143: stopped by SIGTERM, 130: by Ctrl-C."""
 
     def __init__(self, problems: str | Problem | Iterable[Problem]):
         if isinstance(problems, str):
@@ -97,8 +97,10 @@ class TrainingError(LoraCotError, RuntimeError):
 class StoppedError(LoraCotError, RuntimeError):
     """Training that was asked to stop, and saved what it had."""
 
-    exit_code = 143
-    """128 and SIGTERM's number, as schedulers expect of what may be started again."""
+    def __init__(self, problems: str | Problem | Iterable[Problem], exit_code: int = 143):
+        super().__init__(problems)
+        self.exit_code = exit_code
+        """128 and the signal's number, as schedulers expect of what may be started again: 143 for SIGTERM."""
 
 
 class MergeError(LoraCotError, RuntimeError):

@@ -49,9 +49,22 @@ _ABSENT = "not set"
 
 
 def recipe_print(recipe: Recipe) -> dict[str, Any]:
-    """The recipe by dotted key, without what may differ."""
+    """The recipe by dotted key, without what may differ.
+
+    How questions are answered may not where the answers decide something: what a later pass is trained on, or which
+    checkpoint is the best. Nor may the limit of length where it decides how large images are shown.
+    """
+    training = recipe.training
+    decides = training.hand_on == "predicted" or training.library.get("metric_for_best_model") not in (
+        None,
+        "loss",
+        "eval_loss",
+    )
+    free = {key for key in MAY_DIFFER if not (decides and key == "search")}
+    if training.long_samples == "shrink_image":
+        free -= {"training.max_length", "training.long_samples"}
     flat = dict(_flat(recipe.model_dump(mode="json")))
-    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)}
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{one}.") for one in free)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Problem]:
@@ -76,7 +89,13 @@ def base_print(recipe: Recipe) -> str:
     if model.vision_encoder is not None:
         places.append((model.vision_encoder, model.vision_revision))
     prints = [_checkpoint_print(place, revision) for place, revision in places]
-    return _digest([*prints, None if model.adapter is None else _folder_print(Path(model.adapter))])
+    return _digest([*prints, None if model.adapter is None else _adapter_print(Path(model.adapter))])
+
+
+def _adapter_print(folder: Path) -> list[Any]:
+    """Of the adapter in a run, or in a folder of its own; whatever else is written there since does not count."""
+    inside = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    return [[str(path.relative_to(inside)), _ends(path)] for path in sorted(inside.rglob("adapter_model.safetensors"))]
 
 
 def _checkpoint_print(place: str, revision: str | None) -> Any:
@@ -99,9 +118,7 @@ def _ends(path: Path) -> str:
 
 
 def data_print(*parts: Iterable[Sample]) -> str:
-    """Of all samples, in order: their texts, and of each image its bytes, of a file its size and beginning, of a table its
-    place.
-    """
+    """Of all samples, in order: their texts, and of each image its bytes, or of a file or table their number and beginning."""
     digest = hashlib.sha256()
     for part in parts:
         for sample in part:
@@ -118,7 +135,8 @@ def _image_print(image: Image) -> Any:
     if isinstance(image, Path):
         with image.open("rb") as file:
             return [image.stat().st_size, hashlib.sha256(file.read(HEAD)).hexdigest()]
-    return [image.row, image.column, image.place]
+    content = image.read()  # its size was looked at in the same way
+    return [len(content), hashlib.sha256(content[:HEAD]).hexdigest()]
 
 
 def _digest(value: Any) -> str:

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import save_processor
 from lora_cot.checkpoints.fingerprints import differences, recipe_print
+from lora_cot.checkpoints.store import Checkpoint, make_durable, replace_text
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, dump, load_saved
 
@@ -95,21 +96,23 @@ def _goes_on(folder: Path, recipe: Recipe) -> bool:
     return True
 
 
-def finished_passes(folder: Path) -> set[str]:
-    """Names of the passes of a split format that are trained, and whose adapters are there."""
-    names = {path.stem for path in (folder / PASSES).glob("*.json")}
-    return {name for name in names if (folder / "adapter" / name / "adapter_config.json").is_file()}
+def finished_passes(folder: Path, recipe: Recipe) -> set[str]:
+    """Names of the adapters that are trained, as `pass_folders` has them, and that are there."""
+    places = pass_folders(folder / "adapter", recipe)
+    done = {path.stem for path in (folder / PASSES).glob("*.json")}
+    return {name for name, place in places.items() if name in done and (place / "adapter_config.json").is_file()}
 
 
-def tidy(folder: Path, kept: set[str], current: str | None, step: int) -> None:
+def tidy(folder: Path, kept: set[str], root: Path | None, start: Checkpoint | None) -> None:
     """Take away what an unfinished pass left after its last good checkpoint: lines of the log, and files, if there is none.
 
     Args:
         folder: of the run.
         kept: its finished passes.
-        current: name of the pass that goes on; None where the run has a single one.
-        step: that it goes on from; 0 if it begins again.
+        root: checkpoints of the pass that goes on; None if none does.
+        start: the one it goes on from; None if it begins again.
     """
+    shutil.rmtree(folder / ".heartbeat", ignore_errors=True)  # of processes that are no more
     for record in (folder / PASSES).glob("*.json"):
         if record.stem not in kept:
             record.unlink()
@@ -117,20 +120,20 @@ def tidy(folder: Path, kept: set[str], current: str | None, step: int) -> None:
     if log.is_file():
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         rows = [(line, _row(line)) for line in lines]
-        good = [line for line, row in rows if row and (row.get("pass") in kept or _is_before(row, step))]
-        staged = log.with_suffix(".tmp")
-        staged.write_text("".join(f"{line}\n" for line in good), encoding="utf-8")
-        staged.rename(log)
+        good = [line for line, row in rows if row and (row.get("pass", "default") in kept or _is_before(row, start))]
+        replace_text(log, "".join(f"{line}\n" for line in good))
     for place in (folder / WRITTEN).glob("*/"):
         if place.name not in kept:
             shutil.rmtree(place)
-    if not step:
-        shutil.rmtree(folder / "checkpoints" / (current or ""), ignore_errors=True)
+    if root is not None and start is None:
+        shutil.rmtree(root, ignore_errors=True)
 
 
-def _is_before(row: Mapping[str, Any], step: int) -> bool:
-    """Whether an entry of the log will not be written again; the summary at the end of training will."""
-    return row.get("step", step + 1) <= step and "train_runtime" not in row
+def _is_before(row: Mapping[str, Any], start: Checkpoint | None) -> bool:
+    """Whether an entry of the log will not be written again; an evaluation that is made up for will, and the summary."""
+    if start is None or "train_runtime" in row or row.get("step", start.step + 1) > start.step:
+        return False
+    return row["step"] < start.step or not start.about["pending"] or not any(key.startswith("eval_") for key in row)
 
 
 def _row(line: str) -> dict[str, Any]:
@@ -156,7 +159,8 @@ def versions() -> dict[str, str]:
 def write_recipe(recipe: Recipe, folder: Path) -> None:
     """The resolved recipe, with the versions it runs on."""
     text = dump(recipe.model_copy(update={"versions": versions()}))
-    (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / RECIPE_FILE, text)
 
 
 def pass_folders(folder: Path, recipe: Recipe) -> dict[str, Path]:
@@ -184,5 +188,6 @@ def save_adapter(backbone: Backbone, recipe: Recipe, folder: Path, initial: Path
     save_processor(backbone, staged)
     write_recipe(recipe, staged)
     (staged / "README.md").unlink(missing_ok=True)  # PEFT's, which is empty of all that matters: see `cards`
+    make_durable(staged)
     shutil.rmtree(folder, ignore_errors=True)
     staged.rename(folder)

@@ -60,19 +60,19 @@ def commit(staged: Path, about: Mapping[str, Any]) -> Path:
     Raises:
         OSError: the disk takes no more; the staged folder is left to its owner.
     """
-    files = {str(path.relative_to(staged)): _flushed(path) for path in sorted(staged.rglob("*")) if path.is_file()}
-    content = {"about": dict(about), "files": files}
+    make_durable(staged)
+    files = {str(path.relative_to(staged)): _entry(path) for path in sorted(staged.rglob("*")) if path.is_file()}
+    name = staged.name.removeprefix(STAGED)
+    content = {"step": int(name.removeprefix(PREFIX)), "about": dict(about), "files": files}
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps({**content, "sha256": _digest(content)}, separators=(",", ":")), encoding="utf-8")
-    _flushed(manifest)
-    for folder in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
-        _flush_folder(folder)
-    name = staged.name.removeprefix(STAGED)
+    flush(manifest)
+    flush(staged)
     final, replaced = staged.with_name(name), staged.with_name(REPLACED + name)
     if final.exists():
         final.rename(replaced)
     staged.rename(final)
-    _flush_folder(final.parent)
+    flush(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return final
 
@@ -82,6 +82,7 @@ def read(folder: Path) -> Checkpoint:
 
     Raises:
         RunError: naming every file that is not as it was written.
+        OSError: the disk cannot be read, which says nothing of the files.
     """
     manifest = folder / MANIFEST
     try:
@@ -89,10 +90,12 @@ def read(folder: Path) -> Checkpoint:
         sealed = content.pop("sha256")
         if sealed != _digest(content):
             raise ValueError
-        about, files = content["about"], content["files"]
+        step, about, files = content["step"], content["about"], content["files"]
+        if folder.name != f"{PREFIX}{step}":
+            raise RunError(Problem(str(folder), f"it is the checkpoint of step {step}, under another name"))
     except FileNotFoundError:
         raise RunError(Problem(str(folder), f"no {MANIFEST}: it was not finished")) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise RunError(Problem(str(manifest), "it is not as it was written")) from None
     problems = []
     for name, entry in files.items():
@@ -103,13 +106,17 @@ def read(folder: Path) -> Checkpoint:
             problems.append(Problem(str(path), "the file is not as it was written"))
     if problems:
         raise RunError(problems)
-    return Checkpoint(folder, int(folder.name.removeprefix(PREFIX)), about)
+    return Checkpoint(folder, step, about)
 
 
 def newest_good(root: Path) -> tuple[Checkpoint | None, list[Problem]]:
     """The newest checkpoint that verifies, if there is one, and what is wrong with newer ones.
 
-    Those are put aside as checkpoint-N.damaged, and what a kill left of unfinished writing or removing is cleared away.
+    Those are put aside as checkpoint-N.damaged and stay there; they are told of again where no good one is left. What a
+    kill left of unfinished writing or removing is cleared away.
+
+    Raises:
+        RunError: the disk cannot be read; nothing was put aside.
     """
     for replaced in root.glob(f"{REPLACED}*"):
         final = replaced.with_name(replaced.name.removeprefix(REPLACED))
@@ -123,12 +130,17 @@ def newest_good(root: Path) -> tuple[Checkpoint | None, list[Problem]]:
         folder = root / f"{PREFIX}{step}"
         try:
             return read(folder), problems
+        except OSError as error:
+            what = f"it cannot be read: {error.strerror}"
+            raise RunError(Problem(str(folder), what, "nothing was changed: try again")) from None
         except RunError as error:
             problems += error.problems
             aside = folder.with_name(folder.name + DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-    return None, problems
+    told = {path for problem in problems for path in (Path(problem.where), *Path(problem.where).parents)}
+    aside_before = (path for path in sorted(root.glob(f"*{DAMAGED}")) if path.with_name(path.stem) not in told)
+    return None, [*problems, *(Problem(str(path), "it is damaged") for path in aside_before)]
 
 
 def steps(root: Path) -> Iterator[int]:
@@ -180,24 +192,35 @@ def check_space(root: Path, needed: int) -> None:
         raise RunError(Problem(str(root), what, "make room and start the same command again: it goes on"))
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def make_durable(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk, so that not even a power cut takes one of them."""
+    for path in (*sorted(folder.rglob("*")), folder):
+        flush(path)
 
 
-def _flushed(path: Path) -> dict[str, Any]:
-    """A file's entry in the manifest, once its bytes are on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return _entry(path)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    is_windows = os.name == "nt"
+    if is_windows and path.is_dir():  # it opens no folder, and flushes no file that is only read
+        return
+    handle = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file that is there whole or as it was before, whatever happens."""
+    staged = path.with_name(f"{path.name}.tmp")
+    staged.write_text(text, encoding="utf-8")
+    flush(staged)
+    staged.rename(path)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

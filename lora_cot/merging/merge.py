@@ -18,6 +18,7 @@ from lora_cot.cards.facts import Facts
 from lora_cot.cards.support import SUPPORT
 from lora_cot.checkpoints.folders import pass_folders, write_recipe
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
+from lora_cot.checkpoints.store import make_durable
 from lora_cot.data.sources import load_data
 from lora_cot.errors import MergeError, Problem, RunError, nearest
 from lora_cot.formats import CotFormat
@@ -25,7 +26,6 @@ from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
 from lora_cot.merging.plan import Plan
 from lora_cot.merging.report import MergeReport, bound_of, lines
 from lora_cot.merging.staging import begin, check_room, fingerprint, staged
-from lora_cot.merging.stream import make_durable
 from lora_cot.merging.verify import Probes, Recorded, choose_probes, compare, record
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import ModelSection

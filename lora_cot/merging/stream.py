@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from lora_cot.checkpoints.store import flush
 from lora_cot.errors import Problem, RunError
 from lora_cot.merging.arithmetic import FourBit, Sum, prepare
 from lora_cot.merging.base import INDEX
@@ -37,7 +38,7 @@ PART = ".part"
 def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> None:
     """Write what a merged model's weights are made of: its files and their index, named as the base's.
 
-    Nothing waits for the disk here: see `make_durable`.
+    Nothing waits for the disk here: see `checkpoints.store.make_durable`.
 
     Args:
         plan: what they hold.
@@ -98,7 +99,7 @@ def write_safely(path: Path, text: str) -> None:
     """A small file that is there whole or not at all."""
     part = path.with_name(path.name + PART)
     part.write_text(text, encoding="utf-8")
-    _sync(part)
+    flush(part)
     part.replace(path)
 
 
@@ -108,23 +109,6 @@ def _is_finished(path: Path, output: Output) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(output.header)) == output.header
-
-
-def make_durable(folder: Path) -> None:
-    """Wait until all files of a folder are on the disk, so that not even a power cut takes one of them."""
-    for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folder
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

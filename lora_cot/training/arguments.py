@@ -11,6 +11,7 @@ from lora_cot.backbones import Family
 from lora_cot.errors import Problem, RecipeError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.training.sharding import PATIENCE
 from lora_cot.training.sharding_limits import deepspeed_keys, mismatches
 
 
@@ -37,6 +38,7 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         "fp16": cuda and not bf16 and not family.no_fp16,
         "report_to": "none",
         "save_total_limit": 2,
+        "ddp_timeout": PATIENCE,
         "dataloader_pin_memory": cuda,
         "dataloader_num_workers": min(4, (os.cpu_count() or 1) // 2) if cuda else 0,
         "use_cpu": not torch.accelerator.is_available(),

@@ -90,17 +90,25 @@ class LivenessCheck(TrainerCallback):
                 gradient: they are judged only after a batch that has some.
         """
         self._liveness: Liveness | None = Liveness(backbone.model)
-        self._waits = with_images
+        self._waits, self._begin = with_images, 0
         self._sees = backbone.family.sees
         self._hook = backbone.model.register_forward_pre_hook(self._saw_image, with_kwargs=True)
 
     def _saw_image(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
         self._waits = self._waits and not (module.training and self._sees(inputs))
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A run that goes on was judged before; one that goes on before that is judged after as many steps of its own."""
+        self._begin = state.global_step
+        if self._begin >= LIVENESS_STEPS and self._liveness is not None:
+            self._hook.remove()
+            self._liveness.close()
+            self._liveness = None
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge after a few steps, once."""
-        enough = state.global_step >= min(LIVENESS_STEPS, state.max_steps) and not self._waits
-        if self._liveness is not None and enough:
+        enough = state.global_step - self._begin >= min(LIVENESS_STEPS, state.max_steps - self._begin)
+        if self._liveness is not None and enough and not self._waits:
             self._hook.remove()
             self._liveness.check()
             self._liveness = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ BatchIds = Callable[[int], Sequence[str]]
 class Guards:
     """One for each trainer; all ranks call its methods in the same order."""
 
-    def __init__(self, run: Path, root: Path, hang_after: float, ids: BatchIds):
+    def __init__(self, run: Path, root: Path, hang_after: float, ids: BatchIds, patience: timedelta):
         """
         Args:
             run: the run's folder.
             root: its checkpoints.
             hang_after: seconds in one place, after which that is told.
             ids: of the samples of a batch.
+            patience: for which ranks wait for each other.
         """
-        self.stopper, self.workers = Stopper(), Workers()
+        self.stopper, self.workers = Stopper(patience), Workers()
         self.step = 0
         """Optimizer steps done."""
         self._root, self._ids = root, ids
@@ -53,6 +55,11 @@ class Guards:
     def at(self, place: str) -> None:
         """This rank is in a place where it works on no batch."""
         self._pulse.at(place, self.step)
+
+    def between_answers(self) -> None:
+        """An evaluation asks questions; it may be stopped here."""
+        self.at("an evaluation")
+        self.stopper.check()
 
     def reading(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches; which of them is being read is known."""
@@ -100,17 +107,23 @@ class Guards:
         Raises:
             TrainingError: on all ranks, if it has on any.
         """
-        trained = ((n, getattr(p, "ds_tensor", p)) for n, p in model.named_parameters() if p.requires_grad)
-        bad = [name for name, tensor in trained if not tensor.isfinite().all()]
+        trained = [(n, getattr(p, "ds_tensor", p)) for n, p in model.named_parameters() if p.requires_grad]
+        finite = torch.stack([tensor.isfinite().all().to("cpu", non_blocking=True) for _, tensor in trained])
+        bad = [name for (name, _), good in zip(trained, finite.tolist(), strict=True) if not good]
         if self.stopper.any(bool(bad)):
             what = f"weights are not finite after {self.step} steps: {', '.join(bad[:3]) or 'on another rank'}"
             raise TrainingError(Problem("training", what, f"{self.kept()}; lower the learning rate"))
 
-    def on_all(self, action: Callable[[], Any] | None, doing: str) -> None:
+    def on_all(self, action: Callable[[], Any] | None, doing: str, alone: bool = False) -> None:
         """Do something on this rank, if there is something, and go on only if it went well on all.
 
+        Args:
+            action: what is done.
+            doing: what it is called.
+            alone: if it goes wrong, do not wait for the others, who may be waiting inside it.
+
         Raises:
-            TrainingError: it did not.
+            TrainingError: it did not go well.
         """
         problem = None
         try:
@@ -118,7 +131,7 @@ class Guards:
                 action()
         except Exception as error:  # torch and safetensors have errors of their own for a full disk
             problem = " ".join(str(error).split())[:300] or type(error).__name__
-        if self.stopper.any(problem is not None):
+        if (problem is not None and alone) or self.stopper.any(problem is not None):
             what = f"{doing} failed after step {self.step}: {problem or 'on another rank'}"
             remedy = f"{self.kept()}; make room if the disk is full, and start the same command again: it goes on"
             raise TrainingError(Problem(str(self._root), what, remedy))

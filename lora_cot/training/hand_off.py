@@ -50,6 +50,7 @@ def write_texts(backbone: Backbone, one: CotFormat, samples: Sequence[Sample], r
         _join(path, samples)  # what ranks wrote before they were stopped
     state.wait_for_everyone()
     known = _read(path)
+    state.wait_for_everyone()  # all have read before any writes: else their shares are of different wholes
     rest = list({sample.id: sample for sample in samples if sample.id not in known}.values())
     mine = rest[state.process_index :: state.num_processes]
     size = recipe.evaluation.batch_size

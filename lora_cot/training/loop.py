@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,16 @@ from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dic
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
-from trl import SFTTrainer
 
-from lora_cot.backbones import Family
-from lora_cot.backbones.zero import whole
+from lora_cot.backbones.zero import size, whole
 from lora_cot.checkpoints import store
 from lora_cot.checkpoints.store import Checkpoint
-from lora_cot.data.batches import GroupedBatches
-from lora_cot.data.lengths import Kept
 from lora_cot.errors import Problem, RunError, StoppedError, TrainingError
 from lora_cot.training.guards import Guards
+from lora_cot.training.order import OrderedTrainer
 from lora_cot.training.rng import RandomState, undisturbed
 
-STATE_FILE = "trainer_state.json"
+STATE_FILE, SUMS_FILE = "trainer_state.json", "sums_{}.pt"
 MARGIN = 1.2
 """A checkpoint may be larger than the last one by this."""
 
@@ -48,36 +46,32 @@ class Keeping:
     """Seconds without progress, after which that is told."""
 
 
-class SafeTrainer(SFTTrainer):
-    """TRL's trainer, stopped and gone on with at any moment without a trace in what it learns.
+class SafeTrainer(OrderedTrainer):
+    """A trainer that is stopped and gone on with at any moment without a trace in what it learns.
 
-    Batches are made by `GroupedBatches`, in another order each epoch. A checkpoint holds adapter, optimizer, schedule,
-    random numbers of the moment after its step, and the trainer's state; it is read and written through
-    `checkpoints.store`. An evaluation leaves the random numbers alone.
+    A checkpoint holds adapter, optimizer and schedule, and of the moment after its step the random numbers, what was
+    summed up since the last log, and the trainer's state; it is read and written through `checkpoints.store`. An
+    evaluation leaves the random numbers alone.
     """
 
-    def __init__(self, keeping: Keeping, family: Family, data: tuple[Kept, Kept], by_length: bool, **options: Any):
+    def __init__(self, keeping: Keeping, **options: Any):
         """
         Args:
             keeping: where checkpoints go, and the one to go on from.
-            family: says which samples may share a batch.
-            data: trained on, and held out.
-            by_length: whether a step takes samples of like length.
-            options: SFTTrainer's own.
+            options: OrderedTrainer's own.
         """
         super().__init__(**options)
         self._trained: Any = self.model
-        self._keeping, self._family, self._by_length = keeping, family, by_length
-        self._train_set, self._eval_set = data
-        self._batches: GroupedBatches | None = None
+        self._keeping = keeping
         self._keep, self.args.save_total_limit = self.args.save_total_limit, None  # transformers removes the last one too
-        self._own_batches: list[list[int]] = []
-        self._order = ""
-        self._samples_a_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.guards = Guards(keeping.run, keeping.root, keeping.hang_after, self._samples_of)
+        patience = timedelta(seconds=self.args.ddp_timeout)
+        self.guards = Guards(keeping.run, keeping.root, keeping.hang_after, self._samples_of, patience)
         self.add_callback(self.guards.stopper)
+        self._begin_worker = self.guards.workers
         self._after_step: RandomState | None = None
+        self._sums_after_step: dict[str, Any] | None = None
         self._flos_after_step: tuple[Any, Any] = (0, 0)
+        self._evaluated = -1
         self._evaluates = self._is_over = False
         self._seconds, self._begin = 0.0, time.perf_counter()
         self._last_saved = -1
@@ -92,11 +86,12 @@ class SafeTrainer(SFTTrainer):
         start = self._keeping.start
         if start is not None:
             self._seconds, self._last_saved = start.about["seconds"], start.step
+            self.args.eval_on_start = False
         self._begin = time.perf_counter()
         with self.guards.on_duty():
             try:
                 return self.train(resume_from_checkpoint=str(start.folder) if start else None)
-            except StoppedError:
+            except StoppedError as stopped:
                 step = self.state.global_step
                 # Without what was computed for the step that is not finished.
                 self.state.total_flos, self.current_flos = self._flos_after_step
@@ -104,51 +99,25 @@ class SafeTrainer(SFTTrainer):
                     self._save_checkpoint(self.model, None)
                 saved = f"step {step} is saved" if step else "nothing was trained yet"
                 remedy = "the same command goes on from there"
-                raise StoppedError(Problem("", f"stopped by SIGTERM: {saved}", remedy)) from None
+                raise StoppedError(Problem("", f"{stopped.problems[0].what}: {saved}", remedy), stopped.exit_code) from None
 
     @property
     def seconds(self) -> float:
         """Time spent training, interruptions left out."""
         return self._seconds + time.perf_counter() - self._begin
 
-    # The order of the data
-
     def get_train_dataloader(self) -> DataLoader:
-        """Batches as `GroupedBatches` makes them, another order each epoch."""
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        order = {"seed": seed, "accumulation": self.args.gradient_accumulation_steps, "by_length": self._by_length}
-        self._batches = self._grouped(self._train_set, self._train_batch_size, **order)
-        self._order, start = self._batches.order(), self._keeping.start
+        """The batches of this rank.
+
+        Raises:
+            RunError: other samples would make a step than in the run that is gone on with.
+        """
+        loader, start = super().get_train_dataloader(), self._keeping.start
         if start is not None and start.about["order"] != self._order:
             what = "other samples would make a step than before"
             cure = f"{start.about['samples_a_step']} samples a step, over processes, batches and accumulation, as before"
             raise RunError(Problem(str(start.folder), what, f"take {cure}, and the same training.max_length"))
-        return self._loader(self.train_dataset, self._batches)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The held-out samples, grouped the same way."""
-        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
-            return super().get_eval_dataloader(eval_dataset)
-        return self._loader(self.eval_dataset, self._grouped(self._eval_set, self.args.eval_batch_size))
-
-    def _grouped(self, kept: Kept, batch_size: int, **order: Any) -> GroupedBatches:
-        keys = [self._family.batch_key(len(sample.images)) for sample in kept.samples]
-        return GroupedBatches(keys, kept.lengths, batch_size, self.accelerator.num_processes, **order)
-
-    def _loader(self, dataset: Any, batches: GroupedBatches) -> DataLoader:
-        workers = self.args.dataloader_num_workers
-        options: dict[str, Any] = {"prefetch_factor": self.args.dataloader_prefetch_factor} if workers else {}
-        loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            worker_init_fn=self.guards.workers,
-            **options,
-        )
-        return self.accelerator.prepare(loader)
+        return loader
 
     def _run_epoch(self, **where: Any) -> None:  # type: ignore[override]
         """One pass over the data; none if training was over when its checkpoint was written."""
@@ -156,9 +125,9 @@ class SafeTrainer(SFTTrainer):
             self.control.should_training_stop = True
             return
         goes_on = self._keeping.start is not None and where["epoch"] == where["epochs_trained"]
-        assert self._batches is not None
-        self._batches.set_epoch(where["epoch"])  # behind a sampler that skips batches, transformers does not reach it
-        self._own_batches = self._batches.of_rank(self.args.process_index)
+        self._begin_epoch(where["epoch"])
+        if goes_on and self._sums_after_step is not None:
+            self._restore_sums(self._sums_after_step)
         self.guards.begin_epoch(where["steps_trained_in_current_epoch"] if goes_on else 0)
         self.guards.step = self.state.global_step
         super()._run_epoch(**where)
@@ -168,12 +137,16 @@ class SafeTrainer(SFTTrainer):
         prepared, start = super()._prepare_for_training(*args, **kwargs), self._keeping.start
         if start is not None:
             if self.state.best_global_step is not None:  # the run's folder may be called otherwise from here
-                self.state.best_model_checkpoint = str(self._keeping.root / f"{store.PREFIX}{self.state.best_global_step}")
+                best = self._keeping.root / f"{store.PREFIX}{self.state.best_global_step}"
+                self.state.best_model_checkpoint = str(best)
+                if self.args.load_best_model_at_end:
+                    store.read(best)  # damaged, it is no good at the end: better told now
             self.guards.step = self.state.global_step
             with undisturbed():
                 self._load_rng_state(str(start.folder))
                 self._after_step = RandomState.now()
             self._flos_after_step = (self.state.total_flos, self.current_flos)
+            self._sums_after_step = self._saved_sums(start)
             if start.about["pending"]:
                 self._determine_best_metric(self._evaluate(None, None), None)
                 self._save_checkpoint(self.model, None)
@@ -196,26 +169,45 @@ class SafeTrainer(SFTTrainer):
         with self.guards.computing():
             return super().training_step(*args, **kwargs)
 
-    def _samples_of(self, number: int) -> list[str]:
-        """Ids of the samples of this rank's so manieth batch of this epoch."""
-        numbers = self._own_batches[number] if number < len(self._own_batches) else []
-        return [self._train_set.samples[i].id for i in numbers]
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As SFTTrainer's; training draws the same random numbers afterwards as if it had not been."""
         self.guards.at("an evaluation")
         self._evaluates = True  # and stays so if it is stopped
         with undisturbed():
             metrics = super().evaluate(*args, **kwargs)
-        self._evaluates = False
+        self._evaluates, self._evaluated = False, self.state.global_step
         return metrics
 
     # Checkpoints
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._after_step, self.guards.step = RandomState.now(), self.state.global_step
-        self._flos_after_step = (self.state.total_flos, self.current_flos)
+        self._flos_after_step, self._sums_after_step = (self.state.total_flos, self.current_flos), None
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._sums_after_step = self._sums_now()
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.guards.stopper.check()  # asked for in the last step, and before the best weights take the place of the last
+        return super()._finalize_training(*args, **kwargs)
+
+    def _sums_now(self) -> dict[str, Any]:
+        """What was summed up on this rank since the last log."""
+        return {"loss": self._tr_loss.detach().cpu().clone(), "logged": self._globalstep_last_logged}
+
+    def _saved_sums(self, start: Checkpoint) -> dict[str, Any]:
+        """This rank's; of another number of ranks nothing can be told apart, and the next log begins here."""
+        if start.about["ranks"] != self.args.world_size:
+            return {"loss": torch.tensor(0.0), "logged": start.step, "stages": None}
+        return torch.load(start.folder / SUMS_FILE.format(self.args.process_index), weights_only=True)
+
+    def _restore_sums(self, sums: Mapping[str, Any]) -> None:
+        self._tr_loss, self._globalstep_last_logged = sums["loss"].to(self.args.device), sums["logged"]
+
+    def _evaluation_waits(self) -> bool:
+        """Whether an evaluation of this step was stopped, or comes only after this checkpoint, at the end of its epoch."""
+        ends = float(self.state.epoch or 0.5).is_integer() or self.control.should_training_stop
+        comes = ends and self.args.eval_strategy == "epoch" and self._evaluated != self.state.global_step
+        return self._evaluates or comes
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The state after the last optimizer step, whole or not at all.
@@ -231,7 +223,7 @@ class SafeTrainer(SFTTrainer):
             self.state.best_model_checkpoint = str(root / f"{store.PREFIX}{best}")
         staged = store.staged_folder(root, step)
         about = {**self._keeping.about, "order": self._order, "samples_a_step": self._samples_a_step, "seconds": self.seconds}
-        about |= {"pending": self._evaluates, "finished": self.control.should_training_stop}
+        about |= {"pending": self._evaluation_waits(), "finished": self.control.should_training_stop}
 
         def prepare() -> None:
             store.check_space(root, self._bytes_needed())
@@ -241,6 +233,9 @@ class SafeTrainer(SFTTrainer):
         try:
             self.guards.on_all(prepare if is_main else None, "making room for a checkpoint")
             self.guards.on_all(lambda: self._write(staged), "writing a checkpoint")
+            # Ranks wait for each other inside DeepSpeed's own writing: one that fails there must end, and the others with it.
+            alone = self.is_deepspeed_enabled
+            self.guards.on_all(lambda: self._save_optimizer_and_scheduler(str(staged)), "writing a checkpoint", alone)
             self.guards.on_all((lambda: store.commit(staged, about)) if is_main else None, "finishing a checkpoint")
         except TrainingError:
             if is_main:
@@ -251,8 +246,9 @@ class SafeTrainer(SFTTrainer):
             store.rotate(root, self._keep, () if best is None else (best,))
 
     def _bytes_needed(self) -> int:
-        trained = sum(p.numel() * p.element_size() for p in self._trained.parameters() if p.requires_grad)
-        return int(MARGIN * (store.size(self._keeping.root) or 3 * trained))  # weights, and Adam's two averages
+        """By the last one; before that weights, and in float32 their copy and Adam's averages."""
+        trained = sum(size(p) * (p.element_size() + 12) for p in self._trained.parameters() if p.requires_grad)
+        return int(MARGIN * (store.size(self._keeping.root) or trained))
 
     def _write(self, staged: Path) -> None:
         """This rank's share of a checkpoint's files."""
@@ -265,8 +261,9 @@ class SafeTrainer(SFTTrainer):
                 if isinstance(callback, ExportableState):
                     states[type(callback).__name__] = callback.state()
             self.state.save_to_json(str(staged / STATE_FILE))
-        self._save_optimizer_and_scheduler(str(staged))
         self._save_scaler(str(staged))
+        sums = self._sums_after_step or self._sums_now()
+        torch.save(sums, staged / SUMS_FILE.format(self.args.process_index))
         with undisturbed(self._after_step):
             self._save_rng_state(str(staged))
 

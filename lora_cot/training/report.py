@@ -11,6 +11,7 @@ from typing import Any
 from lora_cot.adapters.lora import PartReport
 from lora_cot.cards.card import write_adapter_card
 from lora_cot.cards.facts import Facts, hub_data
+from lora_cot.checkpoints.store import replace_text
 from lora_cot.data.images import open_image
 from lora_cot.formats import CotFormat
 from lora_cot.pages import Line, image_uri, line_plot, render
@@ -45,9 +46,7 @@ class PassReport:
     def write(self, path: Path) -> None:
         """Keep it for a run that goes on later; the file appears whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps(self.numbers()) + "\n", encoding="utf-8")
-        staged.rename(path)
+        replace_text(path, json.dumps(self.numbers()) + "\n")
 
     @classmethod
     def read(cls, path: Path, cot_format: CotFormat) -> PassReport:
@@ -130,9 +129,7 @@ def write_report(report: RunReport, folder: Path) -> None:
         recipe=dump(report.recipe),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    staged = folder / "report.json.tmp"
-    staged.write_text(json.dumps(report.numbers(), indent=2) + "\n", encoding="utf-8")
-    staged.rename(folder / "report.json")
+    replace_text(folder / "report.json", json.dumps(report.numbers(), indent=2) + "\n")
 
 
 def _plots(history: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[str]:

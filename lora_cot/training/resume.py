@@ -13,8 +13,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from lora_cot.checkpoints import store
-from lora_cot.checkpoints.fingerprints import base_print, data_print, recipe_print
-from lora_cot.checkpoints.folders import finished_passes, tidy, versions, write_recipe
+from lora_cot.checkpoints.fingerprints import base_print, data_print, differences, recipe_print
+from lora_cot.checkpoints.folders import finished_passes, pass_folders, tidy, versions, write_recipe
 from lora_cot.checkpoints.store import Checkpoint
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe
@@ -63,11 +63,13 @@ def find_start(folder: Path, goes_on: bool, recipe: Recipe, data: Sequence[Seque
     if PartialState().is_main_process:
         inputs = {"recipe": recipe_print(recipe), "base": base_print(recipe), "data": data_print(*data)}
         about = {"inputs": inputs, **_engine(arguments), "versions": versions()}
-        if not goes_on:
-            tidy(folder, set(), None, 0)
-        found = [Start(about, _go_on(folder, recipe, about, arguments) if goes_on else None)]
+        if goes_on:
+            found = [Start(about, _go_on(folder, recipe, about, arguments))]
+        else:
+            tidy(folder, set(), None, None)
+            found = [Start(about, None)]
+            store.replace_text(folder / INPUTS_FILE, json.dumps(inputs) + "\n")
         write_recipe(recipe, folder)
-        (folder / INPUTS_FILE).write_text(json.dumps(inputs) + "\n", encoding="utf-8")
     (start,) = broadcast_object_list(found)
     assert start is not None
     return start
@@ -79,31 +81,47 @@ def _engine(arguments: Any) -> dict[str, Any]:
 
 
 def _go_on(folder: Path, recipe: Recipe, about: Mapping[str, Any], arguments: Any) -> Checkpoint | None:
-    before = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
-    names = {"base": "model.base, or the files it names,", "data": "the data"}
-    changed = [Problem(str(folder), f"{name} changed since this run began") for key, name in names.items()
-               if before[key] != about["inputs"][key]]  # fmt: skip
-    if changed:
-        remedy = Problem("", "an unfinished run goes on with what it began with", "put that back, or set another name=")
-        raise RunError([*changed, remedy])
-    cot_format, done = recipe.format.build(), finished_passes(folder)
-    waiting = [one.name for one in cot_format.passes if one.name not in done]
-    current = (waiting[0] if waiting else None) if cot_format.split else None
-    found = None
-    if waiting:
-        root = checkpoint_root(folder, current)
-        found, problems = store.newest_good(root)
-        for problem in problems:
-            print(f"passed over: {problem}", file=sys.stderr)
-        if found is not None:
-            _check_ranks(found, about, arguments)
-    tidy(folder, done, current, found.step if found else 0)
+    done = finished_passes(folder, recipe)
+    waiting = [name for name in pass_folders(folder / "adapter", recipe) if name not in done]
+    current = waiting[0] if waiting and recipe.format.build().split else None
+    root = checkpoint_root(folder, current) if waiting else None
+    found, problems = store.newest_good(root) if root else (None, [])
+    if problems and found is None:
+        remedy = f"to begin again, remove {root}"
+        raise RunError([*problems, Problem(str(folder), "there are checkpoints, and none of them can be trusted", remedy)])
+    for problem in problems:
+        print(f"passed over: {problem}", file=sys.stderr)
+    _check_inputs(folder, found, about)
+    if found is not None:
+        _check_ranks(found, about, arguments)
+    tidy(folder, done, root, found)
     name = f"{current}: " if current else ""
-    print(f"{name}goes on after step {found.step}" if found else f"{name}begins again", file=sys.stderr, flush=True)
+    begins = f"goes on after step {found.step}" if found else "begins again" if waiting else "is trained already"
+    print(f"{name}{begins}", file=sys.stderr, flush=True)
     old = {} if found is None else found.about["versions"]
     for package in (key for key, value in about["versions"].items() if key in old and old[key] != value):
         print(f"{package} was {old[package]}, and is {about['versions'][package]}", file=sys.stderr)
     return found
+
+
+def _check_inputs(folder: Path, found: Checkpoint | None, about: Mapping[str, Any]) -> None:
+    """See that a run goes on with what it began with: as its checkpoint says, or else what was written when it began.
+
+    Raises:
+        RunError: naming what changed.
+    """
+    path = folder / INPUTS_FILE
+    if found is None and not path.is_file():
+        remedy = "set another name=, or remove the folder"
+        raise RunError(Problem(str(folder), f"there is an older run in it, without {INPUTS_FILE}", remedy))
+    before = found.about["inputs"] if found else json.loads(path.read_text(encoding="utf-8"))
+    now, remedy = about["inputs"], "put that back, or set another name="
+    names = {"base": "model.base, or the files it names,", "data": "the data"}
+    changed = [Problem(str(folder), f"{name} changed since this run began") for key, name in names.items()
+               if before[key] != now[key]]  # fmt: skip
+    changed += differences(before["recipe"], now["recipe"])
+    if changed:
+        raise RunError([*changed, Problem("", "an unfinished run goes on with what it began with", remedy)])
 
 
 def _check_ranks(found: Checkpoint, about: Mapping[str, Any], arguments: Any) -> None:

@@ -27,6 +27,8 @@ from lora_cot.checkpoints.folders import (
     write_recipe,
 )
 from lora_cot.checkpoints.opening import find_adapter
+from lora_cot.checkpoints.store import MANIFEST
+from lora_cot.checkpoints.store import read as read_checkpoint
 from lora_cot.data.collate import Collator
 from lora_cot.data.lengths import Kept, keep_fitting
 from lora_cot.data.sources import Loaded, load_counted
@@ -130,8 +132,8 @@ def _run_pass(
     """
     split = one.given is not None
     place = pass_folders(folder / "adapter", recipe)[one.name if split else "default"]
-    record = folder / PASSES / f"{one.name}.json"
-    if split and record.is_file():
+    record = folder / PASSES / f"{one.name if split else 'default'}.json"
+    if record.is_file():
         done = PassReport.read(record, one)
         show(f"{one.name}: trained already")
         backbone = load_adapter(backbone, place)
@@ -143,8 +145,7 @@ def _run_pass(
         with whole(backbone.model, trained=True):
             if PartialState().is_main_process:
                 save_adapter(backbone, recipe, place, _initial(recipe, folder))
-                if split:
-                    done.write(record)
+                done.write(record)
         PartialState().wait_for_everyone()
     if not split:
         return backbone, data, done
@@ -202,6 +203,8 @@ def _adapted(recipe: Recipe, backbone: Backbone, place: str) -> Backbone:
     if recipe.model.adapter is None:
         return attach(backbone, recipe.lora)
     folder = find_adapter(str(recipe.model.adapter)) or recipe.model.adapter
+    if (folder / MANIFEST).is_file():
+        read_checkpoint(folder)  # one of a run: as it was written, or not at all
     return load_adapter(backbone, folder / place if (folder / place).is_dir() else folder, trainable=True)
 
 

@@ -210,6 +210,10 @@ class EngineCheck(TrainerCallback):
         precision = str(self._trainer.args.hf_deepspeed_config.dtype()).removeprefix("torch.")
         show(f"{count} process{'es' * (count > 1)}, DeepSpeed ZeRO-{wanted}{moved}, computed in {precision}")
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Each step has its own gradients alone."""
+        zero.forget_gradients(self._trainer.model_wrapped)
+
 
 def taken_off(trainer: Any) -> None:
     """Let a trainer's model go, whose training is over: without the engine, and without its hooks."""

@@ -121,18 +121,6 @@ def _refused(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
             "take it out, or take ds_configs/zero2.json",
         ),
         (
-            "training.auto_find_batch_size",
-            keys.get("auto_find_batch_size"),
-            "the batch size is fixed when DeepSpeed's engine is made",
-            "set per_device_train_batch_size, as `lora-cot plan` advises",
-        ),
-        (
-            "training.save_only_model",
-            keys.get("save_only_model") and keys.get("load_best_model_at_end"),
-            "the best model is loaded from DeepSpeed's own checkpoint, which would not be there",
-            "take it out",
-        ),
-        (
             "training.torch_compile",
             keys.get("torch_compile"),
             "DeepSpeed's hooks and a compiled model have not been tried together",

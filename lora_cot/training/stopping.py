@@ -1,4 +1,4 @@
-"""SIGTERM: training is told at its next safe place, on all ranks at the same one, and saves before it ends."""
+"""SIGTERM and Ctrl-C: training is told at its next safe place, on all ranks at the same one, and saves before it ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
@@ -18,39 +19,50 @@ from lora_cot.errors import Problem, StoppedError
 
 
 class Stopper(TrainerCallback):
-    """Ends training, by an error, once a SIGTERM has come to any rank: before a step, inside an accumulation, or between
-    batches of an evaluation.
+    """Ends training, by an error, once a SIGTERM or SIGINT has come to any rank: before a step, inside an accumulation, or
+    between batches of an evaluation. A second Ctrl-C ends it at once.
 
     Ranks agree over the CPU, so that no GPU is waited for.
     """
 
-    def __init__(self) -> None:
-        self._asked = False
+    def __init__(self, patience: timedelta) -> None:
+        """
+        Args:
+            patience: for which ranks wait for each other.
+        """
+        self._asked = 0
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group: Any = dist.new_group(backend="gloo") if several else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if several else None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM asks training to stop; afterwards it ends the process as before."""
+        """The signals ask training to stop; afterwards they end the process as before."""
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the main thread's
             return
-        before = signal.signal(signal.SIGTERM, self._hear)
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def _hear(self, *_: Any) -> None:
-        self._asked = True
+    def _hear(self, number: int, _: Any) -> None:
+        self._asked = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def most(self, here: int) -> int:
+        """The largest of a number over all ranks; called by all of them at the same place."""
+        if self._group is None:
+            return here
+        value = torch.tensor(here)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self._group)
+        return int(value)
 
     def any(self, here: bool) -> bool:
         """Whether something is so on any rank; called by all of them at the same place."""
-        if self._group is None:
-            return here
-        flag = torch.tensor(int(here))
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
-        return bool(flag)
+        return bool(self.most(int(here)))
 
     def check(self) -> None:
         """Called by all ranks at the same place.
@@ -58,8 +70,8 @@ class Stopper(TrainerCallback):
         Raises:
             StoppedError: one of them was asked to stop.
         """
-        if self.any(self._asked):
-            raise StoppedError(Problem("", "stopped by SIGTERM"))
+        if number := self.most(self._asked):
+            raise StoppedError(Problem("", f"stopped by {signal.Signals(number).name}"), 128 + number)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the step before was logged, evaluated and saved."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,10 +63,10 @@ class CotTrainer(SafeTrainer):
         train_set, eval_set = data
         in_chat = not backbone.family.is_encoder_decoder
         super().__init__(
-            keeping,
-            backbone.family,
-            data,
-            recipe.training.train_sampling_strategy == "group_by_length",
+            keeping=keeping,
+            family=backbone.family,
+            data=data,
+            by_length=recipe.training.train_sampling_strategy == "group_by_length",
             model=backbone.model,
             processing_class=backbone.processor if in_chat else backbone.processor.tokenizer,
             train_dataset=as_dataset(train_set, in_chat),
@@ -74,7 +74,9 @@ class CotTrainer(SafeTrainer):
             **options,
         )
         if reentrant is not None:
-            how["use_reentrant"] = reentrant  # of the one mapping that all have
+            how["use_reentrant"] = reentrant
+            for name in {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"} & vars(self.args).keys():
+                setattr(self.args, name, how)  # two names of one mapping, of which TRL has put another under one
         if not in_chat:
             fuse_head(backbone)
         for name, parameter in backbone.model.named_parameters():
@@ -121,6 +123,7 @@ class CotTrainer(SafeTrainer):
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """The loss alone: logits are never built."""
+        self.guards.at("an evaluation")
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
@@ -134,12 +137,21 @@ class CotTrainer(SafeTrainer):
             output.metrics["eval_loss"] = float((loss * weights).sum() / count.sum().clamp(min=1))
         if self._questions:
             with unhooked(self.model_wrapped):
-                quality = measure(self._backbone, self._format, self._questions, self._recipe, self.guards.stopper.check)
+                quality = measure(self._backbone, self._format, self._questions, self._recipe, self.guards.between_answers)
             output.metrics["eval_format_validity"] = quality.format_validity
             if quality.accuracy is not None:
                 output.metrics["eval_accuracy"] = quality.accuracy
         # All ranks must choose the same best checkpoint and stop together, however their numbers round.
         return output._replace(metrics=broadcast_object_list([output.metrics])[0])
+
+    def _sums_now(self) -> dict[str, Any]:
+        sums = self._sums.get("train")
+        return {**super()._sums_now(), "stages": None if sums is None else sums.detach().cpu().clone()}
+
+    def _restore_sums(self, sums: Mapping[str, Any]) -> None:
+        super()._restore_sums(sums)
+        if sums["stages"] is not None:
+            self._sums["train"] = sums["stages"].to(self.args.device)
 
     def log(self, logs: Any, start_time: float | None = None) -> None:
         """Adds losses by stage, real tokens a second and peak memory."""

@@ -136,6 +136,8 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path, monkeypatch, re
             except KilledError:
                 done = False
             moments = len(seen)
+        for step in store.steps(root):
+            store.read(root / f"checkpoint-{step}")  # whatever has a checkpoint's name is whole
         found, problems = store.newest_good(root)
         assert found is not None and not problems
         outcomes.append((found.step, found.about["text"]))
@@ -145,6 +147,28 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path, monkeypatch, re
     assert done and moments > 8
     assert outcomes[0] == (5, "old") and outcomes[-1] == (5 if replaces else 6, "new")
     assert len(set(outcomes)) == 2 and outcomes == sorted(outcomes, key=outcomes.index), "never neither of them"
+
+
+def test_everything_is_on_the_disk_before_it_is_relied_on(tmp_path, monkeypatch):
+    """Files before the manifest is written, the manifest before the folder has its name, the name before it counts."""
+    calls, real = [], {"rename": Path.rename, "write": Path.write_text}
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(("flush", Path(os.readlink(f"/proc/self/fd/{fd}")).name)))
+    monkeypatch.setattr(Path, "rename", lambda self, to: calls.append(("rename", Path(to).name)) or real["rename"](self, to))
+    note = lambda self, *a, **k: calls.append(("write", self.name)) or real["write"](self, *a, **k)  # noqa: E731
+    monkeypatch.setattr(Path, "write_text", note)
+    write(tmp_path, 7)
+    order = [calls.index(call) for call in (
+        ("flush", "weights.bin"), ("flush", "0.pt"), ("flush", "shards"), ("write", store.MANIFEST), ("flush", store.MANIFEST),
+        ("rename", "checkpoint-7"), ("flush", tmp_path.name),
+    )]  # fmt: skip
+    assert order[3] > max(order[:3]) and order[3:] == sorted(order[3:])
+
+
+def test_a_checkpoint_under_another_name_is_not_taken_for_it(tmp_path):
+    """Its step is sealed with the rest."""
+    write(tmp_path, 4).rename(tmp_path / "checkpoint-6")
+    with pytest.raises(RunError, match="it is the checkpoint of step 4, under another name"):
+        store.read(tmp_path / "checkpoint-6")
 
 
 def test_too_little_room_is_seen_before_anything_is_written(tmp_path):

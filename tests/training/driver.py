@@ -1,7 +1,7 @@
 """train.py with something that goes wrong at a moment of one's choice, told by the environment.
 
-driver.py RECIPE [key=value …], with HARM `kill`, `hang`, `term` or `nan`: it comes to rank HARM_RANK, or to all, before its
-batch HARM_BATCH, counted from 0.
+driver.py RECIPE [key=value …], with HARM `kill`, `hang`, `term`, `nan` or `full`: it comes to rank HARM_RANK, or to all,
+before its batch HARM_BATCH, counted from 0.
 """
 
 import os
@@ -25,7 +25,10 @@ def step(self, *given, **more):
     if harm and len(seen) == int(os.environ["HARM_BATCH"]) and harmed in (None, str(rank)):
         if harm == "hang":
             time.sleep(3600)
-        if harm == "nan":
+        if harm == "full":  # from the next checkpoint on, where its weights or its optimizer are written
+            name = os.environ["HARM_WHERE"]
+            setattr(CotTrainer, name, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        elif harm == "nan":
             trainer.stage_loss = lambda *given: stage_loss(*given) * float("nan")
         else:
             os.kill(os.getpid(), signal.SIGKILL if harm == "kill" else signal.SIGTERM)

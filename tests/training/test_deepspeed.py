@@ -105,7 +105,7 @@ def assert_same(folder, one, other, part="", atol=1e-4):
     ours, theirs = weights(folder, one, part), weights(folder, other, part)
     assert ours.keys() == theirs.keys()
     assert max(tensor.abs().max() for name, tensor in ours.items() if "lora_B" in name) > 1e-3
-    torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-2)
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-3)
 
 
 FAMILIES = ("llava", "mllama", "t5_vision")
@@ -114,10 +114,13 @@ WEIGHTS = {"float32": (), "bfloat16": ("model.dtype=bfloat16",), "nf4": ("model.
 
 @pytest.fixture(scope="module")
 def stages(recipe, tmp_path_factory):
-    """Every stage on every kind of weights of every family: (folder, what became of each, by family, weights and stage)."""
+    """Every stage on every kind of weights of every family: (folder, what became of each, by family, weights and stage).
+
+    Every row has an image, as for `features`: a step of texts leaves Mllama's cross-attention unused.
+    """
     folder, jobs = tmp_path_factory.mktemp("stages"), {}
     for family in FAMILIES:
-        path, quiet = recipe(family), "training.eval_strategy=no"
+        path, quiet = recipe(family, images=8), "training.eval_strategy=no"
         jobs[f"{family}-plain"] = (path, quiet)
         for kind, keys in WEIGHTS.items():
             jobs |= {f"{family}-{kind}-{stage}": (path, zero(stage), quiet, *keys) for stage in (1, 2, 3)}
@@ -179,7 +182,7 @@ FEATURES = {
         "training.save_strategy=epoch",
         "training.metric_for_best_model=loss",
         "training.num_train_epochs=3",
-        "training.learning_rate=0.3",
+        "training.greater_is_better=true",  # the first, which is not what training ends with
     ),
 }
 
@@ -188,8 +191,8 @@ FEATURES = {
 def features(recipe, tmp_path_factory):
     """(folder, what became of each run) of one launch.
 
-    Every row has an image: what a step leaves unused has no gradient on plain ranks and one of zero under ZeRO, so that
-    AdamW's momentum carries it on.
+    Every row of most has an image: what a step leaves unused has no gradient on plain ranks and one of zero under ZeRO, so
+    that AdamW's momentum carries it on.
     """
     folder, path = tmp_path_factory.mktemp("features"), recipe("llava", images=8)
     jobs = {name: (path, *keys) for name, keys in FEATURES.items()}
@@ -203,6 +206,14 @@ def features(recipe, tmp_path_factory):
     }
     for name, keys in only.items():  # refused under ZeRO-3
         jobs |= {name: (path, *keys), f"{name}-2": (path, *keys, zero(2))}
+    unused = (  # ZeRO-3 itself would take the gradients of the step before for what a step of texts does not use
+        recipe("llava"),
+        "lora.parts=[language_model,vision_encoder,projector]",
+        "training.optim=sgd",
+        "training.learning_rate=1",
+        "training.max_grad_norm=0",
+    )
+    jobs |= {"unused": unused} | {f"unused-{stage}": (*unused, zero(stage)) for stage in ("2", "3", "3_offload")}
     jobs |= {"more-3": (path, zero(3), f"model.adapter={folder}/runs/plain/adapter", NF4)}
     for kind in ("llava", "mllama"):
         jobs |= {
@@ -222,9 +233,9 @@ def test_what_else_a_recipe_asks_for_works_when_sharded(features):
         if stage and plain != "dead":
             assert done[name].get("engines") == [[ENGINE, int(stage[0]), stage[0] == "3"]], (name, done[name])
             if plain in done:
-                assert_same(folder, name, plain)
+                assert_same(folder, name, plain, atol=1e-6 if plain == "unused" else 1e-4)
     evaluated = losses(folder / "runs" / "best", "eval_loss")
-    assert min(evaluated) < evaluated[-1] - 1e-2, "the best is the last, which needs no loading"
+    assert evaluated[0] > evaluated[-1] + 1e-2, "the best is the last, which needs no loading"
     assert losses(folder / "runs" / "more-3")[0] < losses(folder / "runs" / "plain")[0] - 0.05
 
 

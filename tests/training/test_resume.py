@@ -108,14 +108,164 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe, uninterrupted, tmp_path, monke
     assert_same(uninterrupted, left(folder))
 
 
-def test_workers_that_read_ahead_change_nothing(recipe, uninterrupted, tmp_path, monkeypatch):
-    """What they have read when the run is stopped is read again."""
+@pytest.mark.parametrize("after", ["dataloader_num_workers=1", "dataloader_persistent_workers=true"])
+def test_workers_that_read_ahead_change_nothing(recipe, uninterrupted, tmp_path, monkeypatch, after):
+    """What they have read when the run is stopped is read again; nor do they draw from what training draws from."""
     workers = ("training.dataloader_num_workers=2", "training.dataloader_persistent_workers=true")
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         with pytest.raises(KilledError):
             train(recipe(*workers), tmp_path)
-    assert_same(uninterrupted, left(train(recipe("training.dataloader_num_workers=1"), tmp_path)))
+    assert_same(uninterrupted, left(train(recipe("training.dataloader_num_workers=1", f"training.{after}"), tmp_path)))
+
+
+@pytest.mark.parametrize("batches", [5, 8])
+def test_what_was_summed_up_for_the_log_goes_on_too(recipe, tmp_path, monkeypatch, batches):
+    """Logs every three steps, checkpoints every two; and evaluations at the end of an epoch, after its checkpoint."""
+    keys = ("training.logging_steps=3", "training.eval_strategy=epoch", "training.eval_on_start=true")
+    whole = left(train(recipe(*keys), tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches, StoppedError if batches == 5 else KilledError)
+        with pytest.raises((KilledError, StoppedError)):
+            train(recipe(*keys), tmp_path)
+    assert_same(whole, left(train(recipe(*keys), tmp_path)))
+    assert [row["step"] for row in whole["log"] if "eval_loss" in row] == [0, 4, 7]
+
+
+def test_a_run_killed_in_the_evaluation_after_an_epochs_checkpoint_makes_up_for_it(recipe, tmp_path, monkeypatch):
+    """The checkpoint of the step was written before."""
+    keys = ("training.eval_strategy=epoch", "training.per_device_eval_batch_size=1")
+    whole, real = left(train(recipe(*keys), tmp_path / "whole")), CotTrainer.prediction_step
+
+    def step(self, *given, **more):
+        if self.state.global_step >= killed:
+            raise KilledError
+        return real(self, *given, **more)
+
+    for killed in (4, 7):
+        with monkeypatch.context() as patch:
+            patch.setattr(CotTrainer, "prediction_step", step)
+            with pytest.raises(KilledError):
+                train(recipe(*keys), tmp_path)
+        assert max(store.steps(tmp_path / "tiny" / "checkpoints")) == killed
+    assert_same(whole, left(train(recipe(*keys), tmp_path)))
+
+
+def test_sigterm_in_the_last_step_is_heard(recipe, uninterrupted, tmp_path, monkeypatch):
+    """Before the best weights could take the place of the last; what is left to do is done by the next call."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12, StoppedError)
+        with pytest.raises(StoppedError, match="step 7 is saved"):
+            train(recipe(), tmp_path)
+    assert_same(uninterrupted, left(train(recipe(), tmp_path)))
+
+
+def test_ctrl_c_saves_too(recipe, tmp_path, monkeypatch):
+    """And has an exit code of its own."""
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "SIGTERM", signal.SIGINT)
+        stop_after(patch, 2, StoppedError)
+        with pytest.raises(StoppedError, match="stopped by SIGINT: step 1 is saved") as stopped:
+            train(recipe(), tmp_path)
+    assert stopped.value.exit_code == 130
+
+
+def test_a_layer_that_is_seldom_used_is_no_obstacle_to_going_on(recipe, tmp_path, monkeypatch):
+    """Whether all that is trained learns was judged in the first steps; the next may well not use it."""
+    cut_short(recipe(), tmp_path, monkeypatch)
+    monkeypatch.setattr("lora_cot.adapters.liveness.Liveness.check", lambda self: pytest.fail("judged again"))
+    train(recipe(), tmp_path)
+
+
+def test_where_no_checkpoint_can_be_trusted_nothing_is_trained_and_nothing_removed(recipe, tmp_path, monkeypatch):
+    """However often it is tried; what to remove to begin again is said."""
+    cut_short(recipe("training.save_steps=4"), tmp_path, monkeypatch)
+    path = tmp_path / "tiny" / "checkpoints" / "checkpoint-4" / "scheduler.pt"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"there are checkpoints, and none of them can be trusted · to begin again, remove"):
+            train(recipe("training.save_steps=4"), tmp_path)
+    assert (tmp_path / "tiny" / "checkpoints" / "checkpoint-4.damaged" / "optimizer.pt").is_file()
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatch):
+    """Nothing is put aside."""
+    staged = store.begin(tmp_path, 3)
+    (staged / "x").write_text("x")
+    store.commit(staged, {})
+    monkeypatch.setattr(store, "_entry", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(RunError, match="it cannot be read: Input/output error · nothing was changed: try again"):
+        store.newest_good(tmp_path)
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_a_disk_that_is_full_at_the_start_takes_nothing_from_a_stopped_run(recipe, tmp_path, monkeypatch):
+    """Its recipe stays as it was."""
+    cut_short(recipe(), tmp_path, monkeypatch)
+    before = (tmp_path / "tiny" / "recipe.yaml").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            train(recipe(), tmp_path)
+    assert (tmp_path / "tiny" / "recipe.yaml").read_text() == before
+    train(recipe(), tmp_path)
+
+
+def test_too_little_room_for_a_checkpoint_ends_the_run_with_what_it_has(recipe, tmp_path, monkeypatch):
+    """Before anything is written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "check_space", lambda *_: (_ for _ in ()).throw(RunError("no room")))
+        with pytest.raises(TrainingError, match=r"making room for a checkpoint failed after step 2: no room"):
+            train(recipe(), tmp_path)
+    assert not list((tmp_path / "tiny" / "checkpoints").glob("*"))
+    train(recipe(), tmp_path)
+
+
+def test_a_run_that_was_moved_finds_its_best_checkpoint(recipe, tmp_path, monkeypatch):
+    """Whatever its folder is called now."""
+    best = [option for option in BEST if "early" not in option]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        with pytest.raises(KilledError):
+            train(recipe(*best), tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    loaded, real = [], CotTrainer._load_from_checkpoint
+    note = lambda self, folder, model=None: loaded.append(folder) or real(self, folder)  # noqa: E731
+    monkeypatch.setattr(CotTrainer, "_load_from_checkpoint", note)
+    folder = train(recipe(*best), tmp_path / "there")
+    assert loaded[-1] == str(folder / "checkpoints" / "checkpoint-1")
+    shutil.rmtree(folder)
+
+
+def test_a_damaged_best_checkpoint_is_told_before_training_goes_on(recipe, tmp_path, monkeypatch):
+    """Not only at the end."""
+    best = [option for option in BEST if "early" not in option]
+    cut_short(recipe(*best), tmp_path, monkeypatch)
+    (tmp_path / "tiny" / "checkpoints" / "checkpoint-1" / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(CotTrainer, "training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(RunError, match=r"checkpoint-1/adapter_config\.json · the file is not as it was written"):
+        train(recipe(*best), tmp_path)
+
+
+def test_an_adapter_out_of_a_damaged_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
+    """A new run may begin from a checkpoint, which must be whole."""
+    cut_short(recipe(), tmp_path, monkeypatch)
+    folder = tmp_path / "tiny" / "checkpoints" / "checkpoint-4"
+    train(recipe("name=more", f"model.adapter={folder}", "training.max_steps=1"), tmp_path)
+    path = folder / "adapter_model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(RunError, match="the file is not as it was written"):
+        train(recipe("name=other", f"model.adapter={folder}", "training.max_steps=1"), tmp_path)
+
+
+def test_how_long_samples_may_be_decides_what_makes_a_step(recipe, tmp_path, monkeypatch):
+    """It may be corrected where it changes nothing; where other samples are left out, the run is not gone on with."""
+    drop = "training.long_samples=drop"
+    cut_short(recipe(drop, "training.max_length=500"), tmp_path, monkeypatch)
+    with pytest.raises(RunError, match="other samples would make a step than before · take 4 samples a step"):
+        train(recipe(drop, "training.max_length=130"), tmp_path)
+    train(recipe(drop, "training.max_length=400"), tmp_path)
 
 
 @pytest.mark.parametrize("batches", [0, 2, 6, 9])

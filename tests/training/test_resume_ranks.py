@@ -86,6 +86,9 @@ def test_sigterm_saves_within_the_launchers_grace(start, tmp_path, to):
     else:
         process.send_signal(signal.SIGTERM)
     begin = time.monotonic()
+    if to == "all":  # and again, into the saving
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
     said = ends(process, tmp_path, code=1)
     assert time.monotonic() - begin < 25
     assert "stopped by SIGTERM" in said
@@ -161,3 +164,27 @@ def told(folder):
     """Losses and accuracies of a run's log."""
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in row if key.startswith(("loss", "eval_loss", "step", "pass"))} for row in rows]
+
+
+@pytest.mark.parametrize("where", ["_write", "_save_optimizer_and_scheduler"])
+@pytest.mark.parametrize("engine", ["plain", "sharded"])
+def test_a_rank_that_cannot_write_ends_the_run(start, tmp_path, engine, where):
+    """Rank 0 from its second checkpoint on; the others, who may be waiting inside DeepSpeed's own writing, end with it."""
+    sharded = [f"training.deepspeed={ROOT}/ds_configs/zero2.json"] if engine == "sharded" else []
+    harm = {"harm": "full", "harm_rank": 0, "harm_batch": 5, "harm_where": where}
+    begin = time.monotonic()
+    said = ends(start(2, "full", *sharded, "training.eval_strategy=no", **harm), tmp_path, code=1)
+    assert time.monotonic() - begin < 100
+    assert "writing a checkpoint failed after step 4: [Errno 28] No space left on device" in said, said[-3000:]
+    assert "the checkpoint of step 2 is kept; make room if the disk is full" in said
+    assert sorted(path.name for path in (tmp_path / "runs" / "full" / "checkpoints").iterdir()) == ["checkpoint-2"]
+
+
+def test_two_ranks_save_two_hundred_times(start, tmp_path):
+    """After every step, without a race: each is whole when it has its name, and nothing is left over."""
+    keys = ("max_steps=200", "save_steps=1", "gradient_accumulation_steps=1", "eval_strategy=no", "save_total_limit=3")
+    ends(start(2, "often", *(f"training.{key}" for key in keys)), tmp_path)
+    root = tmp_path / "runs" / "often" / "checkpoints"
+    assert sorted(path.name for path in root.iterdir()) == [f"checkpoint-{step}" for step in (198, 199, 200)]
+    for step in (198, 199, 200):
+        assert store.read(root / f"checkpoint-{step}").about["ranks"] == 2

@@ -165,14 +165,7 @@ TABLE = [
     ("zero3", ("lora.init_lora_weights=olora",), {}, "init_lora_weights"),
     ("zero3", ("lora.use_dora=true",), {}, "use_dora · .* drop the section quantization"),
     ("zero3", ("lora.trainable_token_indices=[3]",), {}, "trainable_token_indices · .*zero2"),
-    ("zero1", ("training.auto_find_batch_size=true",), {}, "auto_find_batch_size · .*lora-cot plan"),
     ("zero1", ("training.torch_compile=true",), {}, "torch_compile"),
-    (
-        "zero2",
-        ("training.save_only_model=true", "training.load_best_model_at_end=true", "training.eval_strategy=epoch"),
-        {},
-        "save_only_model",
-    ),
 ]
 
 
