@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lora_cot.checkpoints.store import replace_text
 from lora_cot.recipe import Recipe, dump
 
 FILE = "card.json"
@@ -32,9 +33,7 @@ class Facts:
 
     def write(self, folder: Path) -> None:
         """Keep it in an adapter's folder; the file appears whole or not at all."""
-        staged = folder / f"{FILE}.tmp"
-        staged.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        staged.replace(folder / FILE)
+        replace_text(folder / FILE, json.dumps(asdict(self)) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Facts | None:

@@ -45,11 +45,11 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         how: dict[str, Any] = {"split": told.split, "limit": told.limit, "data": told.data, "search": search}
         report = evaluate(str(folder), told.benchmark, output=folder / ANSWERS, **how)
         _keep_written(recipe, folder, report.split)
+        add_evaluation(folder / "adapter", report.to_json())  # before what says that it was measured
         text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
         staged = folder / f"{REPORT}.tmp"
         staged.write_text(text + "\n", encoding="utf-8")
         staged.rename(folder / REPORT)
-        add_evaluation(folder / "adapter", report.to_json())
         rows = [f"{name}  {value}" for name, value in report.summary.lines()]
         print(f"{report.benchmark} {report.split}", *rows, sep="\n", file=sys.stderr)
     return folder
