@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all check format
+.PHONY: demo test test-all test-vllm check format
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +22,12 @@ test: $(VENV)/installed
 
 test-all: test
 	$(BIN)/pip install -q -c constraints.txt -e '.[deepspeed]'
-	$(BIN)/python -m pytest -q -m 'slow and not gpu'
+	$(BIN)/python -m pytest -q -m 'slow and not gpu and not vllm'
+
+# VLLM_SERVE is a program that serves a model in an environment of its own: $(VLLM_SERVE) FOLDER PORT.
+test-vllm: $(VENV)/installed
+	@test -n "$(VLLM_SERVE)" || { echo "set VLLM_SERVE to a program that serves a model: VLLM_SERVE FOLDER PORT"; exit 2; }
+	VLLM_SERVE="$(VLLM_SERVE)" $(BIN)/python -m pytest -q -m vllm tests/vllm
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ ORDER = [
     "validation",
     "adapters",
     "checkpoints",
-    "engines",
+    "engines cards",
     "search",
     "training merging annotation",
     "evaluation planning publishing options",

@@ -181,6 +181,7 @@ def save_adapter(backbone: Backbone, recipe: Recipe, folder: Path, initial: Path
     backbone.model.save_pretrained(staged, **keys)
     save_processor(backbone, staged)
     write_recipe(recipe, staged)
+    (staged / "README.md").unlink(missing_ok=True)  # PEFT's, which is empty of all that matters: see `cards`
     make_durable(staged)
     shutil.rmtree(folder, ignore_errors=True)
     staged.rename(folder)

@@ -36,7 +36,7 @@ MODEL_FILES = (
     INDEX,
     "merge_report.json",
 )
-PROSE = ("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*", "loss.png", "loss.svg")
+PROSE = ("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*", "loss*.png", "card.json")
 """For people: a model opens without them."""
 VISION_ENCODER = "vision_encoder"
 """Folder inside a T5's of what makes its features, where that is none of the hub's."""

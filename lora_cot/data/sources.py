@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,18 +60,46 @@ def _read_either(whole: Callable[[], Sample], answer: Callable[[], Sample], cot_
         return replace(sample, exchanges=tuple(exchanges))
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe's data."""
+
+    train: list[Sample]
+    held_out: list[Sample]
+    used: dict[str, list[int]]
+    """Rows of each source, in the recipe's order, as often as its weight takes them: of data.train and data.eval by `train`
+    and `eval`; `held_out` of data.train, where those are kept back."""
+
+
 def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
     """What is trained on, and what is held out, by the recipe's section.
 
     Raises:
         DataError: the problems of a source; or held_out leaves nothing to train on.
     """
-    samples, mixed = _load(section.train, cot_format, seed)
+    loaded = load_counted(section, cot_format, seed)
+    return loaded.train, loaded.held_out
+
+
+def load_counted(section: DataSection, cot_format: CotFormat, seed: int = 0) -> Loaded:
+    """The same as `load_data`, with how many rows each source gave."""
+    samples, mixed, counts = _load(section.train, cot_format, seed)
     if section.held_out is None:
-        return [samples[number] for number in mixed], load_mixture(section.eval, cot_format, seed)
+        held, others, of_eval = _load(section.eval, cot_format, seed)
+        used = {"train": _by_source(mixed, counts), "eval": _by_source(others, of_eval)}
+        return Loaded([samples[number] for number in mixed], [held[number] for number in others], used)
     chosen = keep_back(mixed, section.held_out, seed)
     kept = set(chosen)
-    return [samples[number] for number in mixed if number not in kept], [samples[number] for number in chosen]
+    left = [number for number in mixed if number not in kept]
+    used = {"train": _by_source(left, counts), "held_out": _by_source(chosen, counts)}
+    return Loaded([samples[number] for number in left], [samples[number] for number in chosen], used)
+
+
+def _by_source(numbers: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """How many of the rows are of each source."""
+    ends = list(itertools.accumulate(counts))
+    found = Counter(bisect_right(ends, number) for number in numbers)
+    return [found[source] for source in range(len(counts))]
 
 
 def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -> list[Sample]:
@@ -83,11 +113,11 @@ def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -
     Raises:
         DataError: the problems of a source, with its place in the list.
     """
-    samples, mixed = _load(sources, cot_format, seed)
+    samples, mixed, _ = _load(sources, cot_format, seed)
     return [samples[number] for number in mixed]
 
 
-def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[list[Sample], list[int]]:
+def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[list[Sample], list[int], list[int]]:
     samples: list[Sample] = []
     counts = []
     for number, source in enumerate(sources):
@@ -98,7 +128,7 @@ def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[lis
             raise error.at(f"data source {number} ({source.source})") from None
         samples += found
         counts.append(len(found))
-    return samples, mixture(counts, sources, seed)
+    return samples, mixture(counts, sources, seed), counts
 
 
 def mixture(counts: Sequence[int], sources: Sequence[Any], seed: int = 0) -> list[int]:

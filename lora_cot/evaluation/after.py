@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from lora_cot.cards.card import add_evaluation
 from lora_cot.checkpoints.folders import WRITTEN, is_finished, run_folder
 from lora_cot.evaluation.run import check_questions, evaluate
 from lora_cot.recipe import Recipe
@@ -44,6 +45,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         how: dict[str, Any] = {"split": told.split, "limit": told.limit, "data": told.data, "search": search}
         report = evaluate(str(folder), told.benchmark, output=folder / ANSWERS, **how)
         _keep_written(recipe, folder, report.split)
+        add_evaluation(folder / "adapter", report.to_json())  # before what says that it was measured
         text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
         staged = folder / f"{REPORT}.tmp"
         staged.write_text(text + "\n", encoding="utf-8")

@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
+from lora_cot.cards.card import write_merged_card
+from lora_cot.cards.facts import Facts
+from lora_cot.cards.support import SUPPORT
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
@@ -21,39 +24,15 @@ from lora_cot.data.sources import load_data
 from lora_cot.errors import MergeError, Problem, RunError, nearest
 from lora_cot.formats import CotFormat
 from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
+from lora_cot.merging.plan import Plan
+from lora_cot.merging.report import MergeReport, bound_of, lines
 from lora_cot.merging.staging import begin, check_room, fingerprint, staged
-from lora_cot.merging.verify import Agreement, Recorded, compare, record
+from lora_cot.merging.verify import Probes, Recorded, choose_probes, compare, record
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import ModelSection
 from lora_cot.types import Sample
 
-PROBES = 64
-"""Held-out samples that a merge is verified on."""
-LEAST_AGREEMENT = {"float32": 0.999, "bfloat16": 0.98, "float16": 0.98}
-"""Share of tokens that must agree between adapter and merged model, by the precision of the merged weights."""
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge was measured to be."""
-
-    folder: str
-    base: str
-    onto: Onto
-    """full: the base's own weights. dequantized: what the 4-bit weights stand for that the adapter was trained on."""
-    dtype: str
-    probes: int
-    """Held-out samples; 0 if nothing was measured."""
-    adapter_vs_merged: Agreement | None
-    """On the same base weights: the merge's own error."""
-    base_vs_merged: Agreement | None
-    """How far the adapter moved the base; no difference means that there was nothing to merge."""
-    trained_vs_merged: Agreement | None
-    """Against the adapter on the quantised base it was trained on: the drift that merging a QLoRA brings. None if the
-    base was not quantised."""
-    losses: Mapping[str, float] | None
-    """Mean loss of a token of the gold answers, of each model that was measured: by what it was merged onto; `adapter`
-    is the model as it was trained."""
+__all__ = ["MergeReport", "lines", "merge"]
 
 
 @dataclass(frozen=True)
@@ -100,22 +79,19 @@ def merge(
     output = output or _beside(Path(run), adapter)
     recipe = saved_recipe(adapter)
     ways = _ways(recipe, onto, verify)
-    samples = _probes(recipe) if verify else []
+    samples = _held_out(recipe) if verify else None
     with staged(output) as staging:
         sources = pass_folders(adapter, recipe)
         ready = {(name, way): make_ready(recipe, folder, way) for name, folder in sources.items() for way in ways}
         plans = [one.plan for one in ready.values()]
+        _check_changes(plans)
         begin(staging, fingerprint(plans, _quantization(recipe)))
         check_room(staging, plans)
         for (name, way), one in ready.items():
             write_model(one, recipe, pass_folders(staging / way, recipe)[name])
-        reports = []
-        for one_pass, (name, source) in zip(recipe.format.build().passes, sources.items(), strict=True):
-            made = {way: (ready[name, way], pass_folders(staging / way, recipe)[name]) for way in ways}
-            measured, trained = _measure(recipe, source, one_pass, samples, made) if verify else ({}, None)
-            report = _report(recipe, source, made, measured, trained, len(samples))
-            reports.append(_keep(report, made[report.onto][1], pass_folders(staging / "kept", recipe)[name]))
+        reports = _compare(recipe, sources, samples, ready, staging)
         write_recipe(recipe, staging / "kept")
+        write_merged_card(staging / "kept", recipe, Facts.read(adapter), [asdict(report) for report in reports])
         make_durable(staging / "kept")
         (staging / "kept").rename(output)
     return [
@@ -128,6 +104,29 @@ def _beside(run: Path, adapter: Path) -> Path:
     if not run.exists():
         return Path(run.name.partition("@")[0] + "-merged")
     return run / "merged" if adapter != run else adapter.with_name(adapter.name + "-merged")
+
+
+def _compare(
+    recipe: Recipe,
+    sources: Mapping[str, Path],
+    samples: Sequence[Sample] | None,
+    ready: Mapping[tuple[str, Onto], Ready],
+    staging: Path,
+) -> list[MergeReport]:
+    """Measure what was written, and keep of each pass one model; a report of each.
+
+    Raises:
+        MergeError: one is not the adapter's model.
+    """
+    ways: tuple[Onto, ...] = tuple(dict.fromkeys(way for _, way in ready))
+    reports = []
+    for one_pass, (name, source) in zip(recipe.format.build().passes, sources.items(), strict=True):
+        made = {way: (ready[name, way], pass_folders(staging / way, recipe)[name]) for way in ways}
+        probes = None if samples is None else choose_probes(samples, recipe, one_pass)
+        measured, trained = _measure(recipe, source, one_pass, probes, made) if probes else ({}, None)
+        report = _report(recipe, source, made, measured, trained, probes)
+        reports.append(_keep(report, made[report.onto][1], pass_folders(staging / "kept", recipe)[name]))
+    return reports
 
 
 def _ways(recipe: Recipe, onto: str, verify: bool) -> tuple[Onto, ...]:
@@ -151,12 +150,29 @@ def _quantization(recipe: Recipe) -> dict[str, Any] | None:
     return {**recipe.quantization.model_dump(mode="json"), "dtype": recipe.model.dtype}
 
 
-def _probes(recipe: Recipe) -> list[Sample]:
+def _check_changes(plans: Sequence[Plan]) -> None:
+    """See that adapters change something, by their tensors alone.
+
+    Raises:
+        MergeError: one changes nothing.
+    """
+    for plan in plans:
+        low = [change.low_rank for change in plan.adapter.changes.values()]
+        other = any(change.replaced or change.term or change.rows for change in plan.adapter.changes.values())
+        if not other and not any(one and (one.magnitude or plan.adapter.file.values(one.b).any()) for one in low):
+            raise _nothing(plan.adapter.file.path.parent)
+
+
+def _nothing(adapter: Path) -> MergeError:
+    return MergeError(Problem(str(adapter), "the merged model would equal its base: the adapter changes nothing"))
+
+
+def _held_out(recipe: Recipe) -> list[Sample]:
     samples, held_out = load_data(recipe.data, recipe.format.build())
     samples = held_out or samples
     if not samples:
         raise MergeError(Problem("data.eval", "no sample to verify the merge on", "the recipe must name data"))
-    return samples[:PROBES]
+    return samples
 
 
 def _keep(report: MergeReport, source: Path, target: Path) -> MergeReport:
@@ -164,7 +180,8 @@ def _keep(report: MergeReport, source: Path, target: Path) -> MergeReport:
     shutil.rmtree(target, ignore_errors=True)  # an earlier call may have been stopped here
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
-    (target / "merge_report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    values = {key: value for key, value in asdict(report).items() if key != "folder"}  # it says where it is itself
+    (target / "merge_report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return report
 
 
@@ -173,24 +190,24 @@ Made = Mapping[Onto, tuple[Ready, Path]]
 
 
 def _measure(
-    recipe: Recipe, adapter: Path, cot_format: CotFormat, samples: Sequence[Sample], made: Made
+    recipe: Recipe, adapter: Path, cot_format: CotFormat, probes: Probes, made: Made
 ) -> tuple[dict[Onto, Measured], Recorded | None]:
     """Records of each merged model with those of what it was made of; and of the model as it was trained, if quantised."""
-    pixels, like, found = recipe.data.max_pixels, None, {}
+    like, found = None, {}
     for way, (_, folder) in made.items():
         tuned = _as_trained(recipe, adapter, way == "dequantized")
-        with_adapter = record(tuned, cot_format, samples, pixels, like)
+        with_adapter = record(tuned, cot_format, probes, like)
         like = like or with_adapter
         with tuned.model.disable_adapter():
-            base = record(tuned, cot_format, samples, pixels, like)
+            base = record(tuned, cot_format, probes, like, answers=False)
         del tuned
         gc.collect()
-        merged = load_backbone(ModelSection(base=str(folder)))
-        found[way] = Measured(with_adapter, base, record(merged, cot_format, samples, pixels, like))
+        merged = load_backbone(ModelSection(base=str(folder), dtype=recipe.model.dtype))  # as `open_model` does
+        found[way] = Measured(with_adapter, base, record(merged, cot_format, probes, like))
         del merged
     if recipe.quantization is None or "dequantized" in found:
         return found, found["dequantized"].adapter if "dequantized" in found else None
-    return found, record(_as_trained(recipe, adapter, True), cot_format, samples, pixels, like)
+    return found, record(_as_trained(recipe, adapter, True), cot_format, probes, like)
 
 
 def _as_trained(recipe: Recipe, adapter: Path, quantized: bool) -> Backbone:
@@ -199,7 +216,12 @@ def _as_trained(recipe: Recipe, adapter: Path, quantized: bool) -> Backbone:
 
 
 def _report(
-    recipe: Recipe, adapter: Path, made: Made, measured: Mapping[Onto, Measured], trained: Recorded | None, probes: int
+    recipe: Recipe,
+    adapter: Path,
+    made: Made,
+    measured: Mapping[Onto, Measured],
+    trained: Recorded | None,
+    probes: Probes | None,
 ) -> MergeReport:
     """The report of the model that is kept: the one of the lower loss.
 
@@ -208,36 +230,20 @@ def _report(
     """
     kept = min(made, key=lambda way: measured[way].merged.loss) if measured else next(iter(made))
     ready, folder = made[kept]
-    if not measured:
-        return MergeReport(str(folder), recipe.model.base, kept, ready.dtype, 0, None, None, None, None)
+    engines = SUPPORT[ready.family.name].to_json()
+    about = (str(folder), recipe.model.base, ready.family.name, kept, ready.dtype)
+    if probes is None:
+        return MergeReport(*about, 0, 0, None, bound_of(ready.dtype), None, None, None, False, engines)
     records = measured[kept]
     own, moved = compare(records.adapter, records.merged), compare(records.base, records.merged)
-    least = LEAST_AGREEMENT[ready.dtype]
-    if own.top1_agreement < least:
-        what = f"adapter and merged model agree on {own.top1_agreement:.2%} of {own.tokens} tokens"
-        raise MergeError(Problem(str(adapter), what, f"at least {least:.1%} is needed; nothing was written"))
+    bound = bound_of(ready.dtype, records.adapter.dtype, records.merged.dtype)
+    if broken := [Problem(str(adapter), what) for what in bound.broken(own)]:
+        told = Problem(str(adapter), f"the merged model ({ready.dtype}) is not the adapter's model", "nothing was written")
+        raise MergeError([*broken, told])
     if moved.max_logit_difference == 0:
-        raise MergeError(Problem(str(adapter), "the merged model equals its base: the adapter changes nothing"))
+        raise _nothing(adapter)
     drift = compare(trained, records.merged) if trained else None
     losses: dict[str, float] = {way: one.merged.loss for way, one in measured.items()}
     losses["adapter"] = (trained or records.adapter).loss
-    return MergeReport(str(folder), recipe.model.base, kept, ready.dtype, probes, own, moved, drift, losses)
-
-
-def lines(report: MergeReport) -> list[tuple[str, Any]]:
-    """The report as rows for people."""
-    what = {"full": "its own weights", "dequantized": "its dequantised 4-bit weights"}[report.onto]
-    rows = [("merged into", f"{report.base}, {what} ({report.dtype})"), ("folder", report.folder)]
-    if report.losses:
-        rows.append(("loss on gold answers", ", ".join(f"{name} {loss:.4f}" for name, loss in report.losses.items())))
-    names = ("adapter = merged", "base ≠ merged", "drift from the quantised base")
-    found = (report.adapter_vs_merged, report.base_vs_merged, report.trained_vs_merged)
-    rows += [(name, _words(agreement)) for name, agreement in zip(names, found, strict=True) if agreement]
-    return rows if report.probes else [*rows, ("verified", "no: nothing was loaded")]
-
-
-def _words(agreement: Agreement) -> str:
-    return (
-        f"{agreement.top1_agreement:.2%} of {agreement.tokens} tokens agree, logits differ by at most "
-        f"{agreement.max_logit_difference:.2g}"
-    )
+    counts = (len(probes.samples), probes.with_images)
+    return MergeReport(*about, *counts, own, bound, moved, drift, losses, True, engines)

@@ -48,13 +48,28 @@ def image_uri(image: PILImage.Image) -> str:
 
 def line_plot(title: str, x: str, y: str, lines: Sequence[Line]) -> str:
     """An SVG of lines over steps, with a description for screen readers; empty if no line has a point."""
+    from markupsafe import Markup, escape
+
+    svg = _drawn("svg", title, x, y, lines).decode()
+    if not svg:
+        return ""
+    ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines if line.points)
+    label = escape(f"{title}. {ends}.")
+    return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704
+
+
+def line_picture(title: str, x: str, y: str, lines: Sequence[Line]) -> bytes:
+    """The same as a PNG, for places that show no SVG."""
+    return _drawn("png", title, x, y, lines)
+
+
+def _drawn(kind: str, title: str, x: str, y: str, lines: Sequence[Line]) -> bytes:
     lines = [line for line in lines if line.points]
     if not lines:
-        return ""
+        return b""
     import matplotlib
 
     matplotlib.use("svg")
-    from markupsafe import Markup, escape
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lora_cot", "font.size": 9}):
@@ -72,10 +87,7 @@ def line_plot(title: str, x: str, y: str, lines: Sequence[Line]) -> str:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
         pyplot.close(figure)
-    svg = buffer.getvalue()
-    ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines)
-    label = escape(f"{title}. {ends}.")
-    return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704
+    return buffer.getvalue()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lora_cot.cards.licences import licence_of, name_problem
 from lora_cot.checkpoints.layout import (
     ADAPTER_CONFIG,
     INDEX,
@@ -99,6 +100,9 @@ def push(folder: str | Path, repo: str, public: bool = False, dry_run: bool = Fa
 
     token = get_token()
     contents = gather(folder, token)
+    base = contents.recipe.model
+    if ill_named := name_problem(licence_of(base.base, base.revision), repo):
+        contents = replace(contents, notes=(*contents.notes, ill_named))
     hub = Hub(repo, token)
     with connected():
         if dry_run:

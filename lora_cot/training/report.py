@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_cot.adapters.lora import PartReport
+from lora_cot.cards.card import write_adapter_card
+from lora_cot.cards.facts import Facts, hub_data
 from lora_cot.checkpoints.store import replace_text
 from lora_cot.data.images import open_image
 from lora_cot.formats import CotFormat
@@ -77,6 +79,14 @@ class RunReport:
     passes: Sequence[PassReport]
     shown: Sequence[ShownSample]
     peak_memory_gb: float
+    family: str
+    data: Mapping[str, Any]
+    """What the card tells of it: see `Facts`."""
+
+    def facts(self) -> Facts:
+        """What the adapter's card tells of the training."""
+        passes = [one.numbers() for one in self.passes]
+        return Facts(self.family, {**self.data, "hub": hub_data(self.recipe)}, passes, _device(), self.peak_memory_gb)
 
     def numbers(self) -> dict[str, Any]:
         """The figures of report.json."""
@@ -90,8 +100,17 @@ class RunReport:
         }
 
 
+def _device() -> str:
+    import platform
+
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"a CPU ({platform.machine()})"
+
+
 def write_report(report: RunReport, folder: Path) -> None:
-    """Write report.html, and then report.json, which says that the run is finished, into the run's folder."""
+    """Write the adapter's card, report.html, and then report.json, which says that the run is finished."""
+    write_adapter_card(folder / "adapter", report.facts())
     page = render(
         "run.html",
         title=f"Run {report.recipe.name}",

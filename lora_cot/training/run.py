@@ -15,6 +15,7 @@ from lora_cot.adapters.lora import attach, detach, load_adapter, report
 from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import load_backbone, load_processor
 from lora_cot.backbones.zero import splits_on_load, whole
+from lora_cot.cards.support import SUPPORT
 from lora_cot.checkpoints.folders import (
     LOG_FILE,
     PASSES,
@@ -30,7 +31,7 @@ from lora_cot.checkpoints.store import MANIFEST
 from lora_cot.checkpoints.store import read as read_checkpoint
 from lora_cot.data.collate import Collator
 from lora_cot.data.lengths import Kept, keep_fitting
-from lora_cot.data.sources import load_data
+from lora_cot.data.sources import Loaded, load_counted
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
@@ -79,11 +80,13 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         passes = recipe.format.build().passes
         arguments = [sft_config(recipe, folder, family, one) for one in passes]  # what is wrong there is said at once
         family.encoder(processor, recipe.format.build())
-        samples, held_out = _load_data(recipe)
+        loaded = _load_data(recipe)
+        samples, held_out = loaded.train, loaded.held_out
         if len(passes) > 1:
             _check_passes(recipe, family, processor, (samples, held_out), arguments[0].dataloader_num_workers)
         start = find_start(folder, goes_on, recipe, (samples, held_out), arguments[0])
         backbone = load_backbone(recipe.model, stored(recipe, family))
+        show(f"once merged, it can be served by: {SUPPORT[family.name].line()}")
         cot_format = recipe.format.build().spelled(backbone.family.tag_style)
         with state.local_main_process_first():
             backbone.prepare([*samples, *held_out], recipe.data.max_pixels)
@@ -102,7 +105,8 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         after = answer_freely(backbone, cot_format, shown, recipe)
         if state.is_main_process:
             pairs = [ShownSample(*triple) for triple in zip(shown, before, after, strict=True)]
-            write_report(RunReport(recipe, done, pairs, peak_memory_gb()), folder)
+            about = {"sha256": start.about["inputs"]["data"], "used": loaded.used}
+            write_report(RunReport(recipe, done, pairs, peak_memory_gb(), family.name, about), folder)
         state.wait_for_everyone()
         return folder
 
@@ -184,14 +188,14 @@ def _seed(recipe: Recipe) -> int:
     return int(recipe.training.library.get("seed", 0))
 
 
-def _load_data(recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
+def _load_data(recipe: Recipe) -> Loaded:
     cot_format = recipe.format.build()
-    samples, held_out = load_data(recipe.data, cot_format)
-    check_gold(samples, "data.train", cot_format)
-    check_gold(held_out, "data.eval", cot_format)
-    if not samples:
+    loaded = load_counted(recipe.data, cot_format)
+    check_gold(loaded.train, "data.train", cot_format)
+    check_gold(loaded.held_out, "data.eval", cot_format)
+    if not loaded.train:
         raise DataError(Problem("data.train", "there is nothing to train on", "name at least one source"))
-    return samples, held_out
+    return loaded
 
 
 def _adapted(recipe: Recipe, backbone: Backbone, place: str) -> Backbone:

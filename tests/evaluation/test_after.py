@@ -34,7 +34,7 @@ def test_a_run_is_measured_when_it_is_trained(recipe, tmp_path):
     written = [json.loads(line) for line in (folder / "written" / "rationale" / "test.jsonl").read_text().splitlines()]
     assert written == [{"id": row["id"], "output": row["stages"].get("RATIONALE", "")} for row in answers]
     assert any(row["output"] for row in written)
-    with pytest.raises(RunError, match="there is a run in this folder already"):
+    with pytest.raises(RunError, match="there is a finished run in this folder already"):
         train(recipe, tmp_path)
 
 

@@ -47,7 +47,10 @@ def test_the_commit_of_the_recipe(published, cache, tmp_path, revision):
     assert (report["onto"], report["probes"], report["base"]) == ("full", 0, "somebody/base")
     folder = tmp_path / "adapter-merged"
     there = {path.name for path in folder.iterdir()}
-    assert {"LICENSE.txt", "tokenizer.json", "config.json"} <= there and "README.md" not in there
+    assert {"LICENSE.txt", "tokenizer.json", "config.json"} <= there
+    card = (folder / "README.md").read_text()
+    assert "a card that is not ours" not in card and "base_model: somebody/base" in card
+    assert "license_link: LICENSE.txt" in card
     base = tensors_of(cache / "models--somebody--base" / "snapshots" / COMMITS["old" if revision else "main"])
     merged = tensors_of(folder)
     assert base.keys() == merged.keys()

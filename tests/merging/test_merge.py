@@ -43,7 +43,9 @@ def test_the_report_says_what_was_measured(run, merged):
     assert merged.adapter_vs_merged.top1_agreement == 1.0
     assert merged.adapter_vs_merged.tokens > 100
     assert merged.base_vs_merged.max_logit_difference > 1e-2
-    assert merged.trained_vs_merged.max_logit_difference > 10 * merged.adapter_vs_merged.max_logit_difference
+    drift = merged.trained_vs_merged
+    assert drift.kl > 1e3 * merged.adapter_vs_merged.kl and drift.questions == 6  # reported, and no reason to refuse
+    assert drift.max_logit_difference > 10 * merged.adapter_vs_merged.max_logit_difference
     assert json.loads((run / "merged" / "merge_report.json").read_text())["base"] == merged.base
 
 
@@ -105,7 +107,7 @@ def test_a_merge_that_went_wrong_is_refused(run, tmp_path, monkeypatch):
         return backbone
 
     monkeypatch.setattr(merging, "load_backbone", spoiled)
-    with pytest.raises(MergeError, match=r"agree on .* of \d+ tokens · at least 99.9%"):
+    with pytest.raises(MergeError, match=r"agree on .* of \d+ tokens, and must on 99.9%"):
         merge(adapter, onto="full")
     assert nothing_written(tmp_path)
 

@@ -124,8 +124,8 @@ def test_auto_keeps_the_lower_loss(make_base, tmp_path, monkeypatch, better):
     adapter = run_of(make_base("llava"), tmp_path, quantization=section())
     taken = merging.record
 
-    def record(backbone, *arguments):
-        found = taken(backbone, *arguments)
+    def record(backbone, *arguments, **keys):
+        found = taken(backbone, *arguments, **keys)
         return replace(found, loss=1.0) if f"/{better}" in backbone.base else found
 
     monkeypatch.setattr(merging, "record", record)

@@ -145,9 +145,13 @@ def test_what_a_later_pass_would_stop_at_is_told_before_the_first(two_stage, tmp
 def test_ids_that_two_sources_share_matter_only_where_they_are_handed_on(two_stage, tmp_path, monkeypatch):
     """Of training rows only with predicted rationales; and it is told before the first pass."""
     monkeypatch.setattr(run, "_run_pass", lambda *_: (_ for _ in ()).throw(StoppedError))
-    real = run.load_data
-    twins = lambda *given: ([*(found := real(*given))[0], replace(found[0][1], id=found[0][0].id)], found[1])  # noqa: E731
-    monkeypatch.setattr(run, "load_data", twins)
+    real = run.load_counted
+
+    def twins(*given):
+        found = real(*given)
+        return replace(found, train=[*found.train, replace(found.train[1], id=found.train[0].id)])
+
+    monkeypatch.setattr(run, "load_counted", twins)
     with pytest.raises(StoppedError):
         run.train(two_stage(), tmp_path / "gold")
     with pytest.raises(DataError, match=r"data\.train · .*two samples have this id"):

@@ -1,0 +1,81 @@
+"""What a card tells of how a model came to be: kept beside the adapter, which is then enough to write the card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from lora_cot.checkpoints.store import replace_text
+from lora_cot.recipe import Recipe, dump
+
+FILE = "card.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a training. No path and no text of its data is in here."""
+
+    family: str
+    data: Mapping[str, Any]
+    """`sha256` of all samples, in order; `used`, see `data.sources.Loaded`; `hub`, ids of data sets."""
+    passes: Sequence[Mapping[str, Any]]
+    """How each adapter was trained, as in report.json."""
+    device: str
+    peak_memory_gb: float
+    evaluation: Mapping[str, Any] | None = None
+    """Of a benchmark, as in evaluation.json."""
+
+    def write(self, folder: Path) -> None:
+        """Keep it in an adapter's folder; the file appears whole or not at all."""
+        replace_text(folder / FILE, json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Facts | None:
+        """What `write` kept; None if there is nothing that can be read."""
+        try:
+            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def measured(self, evaluation: Mapping[str, Any]) -> Facts:
+        """The same, with the figures of a benchmark."""
+        kept = ("benchmark", "split", "strategy", "accuracy", "groups", "format_validity", "unanswered", "left_out", "rouge_l")
+        return replace(self, evaluation={key: evaluation.get(key) for key in kept})
+
+
+def shown(value: str) -> str:
+    """A name or path without what is private: of an absolute path, its last part."""
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", value):
+        return PureWindowsPath(value).name
+    return PurePosixPath(value.removeprefix("file://")).name if re.match(r"/|~|file://", value) else value
+
+
+def shown_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, without keys that are not set and without private paths."""
+    return yaml.safe_dump(_shown(yaml.safe_load(dump(recipe))), sort_keys=False, allow_unicode=True)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(one) for key, one in value.items() if one is not None and one != {}}
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return shown(value) if isinstance(value, str) else value
+
+
+def hub_data(recipe: Recipe) -> list[str]:
+    """Ids of the data sets that came from the hub; asked where the data are, for a folder may be called like one."""
+    sources = [s for s in (*recipe.data.train, *recipe.data.eval) if s.source in ("messages", "scienceqa", "aokvqa")]
+    paths = dict.fromkeys(str(source.path) for source in sources)
+    return [path for path in paths if is_hub_id(path) and not path.endswith((".json", ".jsonl", ".parquet"))]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it is OWNER/NAME on the hub, and no folder here and no miniature."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not name.startswith("mini/") and not Path(name).exists()

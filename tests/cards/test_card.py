@@ -1,0 +1,184 @@
+"""Cards: what the hub reads of them, licences, and texts that others wrote."""
+
+import re
+
+import pytest
+import yaml
+
+from lora_cot.cards.card import add_evaluation, write_adapter_card
+from lora_cot.cards.facts import Facts, hub_data, shown
+from lora_cot.cards.licences import licence_of, name_problem
+from lora_cot.cards.markdown import text
+from lora_cot.checkpoints.folders import write_recipe
+from lora_cot.data.sources import load_counted
+from lora_cot.formats import FORMATS
+from lora_cot.recipe.schema import DataSection, Recipe
+
+PASS = {
+    "name": "four_stage",
+    "steps": 2,
+    "seconds": 3.0,
+    "last": {"loss": 1.5},
+    "evaluations": [{"step": 2, "eval_loss": 1.25, "eval_accuracy": 0.5}],
+    "dropped": ["a", "b"],
+    "parts": [{"trained": 1200}],
+    "history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}],
+}
+DATA = {"sha256": "ab" * 32, "used": {"train": [7], "eval": []}, "hub": ["owner/data"]}
+FACTS = Facts("llava", DATA, [PASS], "a GPU", 3.25)
+EVIL = 'x"]: [*a*](javascript:alert(1)) <script>alert(1)</script> | `code` \n---\nlicense: mit\n# big ``` ~~~ {{ y }}'
+
+
+def card(tmp_path, facts=FACTS, **sections):
+    values = {"name": "run", "model": {"base": "llava-hf/llava-1.5-7b-hf"}} | sections
+    write_recipe(Recipe.model_validate(values), tmp_path)
+    write_adapter_card(tmp_path, facts)
+    written = (tmp_path / "README.md").read_text()
+    front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", written, re.DOTALL).groups()
+    return yaml.safe_load(front), body
+
+
+def test_what_the_hub_reads(tmp_path):
+    """Base, relation, task, licence, data sets of the hub; nothing that is not known."""
+    data = {"train": [{"source": "messages", "path": "owner/data"}, {"source": "jsonl", "path": "/home/me/rows.jsonl"}]}
+    front, body = card(tmp_path, data=data)
+    assert front == {
+        "base_model": "llava-hf/llava-1.5-7b-hf",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "image-text-to-text",
+        "license": "llama2",
+        "datasets": ["owner/data"],
+        "tags": ["lora_cot", "lora", "chain-of-thought", "visual-question-answering"],
+    }
+    assert "/home" not in body and "| train | messages | owner/data | train | 7 |" in body
+    assert "| train | jsonl | rows.jsonl |  | not recorded |" in body
+    assert (
+        f"SHA-256 `{'ab' * 32}`" in body and "2 samples were left out" in body and "| four\\_stage | accuracy | 0.5 |" in body
+    )
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG") and "](loss.png)" in body
+
+
+def test_a_benchmark_takes_the_place_of_the_last_evaluation(tmp_path):
+    """Written later, from the adapter's folder alone."""
+    card(tmp_path)
+    share = {"correct": 3, "total": 4, "accuracy": 0.75, "interval": (0.3, 0.95)}
+    add_evaluation(
+        tmp_path,
+        {"benchmark": "shapes", "split": "test", "strategy": "greedy", "accuracy": share, "groups": {"two steps": share},
+         "format_validity": share, "unanswered": 1, "model": "/home/me/runs"},
+    )  # fmt: skip
+    body = (tmp_path / "README.md").read_text()
+    assert "| two steps | 75.0% \\[30.0%, 95.0%\\] of 4 |" in body and "eval" not in body.split("## Evaluation")[1]
+    assert "/home/me" not in (tmp_path / "card.json").read_text()
+
+
+def without_code(body):
+    """A card's text outside of fences, which end where they begin with as many marks."""
+    return re.sub(r"^(`{3,})[^\n`]*\n.*?\n\1$", "", body, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("evil", [EVIL, EVIL.replace("\n", " "), "'''\"\"\"\\", "\u202e<img src=x onerror=alert(1)>"])
+def test_texts_do_no_harm(tmp_path, evil):
+    """Paths, names and stages of a recipe with markdown, HTML or YAML in them are shown as they are."""
+    stages = [{"name": "A", "cue": evil}, {"name": "B", "cue": evil, "is_answer": True}]
+    sections = {
+        "format": {"name": evil, "stages": stages, "split": True},
+        "data": {"train": [{"source": "jsonl", "path": evil}, {"source": "messages", "path": evil}]},
+        "model": {"base": f"owner/{evil}", "revision": evil},
+    }
+    front, body = card(tmp_path, Facts("llava", FACTS.data, [{**PASS, "name": "a"}], evil, 1.0), **sections)
+    assert set(front) == {"library_name", "pipeline_tag", "datasets", "tags"}
+    outside = without_code(body)
+    assert set(re.findall(r"<[^>]*>", outside)) == {"<details>", "<summary>", "</summary>", "</details>"}
+    assert re.findall(r"(?<!\\)\]\((.*?)\)", outside) == ["loss.png"]
+    assert "\n---\n" not in outside and "\u202e" not in outside
+    python = re.search(r"^(`{3,})python\n(.*?)\n\1$", body, re.DOTALL | re.MULTILINE)[2]
+    compile(python, "snippet", "exec")
+
+
+@pytest.mark.parametrize("given", ["# a", "- a", "1. a", "| a |", "_a_", "<b>", "[a](b)", "a\n\nb", "&amp;", "~~a~~", "$a$"])
+def test_escaped_text_is_text(given):
+    """As a reader of markdown shows it: the same letters, white space as one."""
+    md = pytest.importorskip("markdown_it")
+    shown_as = md.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text(given))
+    import html
+
+    assert html.unescape(re.sub(r"</?p>", "", shown_as)).strip() == " ".join(given.split()).replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [("/home/me/a.json", "a.json"), ("~/a", "a"), ("C:\\Users\\me\\a", "a"), ("\\\\host\\me\\a", "a"), ("file:///x/a", "a"),
+     ("a/b", "a/b"), ("owner/name", "owner/name"), ("images", "images")],
+)  # fmt: skip
+def test_private_places_are_left_out(path, wanted):
+    """Of an absolute path, the last part."""
+    assert shown(path) == wanted
+
+
+def base_with(tmp_path, **files):
+    for name, content in files.items():
+        (tmp_path / name.replace("_", ".")).write_text(content)
+    return str(tmp_path)
+
+
+def test_licences(tmp_path, monkeypatch):
+    """Of bases that are known by their hub id; else of the base's own card, else its file; else unknown."""
+    known = {
+        "meta-llama/Llama-3.2-11B-Vision-Instruct": "llama3.2",
+        "llava-hf/llava-1.5-7b-hf": "llama2",
+        "Qwen/Qwen2-VL-7B-Instruct": "apache-2.0",
+        "google/flan-t5-base": "apache-2.0",
+        "somebody/else": None,
+        "mini/llava": "apache-2.0",
+    }
+    assert {base: licence_of(base).key for base in known} == known
+    research = licence_of("Qwen/Qwen2.5-VL-3B-Instruct")
+    assert (research.key, research.name) == ("other", "qwen-research")
+    assert licence_of(str(tmp_path)).key is None
+    assert licence_of(base_with(tmp_path, LICENSE_txt="terms")).link == "LICENSE.txt"
+    assert licence_of(base_with(tmp_path, README_md="---\nlicense: other\nlicense_name: own\n---\n")).words == "own"
+    assert licence_of(base_with(tmp_path, README_md="---\n[broken\n---\n")).link == "LICENSE.txt"
+
+
+def test_the_licence_goes_along(tmp_path):
+    """The base's files of it, where they are at hand; not over one that is there."""
+    base = base_with(tmp_path, LICENSE_txt="terms", NOTICE="notice", README_md="---\nlicense: llama3.2\n---\n")
+    (tmp_path / "adapter").mkdir()
+    front, body = card(tmp_path / "adapter", model={"base": base})
+    assert (tmp_path / "adapter" / "LICENSE.txt").read_text() == "terms" and (tmp_path / "adapter" / "NOTICE").is_file()
+    assert front["license"] == "llama3.2" and "**Built with Llama.**" in body and str(tmp_path) not in body
+
+
+def test_data_sets_of_the_hub_are_told_from_files(tmp_path, monkeypatch):
+    """By the source, the ending, and whether there is such a folder here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "scienceqa").mkdir(parents=True)
+    paths = {"messages": ["owner/rows", "data/rows.json"], "scienceqa": ["data/scienceqa", "owner/qa"], "jsonl": ["a/b"]}
+    train = [{"source": source, "path": path} for source, some in paths.items() for path in some]
+    recipe = Recipe.model_validate({"name": "run", "model": {"base": "a/b"}, "data": {"train": train}})
+    assert hub_data(recipe) == ["owner/rows", "owner/qa"]
+
+
+def test_llamas_rule_for_names(tmp_path):
+    """Built with Llama, and a name that begins with it."""
+    model = {"base": "meta-llama/Llama-3.2-11B-Vision-Instruct"}
+    facts = Facts("mllama", FACTS.data, FACTS.passes, "a GPU", 1.0)
+    front, body = card(tmp_path, facts, model=model)
+    assert front["license"] == "llama3.2" and "**Built with Llama.**" in body
+    assert "to begin with 'Llama'; 'run' does not" in body
+    _, body = card(tmp_path, facts, model=model, name="Llama-3.2-reasons")
+    assert "**Built with Llama.**" in body and "does not" not in body
+    licence = licence_of(model["base"])
+    assert name_problem(licence, "me/reasons") and not name_problem(licence, "me/Llama-reasons")
+    assert not name_problem(licence_of("llava-hf/llava-1.5-7b-hf"), "reasons")
+
+
+def test_rows_are_counted_by_source():
+    """As often as they are taken; of rows that are kept back, by the source they come from."""
+    sources = [{"source": "shapes", "limit": 6, "weight": 2}, {"source": "shapes", "limit": 10, "seed": 1, "weight": 0.5}]
+    loaded = load_counted(DataSection.model_validate({"train": sources, "eval": [sources[1]]}), FORMATS["direct"])
+    assert loaded.used == {"train": [12, 5], "eval": [5]} and (len(loaded.train), len(loaded.held_out)) == (17, 5)
+    loaded = load_counted(DataSection.model_validate({"train": sources, "held_out": 4}), FORMATS["direct"])
+    assert sum(loaded.used["held_out"]) == 4 == len(loaded.held_out) and sum(loaded.used["train"]) == len(loaded.train)

@@ -1,0 +1,159 @@
+"""The proof: what it is measured on, what its figures are, and that faults of a merge do not pass."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lora_cot.backbones.loading import load_backbone
+from lora_cot.checkpoints.folders import write_recipe
+from lora_cot.errors import MergeError
+from lora_cot.merging import onto
+from lora_cot.merging.merge import merge
+from lora_cot.merging.report import BOUNDS
+from lora_cot.merging.verify import Recorded, _mixed, _rows, compare
+from lora_cot.recipe.schema import DataSection, ModelSection
+from lora_cot.types import Exchange, Sample
+from tests.merging.conftest import layers_of, make_adapter, recipe_of
+
+DATA = {"train": [{"source": "shapes", "limit": 4}], "eval": [{"source": "shapes", "split": "test", "limit": 6}]}
+
+
+def samples(with_images, without):
+    """With and without images, those without first."""
+    one = (Exchange("?"),)
+    blind = [Sample(f"blind-{n}", one) for n in range(without)]
+    return blind + [Sample(f"seen-{n}", one, (b"",)) for n in range(with_images)]
+
+
+@pytest.mark.parametrize(
+    ("with_images", "without", "wanted"),
+    [(100, 100, (56, 8)), (100, 3, (61, 3)), (10, 100, (10, 54)), (0, 5, (0, 5)), (7, 0, (7, 0))],
+)
+def test_samples_with_images_come_first(with_images, without, wanted):
+    """Wherever they stand in the data; a few without, if there are both."""
+    chosen = _mixed(samples(with_images, without), 64)
+    assert (sum(bool(s.images) for s in chosen), sum(not s.images for s in chosen)) == wanted
+
+
+def recorded(logits, like=None):
+    ids, kept, top1, losses = _rows(logits.clone(), torch.zeros(len(logits)), None if like is None else like.ids)
+    return Recorded(ids, kept, top1, losses.mean().item(), None, "float32")
+
+
+def test_kl_is_that_of_the_whole_vocabulary_but_for_the_tail():
+    """Never more than the KL over single tokens; equal to it where the tail is one token, and almost where it is thin."""
+    torch.manual_seed(0)
+    for vocabulary, scale in ((40, 3.0), (65, 3.0), (5000, 5.0)):
+        first = torch.randn(50, vocabulary) * scale
+        second = first + torch.randn(50, vocabulary) * 0.1
+        p, q = first.double().log_softmax(-1), second.double().log_softmax(-1)
+        whole = (p.exp() * (p - q)).sum(-1).mean().item()
+        mine = recorded(first)
+        found = compare(mine, recorded(second, mine)).kl
+        assert 0 < found <= whole * (1 + 1e-5)
+        assert found == pytest.approx(whole, rel=1e-4 if vocabulary <= 65 else 0.2)
+    assert compare(mine, mine).kl == 0
+
+
+def test_a_figure_that_is_no_number_breaks_the_bound():
+    """NaN is not below anything."""
+    mine = recorded(torch.randn(3, 80))
+    broken = compare(mine, replace(mine, logits=mine.logits * math.nan))
+    assert list(BOUNDS["float32"].broken(broken))
+
+
+def adapter_of(base, folder, dtype="float32", **keys):
+    make_adapter(base, folder, target_modules=layers_of("llava"), **keys)
+    write_recipe(recipe_of(base, data=DataSection.model_validate(DATA), model={"dtype": dtype}), folder)
+    return folder
+
+
+def weaker(changes):
+    """A scale that is wrong by a tenth."""
+    return {
+        name: replace(one, low_rank=replace(one.low_rank, scale=0.9 * one.low_rank.scale)) if one.low_rank else one
+        for name, one in changes.items()
+    }
+
+
+def swapped(changes):
+    """The updates of two layers of one shape in each other's place."""
+    first, second = [name for name in changes if "language_model" in name and "q_proj" in name]
+    return {**changes, first: changes[second], second: changes[first]}
+
+
+def lost(changes):
+    """What was trained whole is left as it is in the base."""
+    assert any(one.replaced for one in changes.values())
+    return {name: one for name, one in changes.items() if not one.replaced}
+
+
+@pytest.mark.parametrize("fault", [weaker, swapped, lost])
+def test_faults_do_not_pass(make_base, tmp_path, monkeypatch, fault):
+    """A wrong scale, a swapped module, a lost modules_to_save: each breaks a bound, and nothing is written."""
+    keys = {"modules_to_save": ["multi_modal_projector"]} if fault is lost else {}
+    adapter = adapter_of(make_base("llava"), tmp_path / "adapter", **keys)
+    read = onto.read_adapter
+
+    def faulty(folder, model):
+        found = read(folder, model)
+        return replace(found, changes=fault(found.changes))
+
+    monkeypatch.setattr(onto, "read_adapter", faulty)
+    with pytest.raises(MergeError, match="is not the adapter's model · nothing was written"):
+        merge(adapter)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_what_is_right_passes_with_all_figures(make_base, tmp_path):
+    """In float32 to a billionth of a nat, every greedy answer the same; images were among the samples."""
+    adapter = adapter_of(make_base("llava"), tmp_path / "adapter", modules_to_save=["multi_modal_projector"])
+    (report,) = merge(adapter)
+    own = report.adapter_vs_merged
+    assert own.kl < 1e-10 and own.top1_agreement == 1 and own.answers_equal == own.questions == 6
+    assert report.base_vs_merged.kl > 1e-4 and report.base_vs_merged.questions is None
+    assert report.with_images == report.probes == 6
+    kept = json.loads((tmp_path / "adapter-merged" / "merge_report.json").read_text())
+    assert kept["verified"] and kept["bound"] == {"kl": 1e-8, "top1_agreement": 0.999, "answers_equal": 1.0}
+    assert kept["engines"]["vllm"] == "yes"
+
+
+def half(base, folder):
+    """The base in bfloat16."""
+    model = load_backbone(ModelSection(base=str(base), dtype="bfloat16"))
+    model.model.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return folder
+
+
+def test_sixteen_bits_have_a_bound_of_their_own(make_base, tmp_path, monkeypatch):
+    """A right merge in bfloat16 passes it, also where only the adapter was computed so; a wrong scale does not."""
+    base = half(make_base("llava"), tmp_path / "base")
+    adapter = adapter_of(base, tmp_path / "adapter", "auto")
+    (report,) = merge(adapter, tmp_path / "right")
+    assert report.bound == BOUNDS["bfloat16"] and 1e-10 < report.adapter_vs_merged.kl < 1e-5
+    (report,) = merge(adapter_of(make_base("llava"), tmp_path / "mixed", "bfloat16"), tmp_path / "half")
+    assert (report.dtype, report.bound) == ("float32", BOUNDS["bfloat16"])
+    read = onto.read_adapter
+    monkeypatch.setattr(onto, "read_adapter", lambda *given: replace(found := read(*given), changes=weaker(found.changes)))
+    with pytest.raises(MergeError, match=r"agree on .* of .* tokens, and must on 98\.0%"):
+        merge(adapter, tmp_path / "wrong")
+
+
+def test_an_adapter_of_zeros_is_noticed_before_a_model_is_loaded(make_base, tmp_path, monkeypatch):
+    """Also without verification."""
+    from safetensors.torch import load_file, save_file
+
+    from lora_cot.merging import merge as merging
+
+    adapter = adapter_of(make_base("llava"), tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: t * ("lora_B" not in name) for name, t in load_file(file).items()}, file)
+    monkeypatch.setattr(merging, "load_backbone", None)
+    for verify in (True, False):
+        with pytest.raises(MergeError, match="the adapter changes nothing"):
+            merge(adapter, onto="full", verify=verify)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
