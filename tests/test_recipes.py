@@ -88,7 +88,15 @@ def shrunk(path, base, llava_cot_file, question_folders):
     return load_recipe(path, overrides)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def each_recipe():
+    """Every recipe; those that differ from another only in the card they are for are slow."""
+    for path in RECIPES:
+        other = path.with_name(path.name.replace("_16gb", "_12gb").replace("_24gb", "_12gb"))
+        marks = [pytest.mark.slow] if other != path and other.is_file() else []
+        yield pytest.param(path, marks=marks, id=f"{path.parent.name}/{path.stem}")
+
+
+@pytest.mark.parametrize("path", each_recipe())
 def test_a_recipe_trains_merges_and_answers(path, make_base, llava_cot_file, question_folders, tmp_path):
     """Two steps, a merged model that is the adapter's, and an answer by the recipe's own strategy."""
     recipe = shrunk(path, make_base(kind_of(path)), llava_cot_file, question_folders)

@@ -322,7 +322,7 @@ def test_a_trainers_optimizer_has_them(make_recipe, tmp_path, monkeypatch, own, 
     class BuiltError(Exception):
         pass
 
-    def build(trainer):
+    def build(trainer, **_):
         trainer.create_optimizer()
         optimizer = trainer.create_optimizer()
         trainer.create_scheduler(num_training_steps=4, optimizer=optimizer)

@@ -55,7 +55,12 @@ def blocks(folder, language):
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 @pytest.mark.parametrize(
     ("base", "cot_format"),
-    [("llava", "four_stage"), ("mllama", "four_stage"), ("llava", "two_stage"), ("t5_vision", "two_stage")],
+    [
+        ("llava", "four_stage"),
+        ("mllama", "four_stage"),
+        pytest.param("llava", "two_stage", marks=pytest.mark.slow),
+        ("t5_vision", "two_stage"),
+    ],
 )
 def test_the_first_two_snippets_answer(made, monkeypatch, capsys, base, cot_format, kind):
     """In Python, with the texts that this package's own search writes; and by `lora-cot`."""

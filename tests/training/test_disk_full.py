@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 HERE = ROOT / "tests" / "training"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler to build the failing disk with")
 def test_a_disk_that_is_full_at_any_write_corrupts_nothing(make_recipe, tmp_path):
     """Half a file, a lost manifest, a failed flush: the checkpoint before stays the newest, and nothing is left over."""

@@ -93,7 +93,7 @@ def uninterrupted(whole, recipe, tmp_path):
     return whole
 
 
-@pytest.mark.parametrize("batches", [1, 3, 5, 7, 8, 12])
+@pytest.mark.parametrize("batches", [3, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 7, 12))])
 def test_a_killed_run_goes_on_bit_for_bit(recipe, uninterrupted, tmp_path, monkeypatch, capsys, batches):
     """Killed before anything is saved, in an accumulation, at an epoch's end, in the second epoch."""
     with monkeypatch.context() as patch:
@@ -108,6 +108,7 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe, uninterrupted, tmp_path, monke
     assert_same(uninterrupted, left(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["dataloader_num_workers=1", "dataloader_persistent_workers=true"])
 def test_workers_that_read_ahead_change_nothing(recipe, uninterrupted, tmp_path, monkeypatch, after):
     """What they have read when the run is stopped is read again; nor do they draw from what training draws from."""
@@ -119,6 +120,7 @@ def test_workers_that_read_ahead_change_nothing(recipe, uninterrupted, tmp_path,
     assert_same(uninterrupted, left(train(recipe("training.dataloader_num_workers=1", f"training.{after}"), tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [5, 8])
 def test_what_was_summed_up_for_the_log_goes_on_too(recipe, tmp_path, monkeypatch, batches):
     """Logs every three steps, checkpoints every two; and evaluations at the end of an epoch, after its checkpoint."""
@@ -132,6 +134,7 @@ def test_what_was_summed_up_for_the_log_goes_on_too(recipe, tmp_path, monkeypatc
     assert [row["step"] for row in whole["log"] if "eval_loss" in row] == [0, 4, 7]
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_evaluation_after_an_epochs_checkpoint_makes_up_for_it(recipe, tmp_path, monkeypatch):
     """The checkpoint of the step was written before."""
     keys = ("training.eval_strategy=epoch", "training.per_device_eval_batch_size=1")
@@ -151,6 +154,7 @@ def test_a_run_killed_in_the_evaluation_after_an_epochs_checkpoint_makes_up_for_
     assert_same(whole, left(train(recipe(*keys), tmp_path)))
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_last_step_is_heard(recipe, uninterrupted, tmp_path, monkeypatch):
     """Before the best weights could take the place of the last; what is left to do is done by the next call."""
     with monkeypatch.context() as patch:
@@ -170,6 +174,7 @@ def test_ctrl_c_saves_too(recipe, tmp_path, monkeypatch):
     assert stopped.value.exit_code == 130
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_seldom_used_is_no_obstacle_to_going_on(recipe, tmp_path, monkeypatch):
     """Whether all that is trained learns was judged in the first steps; the next may well not use it."""
     cut_short(recipe(), tmp_path, monkeypatch)
@@ -199,6 +204,7 @@ def test_a_disk_that_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatc
     assert (tmp_path / "checkpoint-3").is_dir()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_start_takes_nothing_from_a_stopped_run(recipe, tmp_path, monkeypatch):
     """Its recipe stays as it was."""
     cut_short(recipe(), tmp_path, monkeypatch)
@@ -211,6 +217,7 @@ def test_a_disk_that_is_full_at_the_start_takes_nothing_from_a_stopped_run(recip
     train(recipe(), tmp_path)
 
 
+@pytest.mark.slow
 def test_too_little_room_for_a_checkpoint_ends_the_run_with_what_it_has(recipe, tmp_path, monkeypatch):
     """Before anything is written."""
     with monkeypatch.context() as patch:
@@ -221,6 +228,7 @@ def test_too_little_room_for_a_checkpoint_ends_the_run_with_what_it_has(recipe, 
     train(recipe(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_finds_its_best_checkpoint(recipe, tmp_path, monkeypatch):
     """Whatever its folder is called now."""
     best = [option for option in BEST if "early" not in option]
@@ -237,6 +245,7 @@ def test_a_run_that_was_moved_finds_its_best_checkpoint(recipe, tmp_path, monkey
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_told_before_training_goes_on(recipe, tmp_path, monkeypatch):
     """Not only at the end."""
     best = [option for option in BEST if "early" not in option]
@@ -247,6 +256,7 @@ def test_a_damaged_best_checkpoint_is_told_before_training_goes_on(recipe, tmp_p
         train(recipe(*best), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_adapter_out_of_a_damaged_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
     """A new run may begin from a checkpoint, which must be whole."""
     cut_short(recipe(), tmp_path, monkeypatch)
@@ -259,6 +269,7 @@ def test_an_adapter_out_of_a_damaged_checkpoint_is_refused(recipe, tmp_path, mon
         train(recipe("name=other", f"model.adapter={folder}", "training.max_steps=1"), tmp_path)
 
 
+@pytest.mark.slow
 def test_how_long_samples_may_be_decides_what_makes_a_step(recipe, tmp_path, monkeypatch):
     """It may be corrected where it changes nothing; where other samples are left out, the run is not gone on with."""
     drop = "training.long_samples=drop"
@@ -268,7 +279,7 @@ def test_how_long_samples_may_be_decides_what_makes_a_step(recipe, tmp_path, mon
     train(recipe(drop, "training.max_length=400"), tmp_path)
 
 
-@pytest.mark.parametrize("batches", [0, 2, 6, 9])
+@pytest.mark.parametrize("batches", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 6, 9))])
 def test_sigterm_saves_the_last_step_and_loses_nothing(recipe, uninterrupted, tmp_path, monkeypatch, batches):
     """In an accumulation it saves what was before it."""
     with monkeypatch.context() as patch:
@@ -337,6 +348,7 @@ BEST = (
 )
 
 
+@pytest.mark.slow
 def test_early_stopping_goes_on_counting_and_the_best_checkpoint_stays(recipe, tmp_path, monkeypatch):
     """With a learning rate of zero the first evaluation is the best, and the third ends the run, stopped or not."""
     with monkeypatch.context() as patch:
@@ -371,6 +383,7 @@ def test_a_damaged_checkpoint_is_passed_over(recipe, uninterrupted, tmp_path, mo
     assert_same(uninterrupted, left(folder))
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_not_taken_for_the_best(recipe, tmp_path, monkeypatch):
     """The run stops with what is wrong; the same command takes the last weights if it is told to."""
     real, best = CotTrainer._load_best_model, [option for option in BEST if "early" not in option]
@@ -408,6 +421,7 @@ def test_another_recipe_is_refused_with_what_differs(recipe, tmp_path, monkeypat
     assert json.loads((train(recipe(*again), tmp_path) / "report.json").read_text())["passes"][0]["steps"] == 7
 
 
+@pytest.mark.slow
 def test_other_data_and_another_base_are_refused(recipe, make_base, tmp_path, monkeypatch):
     """Under the same names: a text that was edited, and weights that were exchanged."""
     base = tmp_path / "base"
@@ -432,6 +446,7 @@ def test_other_data_and_another_base_are_refused(recipe, make_base, tmp_path, mo
     train(ours, tmp_path)
 
 
+@pytest.mark.slow
 def test_batches_of_another_size_go_on_where_the_steps_are_the_same(recipe, tmp_path, monkeypatch):
     """Four samples a step, as one batch or as two; other samples a step are refused with the cure."""
     cut_short(recipe(), tmp_path, monkeypatch)

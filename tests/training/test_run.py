@@ -22,6 +22,7 @@ from lora_cot.search.strategies import answer
 from lora_cot.training import console
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
+from tests.conftest import CHAT
 
 
 def losses(folder, key="loss"):
@@ -277,11 +278,14 @@ def answers_of(opened):
     return [answer(engine.for_pass(one), one, [sample], opened.recipe.search)[0].text for one in cot_format.passes]
 
 
-def test_two_stages_are_two_adapters_on_one_base(make_recipe, each_base, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "kind", ["llava", "mllama", "t5_vision", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CHAT if "_" in kind)]
+)
+def test_two_stages_are_two_adapters_on_one_base(make_recipe, make_base, tmp_path, monkeypatch, kind):
     """Each pass leaves an adapter; both answer on one base, loaded once, and their merged models answer as they do."""
     options = ("training.max_steps=2", "training.learning_rate=3e-2", "format.name=two_stage")
     search = {"stages": {"RATIONALE": {"max_new_tokens": 12}, "ANSWER": {"max_new_tokens": 12}}}
-    run = train(make_recipe(tmp_path, f"model.base={each_base}", *options, search=search), tmp_path)
+    run = train(make_recipe(tmp_path, f"model.base={make_base(kind)}", *options, search=search), tmp_path)
     passes = json.loads((run / "report.json").read_text())["passes"]
     assert [(one["name"], one["steps"]) for one in passes] == [("rationale", 2), ("answer", 2)]
     weights = [load_file(run / "adapter" / name / "adapter_model.safetensors") for name in ("rationale", "answer")]
