@@ -89,10 +89,11 @@ def shrunk(path, base, llava_cot_file, question_folders):
 
 
 def each_recipe():
-    """Every recipe; those that differ from another only in the card they are for are slow."""
+    """Every recipe; slow are those that differ from another only in their base or the card they are for."""
     for path in RECIPES:
         other = path.with_name(path.name.replace("_16gb", "_12gb").replace("_24gb", "_12gb"))
-        marks = [pytest.mark.slow] if other != path and other.is_file() else []
+        repeats = (other != path and other.is_file()) or ("two_stage" in path.name and path.parent.name != "mini")
+        marks = [pytest.mark.slow] if repeats and path.parent.name != "flan_alpaca_base" else []
         yield pytest.param(path, marks=marks, id=f"{path.parent.name}/{path.stem}")
 
 
