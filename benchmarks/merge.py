@@ -160,8 +160,8 @@ def ours(folder: Path, size_gb: float) -> None:
     import peft
     import transformers.models.llava.modeling_llava  # noqa: F401
 
+    from lora_cot.checkpoints.store import make_durable
     from lora_cot.merging.onto import make_ready, write_model
-    from lora_cot.merging.stream import make_durable
     from lora_cot.recipe import Recipe
     from lora_cot.recipe.schema import ModelSection
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_cot.cards.facts import Facts, is_hub_id, shown, shown_recipe
+from lora_cot.cards.facts import Facts, is_hub_id, left_out, shown, shown_recipe
 from lora_cot.cards.licences import Licence, copy_licence, licence_of, name_problem
 from lora_cot.cards.markdown import fence, front_matter, table, text
 from lora_cot.cards.snippets import command, python, serving
@@ -171,7 +171,7 @@ def _data(recipe: Recipe, facts: Facts | None) -> str:
     lines = ["## Data", table(("part", "source", "from", "split", "rows used"), rows)]
     if facts:
         lines.append(f"All of it, texts and images in order, has the SHA-256 `{facts.data['sha256']}`.")
-        if dropped := sum(len(one["dropped"]) for one in facts.passes):
+        if dropped := sum(left_out(one) for one in facts.passes):
             lines.append(f"{dropped} samples were left out, because they were too long.")
     return "\n\n".join(lines)
 

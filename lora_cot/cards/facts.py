@@ -33,7 +33,9 @@ class Facts:
 
     def write(self, folder: Path) -> None:
         """Keep it in an adapter's folder; the file appears whole or not at all."""
-        replace_text(folder / FILE, json.dumps(asdict(self)) + "\n")
+        values = asdict(self)
+        values["passes"] = [{**one, "dropped": left_out(one)} for one in self.passes]  # their number, not their ids
+        replace_text(folder / FILE, json.dumps(values) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Facts | None:
@@ -49,11 +51,25 @@ class Facts:
         return replace(self, evaluation={key: evaluation.get(key) for key in kept})
 
 
+def left_out(one: Mapping[str, Any]) -> int:
+    """How many samples a pass left out, because they were too long."""
+    dropped = one.get("dropped", 0)
+    return dropped if isinstance(dropped, int) else len(dropped)
+
+
+FOLDERS = ("image_root", "rationales", "captions", "adapter")
+"""Keys whose values are always places on the machine that trained."""
+SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".yaml", ".yml", ".png", ".jpg", ".safetensors")
+
+
 def shown(value: str) -> str:
-    """A name or path without what is private: of an absolute path, its last part."""
+    """A name or path without what is private: of a path that is no hub id, its last part."""
     if re.match(r"[A-Za-z]:[\\/]|\\\\", value):
         return PureWindowsPath(value).name
-    return PurePosixPath(value.removeprefix("file://")).name if re.match(r"/|~|file://", value) else value
+    is_file = "/" in value and value.lower().endswith(SUFFIXES)
+    is_deep = value.count("/") > 1 and not re.search(r"\s", value)
+    is_path = re.match(r"/|~|file://|\.\.?/", value) or is_file or is_deep
+    return PurePosixPath(value.removeprefix("file://")).name if is_path else value
 
 
 def shown_recipe(recipe: Recipe) -> str:
@@ -63,7 +79,8 @@ def shown_recipe(recipe: Recipe) -> str:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _shown(one) for key, one in value.items() if one is not None and one != {}}
+        kept = {key: one for key, one in value.items() if one is not None and one != {}}
+        return {key: PurePosixPath(one).name if key in FOLDERS else _shown(one) for key, one in kept.items()}
     if isinstance(value, list):
         return [_shown(one) for one in value]
     return shown(value) if isinstance(value, str) else value

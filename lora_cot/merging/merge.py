@@ -76,7 +76,7 @@ def merge(
     adapter = find_adapter(str(run))
     if adapter is None:
         raise RunError(Problem(str(run), "no adapter to merge here", "name a run, an adapter folder or a hub id"))
-    output = output or _beside(Path(run), adapter)
+    output = output.resolve() if output else _beside(Path(run), adapter)
     recipe = saved_recipe(adapter)
     ways = _ways(recipe, onto, verify)
     samples = _held_out(recipe) if verify else None
@@ -102,8 +102,9 @@ def merge(
 def _beside(run: Path, adapter: Path) -> Path:
     """Where a merged model goes that was not told: in its run, beside its adapter, or here if that is the hub's."""
     if not run.exists():
-        return Path(run.name.partition("@")[0] + "-merged")
-    return run / "merged" if adapter != run else adapter.with_name(adapter.name + "-merged")
+        return Path(str(run).partition("@")[0].rpartition("/")[2] + "-merged")
+    adapter = adapter.resolve()  # `.` has no name
+    return run / "merged" if adapter != run.resolve() else adapter.with_name(adapter.name + "-merged")
 
 
 def _compare(

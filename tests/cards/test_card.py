@@ -182,3 +182,16 @@ def test_rows_are_counted_by_source():
     assert loaded.used == {"train": [12, 5], "eval": [5]} and (len(loaded.train), len(loaded.held_out)) == (17, 5)
     loaded = load_counted(DataSection.model_validate({"train": sources, "held_out": 4}), FORMATS["direct"])
     assert sum(loaded.used["held_out"]) == 4 == len(loaded.held_out) and sum(loaded.used["train"]) == len(loaded.train)
+
+
+def test_places_of_the_training_machine_and_ids_of_its_samples_are_not_told(tmp_path):
+    """Relative paths are private too; hub ids are not; of what was left out only the number is kept."""
+    from lora_cot.cards.facts import Facts, shown
+
+    places = ("../acme/patients.jsonl", "data/acme/img", "data/rows.json", "./x", "/a/b", "~/c/d")
+    assert [shown(value) for value in places] == ["patients.jsonl", "img", "rows.json", "x", "b", "d"]
+    others = ["org/data", "mini/llava", "looks at a/b and c/d"]
+    assert [shown(value) for value in others] == others
+    facts = Facts("llava", {}, [{"name": "x", "dropped": ["MRN-1", "MRN-2"]}], "cpu", 1.0)
+    facts.write(tmp_path)
+    assert "MRN" not in (tmp_path / "card.json").read_text() and Facts.read(tmp_path).passes[0]["dropped"] == 2
