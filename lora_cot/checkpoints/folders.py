@@ -29,6 +29,8 @@ from lora_cot.checkpoints.store import Checkpoint, make_durable, replace_text
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, dump, load_saved
 
+HEARTBEAT = ".heartbeat"
+"""Folder of a file for each rank: where it is."""
 LOCK_FILE, OWNER_FILE = ".lock", ".owner"
 LOCK_PATIENCE = 10.0
 """Seconds that a folder is waited for: workers of a process that was killed hold its lock until they notice."""
@@ -112,7 +114,7 @@ def tidy(folder: Path, kept: set[str], root: Path | None, start: Checkpoint | No
         root: checkpoints of the pass that goes on; None if none does.
         start: the one it goes on from; None if it begins again.
     """
-    shutil.rmtree(folder / ".heartbeat", ignore_errors=True)  # of processes that are no more
+    shutil.rmtree(folder / HEARTBEAT, ignore_errors=True)  # of processes that are no more
     for record in (folder / PASSES).glob("*.json"):
         if record.stem not in kept:
             record.unlink()

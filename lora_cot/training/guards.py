@@ -107,9 +107,8 @@ class Guards:
         Raises:
             TrainingError: on all ranks, if it has on any.
         """
-        trained = [(n, getattr(p, "ds_tensor", p)) for n, p in model.named_parameters() if p.requires_grad]
-        finite = torch.stack([tensor.isfinite().all().to("cpu", non_blocking=True) for _, tensor in trained])
-        bad = [name for (name, _), good in zip(trained, finite.tolist(), strict=True) if not good]
+        trained = ((n, getattr(p, "ds_tensor", p)) for n, p in model.named_parameters() if p.requires_grad)
+        bad = [name for name, tensor in trained if not tensor.isfinite().all()]
         if self.stopper.any(bool(bad)):
             what = f"weights are not finite after {self.step} steps: {', '.join(bad[:3]) or 'on another rank'}"
             raise TrainingError(Problem("training", what, f"{self.kept()}; lower the learning rate"))

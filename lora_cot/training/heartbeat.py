@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-FOLDER = ".heartbeat"
+from lora_cot.checkpoints.folders import HEARTBEAT
+
 PERIOD = 1.0
 """Seconds between two looks."""
 MOST_NAMED = 8
@@ -32,7 +33,7 @@ class Heartbeat:
             limit: seconds in one place, after which it speaks; then after twice as many, and so on.
             samples: number of a batch, of this rank in this epoch, to the ids of its samples.
         """
-        self._folder, self._rank, self._limit, self._samples = folder / FOLDER, rank, limit, samples
+        self._folder, self._rank, self._limit, self._samples = folder / HEARTBEAT, rank, limit, samples
         self._passed, self._since, self._place, self._step = 0, time.time(), "starting", 0
         self._batch: int | None = None
         self._done = threading.Event()

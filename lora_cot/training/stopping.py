@@ -108,6 +108,7 @@ class Workers:
     def __call__(self, worker: int) -> None:
         """In worker number `worker`."""
         signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to every process
 
     def _hear(self, *_: Any) -> None:
         if self._are_free.value:

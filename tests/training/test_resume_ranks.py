@@ -21,13 +21,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def start(make_recipe, tmp_path):
-    """Starts so many processes on a recipe; what goes wrong is told by keys of the environment."""
+    """Starts so many processes on a recipe, 0: one without a launcher; what goes wrong is told by the environment."""
     values = make_recipe(tmp_path, *OPTIONS, "training.per_device_train_batch_size=1", "training.eval_generations=0")
     path = tmp_path / "ranks.yaml"
     path.write_text(yaml.safe_dump(values.model_dump(mode="json", exclude_none=True)))
 
     def run(ranks, name, *overrides, **harm):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+        command = [sys.executable, *launcher]
         script = [str(ROOT / "tests" / "training" / "driver.py"), str(path), f"name={name}", *overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         environment |= {key.upper(): str(value) for key, value in harm.items()}
@@ -188,3 +189,17 @@ def test_two_ranks_save_two_hundred_times(start, tmp_path):
     assert sorted(path.name for path in root.iterdir()) == [f"checkpoint-{step}" for step in (198, 199, 200)]
     for step in (198, 199, 200):
         assert store.read(root / f"checkpoint-{step}").about["ranks"] == 2
+
+
+def test_ctrl_c_in_a_terminal_saves_although_workers_hear_it_too(start, tmp_path):
+    """It goes to every process of the terminal: to those that read the data, which the trainer still needs, as well."""
+    keys = ("max_steps=4000", "save_strategy=no", "eval_strategy=no", "dataloader_num_workers=2")
+    process = start(0, "told", *(f"training.{key}" for key in keys))
+    log = tmp_path / "runs" / "told" / "log.jsonl"
+    while not (log.is_file() and len(log.read_text().splitlines()) > 2):
+        assert process.poll() is None, (tmp_path / "err").read_text()[-3000:]
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130, (tmp_path / "err").read_text()[-3000:]
+    step = newest(tmp_path / "runs" / "told")
+    assert step > 2 and f"stopped by SIGINT: step {step} is saved" in (tmp_path / "err").read_text()
