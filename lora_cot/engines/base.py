@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lora_cot.formats import CotFormat
 from lora_cot.types import Sample
@@ -20,6 +20,30 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Continuations of one state that are asked for."""
+
+    state: Any
+    seeds: Sequence[str]
+    """One candidate each; the same seed draws the same text, whatever else is in the batch."""
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    """Strings that end a candidate, looked for in what it generates only; the string stays in its text."""
+    sentences: bool = False
+    """It also ends with a sentence."""
+    sampling: Sampling = Sampling()
+    deadline: float | None = None
+    """On `time.monotonic`'s clock: what is not done by then ends as it is."""
+    keep_states: bool = True
+    """Without, the candidates cannot be continued, and take no memory."""
+
+
+Ended = Literal["stop", "sentence", "end", "length", "deadline", "failed"]
+"""How a candidate ended: at a stop string, with a sentence, at the model's end token, at `max_new_tokens`, at the deadline;
+or the engine gave none, see `Candidate.problem`."""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One continuation of a state."""
 
@@ -28,10 +52,13 @@ class Candidate:
     tokens: int
     logprob: float
     """Sum of the tokens' log-probabilities at temperature 1, in nats."""
-    closed: bool
-    """It ended as it should: at the stop string, or at the end token where no stop string was asked for."""
+    ended: Ended
     state: Any
     """Where a further extension goes on from."""
+    seconds: float = 0.0
+    """From the ask to its end."""
+    problem: str = ""
+    """Why there is none, if it failed."""
 
     @property
     def mean_logprob(self) -> float:
@@ -45,22 +72,18 @@ class Engine(Protocol):
     def for_pass(self, cot_format: CotFormat) -> Engine:
         """The engine with the prompts and the adapter of one pass of a format; nothing is loaded."""
 
+    def plain(self, adapter: bool = True) -> Engine:
+        """The same model asked as it is: prompts without stages, with or without its adapter. For judges.
+
+        Raises:
+            SearchError: it has no adapter that could be switched off.
+        """
+
     def start(self, samples: Sequence[Sample]) -> list[Any]:
         """A state for each prompt, its image encoded and its text prefilled once."""
 
-    def extend(
-        self,
-        states: Sequence[Any],
-        seeds: Sequence[Sequence[str]],
-        stop: str | None,
-        max_new_tokens: int,
-        sampling: Sampling,
-        keep_states: bool = True,
-    ) -> list[list[Candidate]]:
-        """For each state as many candidates as it has seeds; the same seed draws the same text in any batch.
+    def extend(self, asks: Sequence[Ask]) -> list[list[Candidate]]:
+        """For each ask as many candidates as it has seeds, in their order."""
 
-        Without `keep_states` the candidates cannot be continued, and take no memory.
-        """
-
-    def choose(self, samples: Sequence[Sample], options: Sequence[str], adapter: bool = True) -> list[list[float]]:
+    def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:
         """For each prompt the log-probability of each option as the first thing that is answered."""
