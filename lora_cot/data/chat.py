@@ -62,9 +62,10 @@ class ChatEncoder:
         opened = open_image(image, max_pixels)
         return opened if scale == 1.0 else opened.resize(scaled(opened.size, scale), Resampling.BICUBIC)
 
-    def prompt(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
+    def prompt(self, sample: Sample, images: Sequence[PILImage.Image], like: Encoded | None = None) -> Encoded:
         """See `Encoder.prompt`."""
-        return self._encode(sample, *image_slots(self.processor, images), answered=len(sample.exchanges) - 1)
+        seen = (like.image_slots, like.image_inputs) if like else image_slots(self.processor, images)
+        return self._encode(sample, *seen, answered=len(sample.exchanges) - 1)
 
     def training(self, sample: Sample, images: Sequence[PILImage.Image]) -> Encoded:
         """See `Encoder.training`; all exchanges are trained."""
@@ -89,7 +90,7 @@ class ChatEncoder:
         return [label for label in encoded.labels if label != IGNORE_INDEX]
 
     def _encode(
-        self, sample: Sample, slots: Sequence[list[int]], image_inputs: dict[str, Any], answered: int, staged: bool = True
+        self, sample: Sample, slots: Sequence[Sequence[int]], image_inputs: dict[str, Any], answered: int, staged: bool = True
     ) -> Encoded:
         """The sample with its first answers; without stage ids, if they are not asked for, in two thirds of the time."""
         images, waiting = len(slots), list(slots)
@@ -99,7 +100,7 @@ class ChatEncoder:
             self.format.question(exchange, sample.choices if turn == last else ())
             for turn, exchange in enumerate(sample.exchanges)
         ]
-        out, end = Encoded([], [], [], image_inputs, images, sum(map(len, slots))), ""
+        out, end = Encoded([], [], [], image_inputs, images, slots), ""
         for turn, question in enumerate(texts):
             prompt = self._render(turn + 1, turn, images)
             new = self._after(prompt, 2 * turn - 1).removeprefix(end) if turn else prompt
@@ -140,7 +141,7 @@ class ChatEncoder:
             raise BackboneError(Problem("chat template", what, "use a template that keeps the whole conversation"))
         return after
 
-    def _append_prompt(self, out: Encoded, rendered: str, question: str, slots: list[list[int]]) -> None:
+    def _append_prompt(self, out: Encoded, rendered: str, question: str, slots: list[Sequence[int]]) -> None:
         """Add a prompt: the template's text around a question; nothing of it is trained."""
         pieces = [(question, False) if _SPANS.fullmatch(piece) else (piece, True) for piece in _SPANS.split(rendered) if piece]
         tokens = self._safe.tokens(pieces)

@@ -17,7 +17,14 @@ ImageInputs = Callable[[Any, list[Encoded], dict[str, torch.Tensor]], dict[str, 
 """What a family's batches need besides text: (processor, encoded samples, padded text) to further model inputs."""
 
 
-def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = MAX_PIXELS, scale: float = 1.0) -> Encoded:
+def encode(
+    encoder: Encoder,
+    sample: Sample,
+    training: bool,
+    max_pixels: int = MAX_PIXELS,
+    scale: float = 1.0,
+    like: Encoded | None = None,
+) -> Encoded:
     """One sample as tokens, its images opened.
 
     Args:
@@ -26,13 +33,14 @@ def encode(encoder: Encoder, sample: Sample, training: bool, max_pixels: int = M
         training: with its gold answers, or as a prompt.
         max_pixels: limit of an image.
         scale: factor that its images are resized by.
+        like: of a prompt, one with the same images, which are not opened again.
 
     Raises:
         DataError: naming the sample.
     """
     try:
-        images = [encoder.look(image, max_pixels, scale) for image in sample.images]
-        return encoder.training(sample, images) if training else encoder.prompt(sample, images)
+        images = [] if like else [encoder.look(image, max_pixels, scale) for image in sample.images]
+        return encoder.training(sample, images) if training else encoder.prompt(sample, images, like)
     except DataError as error:
         raise error.at(sample.id) from None
 

@@ -35,10 +35,15 @@ class Encoded:
     """What the processor made of the sample's images: pixel values and their companions; empty if it has none."""
     images: int = 0
     """Number of images."""
-    slots: int = 0
-    """Tokens among `input_ids` that stand for them."""
+    image_slots: Sequence[Sequence[int]] = ()
+    """Tokens among `input_ids` that stand for each of them."""
     is_pair: bool = False
     """The labels are a text of their own, not a part of `input_ids`."""
+
+    @property
+    def slots(self) -> int:
+        """Tokens among `input_ids` that stand for images."""
+        return sum(map(len, self.image_slots))
 
     @property
     def prompt_length(self) -> int:
@@ -77,8 +82,14 @@ class Encoder(Protocol):
             DataError: it cannot be opened.
         """
 
-    def prompt(self, sample: Sample, images: Sequence[Any]) -> Encoded:
-        """The generation prompt of the last exchange, the earlier ones answered by their gold text."""
+    def prompt(self, sample: Sample, images: Sequence[Any], like: Encoded | None = None) -> Encoded:
+        """The generation prompt of the last exchange, the earlier ones answered by their gold text.
+
+        Args:
+            sample: what is asked.
+            images: its images, as `look` gives them.
+            like: a sample with the same images, in whose stead they are not processed again.
+        """
 
     def training(self, sample: Sample, images: Sequence[Any]) -> Encoded:
         """Prompts and gold answers; only the answers and their end tokens are trained.

@@ -36,9 +36,9 @@ class Seq2SeqEncoder:
         """See `Encoder.look`: (P, D) vision features, of the whole image whatever the scale; None if the model sees none."""
         return None if self.processor.features is None else self.processor.features.of(image, max_pixels)
 
-    def prompt(self, sample: Sample, images: Sequence[Any]) -> Encoded:
+    def prompt(self, sample: Sample, images: Sequence[Any], like: Encoded | None = None) -> Encoded:
         """See `Encoder.prompt`."""
-        return self._encode(sample, images, answered=False)
+        return self._encode(sample, [*like.image_inputs.values()] if like else images, answered=False)
 
     def training(self, sample: Sample, images: Sequence[Any]) -> Encoded:
         """See `Encoder.training`.

@@ -79,6 +79,9 @@ class Engine(Protocol):
             SearchError: it has no adapter that could be switched off.
         """
 
+    def for_search(self) -> Engine:
+        """The engine for one search: what it learns of the search's prompts, it forgets with it."""
+
     def start(self, samples: Sequence[Sample]) -> list[Any]:
         """A state for each prompt, its image encoded and its text prefilled once."""
 

@@ -1,4 +1,4 @@
-"""Key-value caches: compact tensors for a state at rest, one padded buffer for rows that decode together.
+"""Key-value caches: shared pieces for a text at rest, one padded buffer for rows that decode together.
 
 The only file that touches the cache classes of transformers.
 """
@@ -6,7 +6,8 @@ The only file that touches the cache classes of transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ ROOM = 64
 
 @dataclass(frozen=True)
 class KeyValues:
-    """The cache of one row at rest."""
+    """The cache of one text at rest, in pieces that texts with the same beginning share."""
 
-    grown: torch.Tensor
-    """(L, 2, H, T, D) keys and values of the text, in the layers that look at text."""
+    pieces: tuple[torch.Tensor, ...]
+    """(L, 2, H, T, D) each: keys and values of a stretch of the text, in the layers that look at text; at least one."""
     still: torch.Tensor | None = None
     """(L', 2, H, P, D) keys and values of the images, in the layers that look at images, or of an encoder-decoder's
     prompt; shared, never copied."""
@@ -29,154 +30,197 @@ class KeyValues:
     """`still` may be padded, since what looks at it has a mask for it."""
 
     @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return sum(piece.shape[3] for piece in self.pieces)
+
+    @property
     def shape_key(self) -> tuple[int, ...]:
         """Rows can decode together where this is equal."""
         return () if self.still is None or self.padded else tuple(self.still.shape)
 
+    def then(self, piece: torch.Tensor) -> KeyValues:
+        """The text with more at its end."""
+        return replace(self, pieces=(*self.pieces, piece))
 
-class BufferedLayer(DynamicLayer):
-    """A layer that writes into a buffer with room to grow; concatenating at each step would copy all of it."""
+    def cut(self, length: int) -> KeyValues:
+        """The text's beginning; what it knows of images stays whole."""
+        pieces, left = [self.pieces[0][..., :length, :]], length - self.pieces[0].shape[3]
+        for piece in self.pieces[1:]:
+            if left > 0:
+                pieces.append(piece[..., :left, :])
+            left -= piece.shape[3]
+        return replace(self, pieces=tuple(pieces))
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int):
-        """
-        Args:
-            keys: (B, H, capacity, D) buffer.
-            values: the same.
-            length: positions that are filled.
-        """
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self._buffers = [keys, values]
-        self._show(length)
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+class _GrowingLayer(DynamicLayer):
+    """A layer's part of a `Buffer`; what is new is written where the buffer has room for it."""
+
+    def show(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
+        """Look at other tensors (B, H, capacity, D), filled up to a length."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self._whole = keys, values
+        self._fill(length)
+
+    def _fill(self, length: int) -> None:
+        self._length = length
+        self.keys, self.values = (whole[..., :length, :] for whole in self._whole)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the new positions; returns everything up to them."""
-        begin = self.get_seq_length()
-        end = begin + key_states.shape[-2]
-        if end > self._buffers[0].shape[-2]:
-            room = [*self._buffers[0].shape]
-            room[-2] = end - begin + ROOM
-            self._buffers = [torch.cat([buffer, buffer.new_zeros(room)], dim=-2) for buffer in self._buffers]
-        self._buffers[0][..., begin:end, :] = key_states
-        self._buffers[1][..., begin:end, :] = value_states
-        self._show(end)
+        begin, end = self._length, self._length + key_states.shape[-2]
+        self._whole[0][..., begin:end, :] = key_states
+        self._whole[1][..., begin:end, :] = value_states
+        self._fill(end)
         return self.keys, self.values  # type: ignore[return-value]
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all other rows."""
-        length = self.get_seq_length()
-        self._buffers = [buffer[rows] for buffer in self._buffers]
-        self._show(length)
+
+class Buffer:
+    """Keys and values of rows that grow together: one tensor, padded on the left to the longest row."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.padding: list[int] = []
+        """Positions of each row that are padding."""
+        self.layers: list[Any] = []
+        self._data = torch.empty(0)
+
+    def join(self, states: Sequence[KeyValues], forks: Sequence[int]) -> None:
+        """Add rows: of each state, so many."""
+        longest = max([self.length, *(state.length for state in states)])
+        like = states[0].pieces[0]
+        layers, _, heads, _, width = like.shape
+        row = len(self.padding)
+        data = like.new_zeros((layers, 2, row + sum(forks), heads, longest + ROOM, width))
+        if row:
+            data[:, :, :row, :, longest - self.length : longest] = self._data[..., : self.length, :]
+        self.padding = [padding + longest - self.length for padding in self.padding]
+        for state, count in zip(states, forks, strict=True):
+            begin = longest - state.length
+            self.padding += [begin] * count
+            for piece in state.pieces:
+                end = begin + piece.shape[3]
+                data[:, :, row : row + count, :, begin:end] = piece.unsqueeze(2)
+                begin = end
+            row += count
+        self._show(data, longest)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows, and what only they needed."""
+        padding = [self.padding[row] for row in rows]
+        spare = min(padding, default=self.length)
+        self.padding = [begin - spare for begin in padding]
+        index = torch.tensor(rows, dtype=torch.long, device=self._data.device)
+        self._show(self._data[..., spare:, :].index_select(2, index), self.length - spare)
+
+    def reserve(self, count: int) -> None:
+        """Make room for so many more positions; called before each forward."""
+        if self.length + count > self._data.shape[4]:
+            room = [*self._data.shape]
+            room[4] = max(ROOM, count)
+            self._show(torch.cat([self._data, self._data.new_zeros(room)], dim=4), self.length)
+
+    def grown(self, count: int) -> None:
+        """Each row has so many more positions; called after each forward."""
+        self.length += count
+
+    def newest(self, row: int, count: int) -> torch.Tensor:
+        """(L, 2, H, count, D) the last positions of a row, copied."""
+        return self._data[:, :, row, :, self.length - count : self.length].clone()
+
+    def _show(self, data: torch.Tensor, length: int) -> None:
+        self._data, self.length = data, length
+        if not self.layers:
+            self.layers = [_GrowingLayer() for _ in data]
+        for layer, (keys, values) in zip(self.layers, data, strict=True):
+            layer.show(keys, values, length)
+
+
+@dataclass(frozen=True)
+class OfRows:
+    """Keys, or values, of the images that rows look at: one tensor for all neighbours that share it."""
+
+    parts: Sequence[tuple[torch.Tensor, int]]
+    """(H, P, D) and the number of rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, H, P, D), as if each row had its own."""
+        return (sum(count for _, count in self.parts), *self.parts[0][0].shape)
+
+    def numel(self) -> int:
+        """Elements of all parts."""
+        return sum(part.numel() for part, _ in self.parts)
 
 
 class StillLayer(DynamicLayer):
-    """A layer over the images of its rows; nothing is ever added to it. Empty if the rows have no image."""
+    """A layer that nothing is ever added to: over the images of its rows, or an encoder-decoder's prompts. It may be empty."""
 
-    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None):
+    def __init__(self, keys: Any = None, values: Any = None):
         """
         Args:
-            keys: (B, H, P, D), a view wherever all rows see the same images.
+            keys: (B, H, P, D), or `OfRows`.
             values: the same.
         """
         super().__init__()
-        if keys is not None and values is not None:
-            self.lazy_initialization(keys, values)
+        if keys is not None:
+            self.is_initialized = True
             self.keys, self.values = keys, values
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all other rows."""
-        if self.is_initialized:
-            self.keys, self.values = (_rows_of(tensor, rows) for tensor in (self.keys, self.values))
 
-
-def _rows_of(tensor: Any, rows: torch.Tensor) -> torch.Tensor:
-    shared = tensor.stride(0) == 0  # all rows are one
-    return tensor[:1].expand(len(rows), *tensor.shape[1:]) if shared else tensor[rows]
-
-
-def pack(states: Sequence[KeyValues], forks: Sequence[int], still_layers: frozenset[int]) -> tuple[Cache, torch.Tensor]:
-    """A cache of rows that decode together, padded on the left.
+def still_layers(stills: Sequence[torch.Tensor | None], count: int) -> list[StillLayer]:
+    """Layers over each row's images, which are not copied.
 
     Args:
-        states: one for each question; all of one `shape_key`.
-        forks: rows that each of them becomes.
-        still_layers: places of the layers that look at images.
-
-    Returns:
-        The cache, and the number of padded positions of each row.
+        stills: of each row, (L', 2, H, P, D); all None, or none.
+        count: L'.
     """
-    grown = [state.grown for state in states]
-    longest = max(state.shape[3] for state in grown)
-    layers, _, heads, _, width = grown[0].shape
-    rows = sum(forks)
-    buffer = grown[0].new_zeros((layers, 2, rows, heads, longest + ROOM, width))
-    padding, row = [], 0
-    for state, count in zip(grown, forks, strict=True):
-        begin = longest - state.shape[3]
-        buffer[:, :, row : row + count, :, begin:longest] = state.unsqueeze(2)
-        padding += [begin] * count
-        row += count
-    text = iter([BufferedLayer(keys, values, longest) for keys, values in buffer])
-    images = iter(_still(states, forks, len(still_layers)))
-    total = range(layers + len(still_layers))
-    cache = Cache(layers=[next(images) if place in still_layers else next(text) for place in total])
-    return cache, torch.tensor(padding)
-
-
-def pack_prompts(states: Sequence[KeyValues], forks: Sequence[int]) -> tuple[Cache, torch.Tensor]:
-    """A cache of what the rows of an encoder-decoder look at, padded on the right, and each row's own length.
-
-    Args:
-        states: one for each question.
-        forks: rows that each of them becomes; those of a single question share one copy.
-    """
-    prompts = [state.still for state in states if state.still is not None]
-    lengths = [prompt.shape[3] for prompt in prompts]
-    padded = [torch.nn.functional.pad(prompt, (0, 0, 0, max(lengths) - prompt.shape[3])) for prompt in prompts]
-    layers = len(padded[0])
-    filled = [KeyValues(state.grown, prompt) for state, prompt in zip(states, padded, strict=True)]
-    rows = [length for length, count in zip(lengths, forks, strict=True) for _ in range(count)]
-    return Cache(layers=list(_still(filled, forks, layers))), torch.tensor(rows)
-
-
-def _still(states: Sequence[KeyValues], forks: Sequence[int], layers: int) -> list[StillLayer]:
-    found = [(state.still, count) for state, count in zip(states, forks, strict=True) if state.still is not None]
-    if not found:
-        return [StillLayer() for _ in range(layers)]
+    if not stills or stills[0] is None:
+        return [StillLayer() for _ in range(count)]
+    shared = [next(group) for _, group in groupby(stills, id)]
+    counts = [len(list(group)) for _, group in groupby(stills, id)]
     made = []
-    for layer in range(layers):
-        spread = [[still[layer, side].expand(count, *still.shape[2:]) for still, count in found] for side in (0, 1)]
-        made.append(StillLayer(*(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in spread)))
+    for layer in range(count):
+        keys, values = (OfRows([(s[layer, side], n) for s, n in zip(shared, counts, strict=True)]) for side in (0, 1))  # type: ignore[index]
+        made.append(StillLayer(keys, values))
     return made
 
 
-def keep_rows(cache: Cache, rows: torch.Tensor) -> None:
-    """Drop all other rows of a packed cache."""
-    layers: list[Any] = cache.layers
-    for layer in layers:
-        layer.keep(rows)
+def prompt_layers(prompts: Sequence[torch.Tensor]) -> tuple[list[StillLayer], torch.Tensor]:
+    """Layers over what each row of an encoder-decoder looks at, padded on the right, and each row's own length.
+
+    Args:
+        prompts: of each row, (L, 2, H, P, D).
+    """
+    lengths = [prompt.shape[3] for prompt in prompts]
+    padded = [torch.nn.functional.pad(prompt, (0, 0, 0, max(lengths) - prompt.shape[3])) for prompt in prompts]
+    one = all(prompt is prompts[0] for prompt in prompts)  # candidates of one question share it
+    together = padded[0].unsqueeze(2).expand(-1, -1, len(prompts), -1, -1, -1) if one else torch.stack(padded, dim=2)
+    return [StillLayer(keys, values) for keys, values in together], torch.tensor(lengths)
 
 
-def unpack(cache: Cache, row: int, begin: int, still_layers: frozenset[int], still: torch.Tensor | None = None) -> KeyValues:
-    """The state of one row from position `begin` on, copied out of the buffer.
+def joined(text: Sequence[Any], images: Sequence[StillLayer], places: frozenset[int]) -> Cache:
+    """A cache of layers that look at text and of those, at some places, that look at images."""
+    texts, others = iter(text), iter(images)
+    total = range(len(text) + len(images))
+    return Cache(layers=[next(others) if place in places else next(texts) for place in total])
+
+
+def taken(cache: Cache, row: int, begin: int, places: frozenset[int]) -> KeyValues:
+    """The text of one row of a prefilled cache from position `begin` on, and its images, copied.
 
     Args:
         cache: of a batch.
         row: its place in the batch.
         begin: first position that is not padding.
-        still_layers: places of the layers that look at images.
-        still: their keys and values, if they are known already; else they are taken from the cache.
+        places: of the layers that look at images.
     """
     layers: list[Any] = cache.layers
-    text = [layer for place, layer in enumerate(layers) if place not in still_layers]
-    grown = torch.stack([torch.stack([layer.keys[row, :, begin:], layer.values[row, :, begin:]]) for layer in text])
-    if still is None and still_layers:
-        images = [layers[place] for place in sorted(still_layers) if place < len(layers) and layers[place].is_initialized]
-        if images:
-            still = torch.stack([torch.stack([layer.keys[row], layer.values[row]]) for layer in images])
-    return KeyValues(grown, still)
+    text = [layer for place, layer in enumerate(layers) if place not in places]
+    piece = torch.stack([torch.stack([layer.keys[row, :, begin:], layer.values[row, :, begin:]]) for layer in text])
+    images = [layers[place] for place in sorted(places) if place < len(layers) and layers[place].is_initialized]
+    still = torch.stack([torch.stack([layer.keys[row], layer.values[row]]) for layer in images]) if images else None
+    return KeyValues((piece,), still)

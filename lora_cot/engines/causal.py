@@ -1,4 +1,4 @@
-"""Running a model that goes on from its prompt: one text, one cache."""
+"""Running a model that goes on from its prompt: one text, read into the cache, and fed token by token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from transformers import DynamicCache
 
 from lora_cot.backbones import Backbone
-from lora_cot.data.collate import batch
+from lora_cot.data.collate import batch, pad
 from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded
-from lora_cot.engines.cache import keep_rows, pack, unpack
-from lora_cot.engines.decoder import Decoder, Rows, State
+from lora_cot.engines.attention import share_images
+from lora_cot.engines.cache import joined, still_layers, taken
+from lora_cot.engines.decoder import Decoder, Prompt, Root, Rows, State
 
 
 class CausalDecoder(Decoder):
@@ -21,93 +22,119 @@ class CausalDecoder(Decoder):
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
-        self.still = backbone.family.still_layers(backbone.base_model)
+        self.places = backbone.family.still_layers(backbone.base_model)
+        if self.places:
+            share_images(backbone.base_model.get_submodule(backbone.family.parts["language_model"]), self.places)
 
-    def prefill(self, prompts: Sequence[Encoded]) -> list[State]:
-        """See `Decoder.prefill`."""
-        inputs = self._inputs([_shortened(row) for row in prompts])
-        output, ahead = self._read(inputs, DynamicCache())
-        longest = inputs["input_ids"].shape[1]
-        held = self.backbone.family.held_inputs(inputs)
-        states = []
-        for place, row in enumerate(prompts):
-            kv = unpack(output.past_key_values, place, longest - (len(row.input_ids) - 1), self.still)
-            mine = {name: value[place : place + 1].clone() for name, value in held.items()}
-            states.append(State(kv, row.input_ids[-1], int(ahead[place]), mine))
-        return states
+    def opening(self, prompt: Encoded) -> tuple[Encoded, int]:
+        """See `Decoder.opening`."""
+        return first_tokens(prompt, len(prompt.input_ids) - 1), prompt.input_ids[-1]
 
-    def next_logits(self, prompts: Sequence[Encoded], begun: Sequence[int]) -> torch.Tensor:
+    def read(self, prompts: Sequence[Prompt]) -> list[Root]:
+        """See `Decoder.read`."""
+        return self._go_on(prompts)[1] if prompts[0].root else self._read(prompts)
+
+    def next_logits(self, prompts: Sequence[Prompt], begun: Sequence[int]) -> torch.Tensor:
         """See `Decoder.next_logits`."""
-        output, _ = self._read(self._inputs([_lengthened(row, begun) for row in prompts]), None)
-        return output.logits[:, -1]
+        longer = [replace(prompt, encoded=_and(prompt.encoded, begun)) for prompt in prompts]
+        return self._go_on(longer)[0] if prompts[0].root else self._forward(longer, None)[0].logits[:, -1]
 
-    def rows(self, states: Sequence[State], forks: Sequence[int]) -> Rows:
+    def rows(self) -> Rows:
         """See `Decoder.rows`."""
-        return _CausalRows(self, states, forks)
+        return _CausalRows(self)
 
-    def _inputs(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        inputs = batch(rows, self.backbone.processor, self.backbone.family.image_inputs, left=True)
-        return self.backbone.place({name: value for name, value in inputs.items() if name not in ("labels", "stage_ids")})
-
-    def _read(self, inputs: dict[str, torch.Tensor], cache: Any) -> tuple[Any, torch.Tensor]:
-        """The model's output for whole prompts, and what further positions are ahead of the count."""
-        positions, ahead = self.backbone.family.positions(self.backbone.base_model, inputs)
+    def _forward(self, prompts: Sequence[Prompt], cache: Any) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
+        """The model's output for whole prompts, what further positions are ahead of the count, and what was fed."""
+        family = self.backbone.family
+        made = batch([prompt.encoded for prompt in prompts], self.backbone.processor, family.image_inputs, left=True)
+        inputs = self.backbone.place({name: value for name, value in made.items() if name not in ("labels", "stage_ids")})
+        positions, ahead = family.positions(self.backbone.base_model, inputs)
         keep = {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": 1}
-        return self.backbone.model(**inputs, position_ids=positions, **keep), ahead
+        return self.backbone.model(**inputs, position_ids=positions, **keep), ahead, inputs
+
+    def _read(self, prompts: Sequence[Prompt]) -> list[Root]:
+        """Prompts of which nothing is known."""
+        output, ahead, inputs = self._forward(prompts, DynamicCache())
+        longest, held = inputs["input_ids"].shape[1], self.backbone.family.held_inputs(inputs)
+        roots = []
+        for place, prompt in enumerate(prompts):
+            kv = taken(output.past_key_values, place, longest - len(prompt.ids), self.places)
+            mine = {name: value[place : place + 1].clone() for name, value in held.items()}
+            roots.append(Root(kv, int(ahead[place]), mine))
+        return roots
+
+    def _go_on(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, list[Root]]:
+        """Logits (B, V) after prompts whose beginnings are known, and what then is known of them.
+
+        The cache is padded on the left, and so is what is new: rows stand in line at its end, and padding in the middle
+        is masked like any other.
+        """
+        roots, new = [prompt.root for prompt in prompts if prompt.root], [prompt.ids for prompt in prompts]
+        rows = _CausalRows(self)
+        rows.join([State(root, 0) for root in roots], [1] * len(roots))
+        longest = max(map(len, new))
+        ids, is_new = pad(new, 0, left=True), pad([[1] * len(each) for each in new], 0, left=True)
+        begins = torch.tensor([root.kv.length + len(each) - longest for root, each in zip(roots, new, strict=True)])
+        positions = (begins[:, None] + torch.arange(longest)).clamp(min=0)
+        mask = torch.cat([rows.known(0), is_new.to(rows.device)], dim=1)
+        logits = rows.forward(ids.to(rows.device), mask, positions.to(rows.device))
+        found = []
+        for place, (root, each) in enumerate(zip(roots, new, strict=True)):
+            found.append(replace(root, kv=root.kv.then(rows.buffer.newest(place, len(each)))))
+        return logits, found
 
 
-def _lengthened(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
-    ids, blank = [*prompt.input_ids, *tokens], len(prompt.input_ids) + len(tokens)
-    return replace(prompt, input_ids=ids, labels=[IGNORE_INDEX] * blank, stage_ids=[NO_STAGE] * blank)
+def first_tokens(prompt: Encoded, count: int) -> Encoded:
+    """A prompt's beginning."""
+    cut = {name: getattr(prompt, name)[:count] for name in ("input_ids", "labels", "stage_ids")}
+    return replace(prompt, **cut)
 
 
-def _shortened(prompt: Encoded) -> Encoded:
-    """Without the last token."""
-    return replace(prompt, input_ids=prompt.input_ids[:-1], labels=prompt.labels[:-1], stage_ids=prompt.stage_ids[:-1])
+def _and(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
+    more = len(tokens)
+    labels, stages = [*prompt.labels, *[IGNORE_INDEX] * more], [*prompt.stage_ids, *[NO_STAGE] * more]
+    return replace(prompt, input_ids=[*prompt.input_ids, *tokens], labels=labels, stage_ids=stages)
 
 
 class _CausalRows(Rows):
     """See `Rows`."""
 
-    def __init__(self, decoder: CausalDecoder, states: Sequence[State], forks: Sequence[int]):
-        self._decoder, device = decoder, decoder.backbone.device
-        self._cache, padding = pack([state.kv for state in states], forks, decoder.still)
-        rows = [state for state, count in zip(states, forks, strict=True) for _ in range(count)]
-        self._origins = rows
-        self._padding = padding.to(device)
-        self._input = torch.tensor([state.last for state in rows], device=device)
-        self._ahead = torch.tensor([state.ahead for state in rows], device=device)
-        self._held = {name: torch.cat([state.held[name] for state in rows]) for name in rows[0].held}
+    def __init__(self, decoder: CausalDecoder):
+        super().__init__(decoder.backbone.device)
+        self._decoder = decoder
+
+    def _arrange(self) -> None:
+        super()._arrange()
+        self._ahead = torch.tensor([root.ahead for root in self.origins], device=self.device)
+        self._held = {name: torch.cat([root.held[name] for root in self.origins]) for name in self.origins[0].held}
+        places = self._decoder.places
+        images = still_layers([root.kv.still for root in self.origins], len(places))
+        self._cache = joined(self.buffer.layers, images, places)
 
     def step(self) -> torch.Tensor:
         """See `Rows.step`."""
-        length = self._cache.get_seq_length() + 1
-        mask = torch.arange(length, device=self._padding.device) >= self._padding[:, None]
-        positions = (length - 1 - self._padding + self._ahead)[:, None]
+        input_ids = torch.tensor(self.tokens, device=self.device)[:, None]
+        return self.forward(input_ids, self.known(1), (self.buffer.length - self.padding)[:, None])
+
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Feed tokens; returns logits (B, V) after the last.
+
+        Args:
+            input_ids: (B, T).
+            mask: (B, all positions) 0 at padding.
+            positions: (B, T) each token's number in its text.
+        """
+        count = input_ids.shape[1]
+        self.buffer.reserve(count)
         output = self._decoder.backbone.model(
-            input_ids=self._input[:, None],
-            attention_mask=mask.long(),
-            position_ids=positions,
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions + self._ahead[:, None],
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-            # for every position up to now, though only the last is computed: older transformers looks it up there
-            **{name: value.expand(-1, length, *value.shape[2:]) for name, value in self._held.items()},
+            # for every position up to now, though only the last are computed: older transformers looks it up there
+            **{name: value.expand(-1, mask.shape[1], *value.shape[2:]) for name, value in self._held.items()},
         )
-        return output.logits[:, -1].float()
-
-    def feed(self, tokens: list[int], kept: list[int] | None) -> None:
-        """See `Rows.feed`."""
-        if kept is not None:
-            rows = torch.tensor(kept, device=self._padding.device)
-            self._padding, self._ahead = self._padding[rows], self._ahead[rows]
-            self._held = {name: value[rows] for name, value in self._held.items()}
-            self._origins = [self._origins[place] for place in kept]
-            keep_rows(self._cache, rows)
-        self._input = torch.tensor(tokens, device=self._padding.device)
-
-    def state(self, place: int, last: int) -> State:
-        """See `Rows.state`."""
-        origin = self._origins[place]
-        kv = unpack(self._cache, place, int(self._padding[place]), self._decoder.still, origin.kv.still)
-        return State(kv, last, origin.ahead, origin.held, begun=True)
+        self.buffer.grown(count)
+        return output.logits[:, -1]

@@ -4,57 +4,117 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from lora_cot.data.labels import Encoded
-from lora_cot.engines.cache import KeyValues
+from lora_cot.engines.cache import Buffer, KeyValues
+
+
+@dataclass(frozen=True)
+class Root:
+    """A text that was read."""
+
+    kv: KeyValues
+    """Keys and values of all its tokens."""
+    ahead: int = 0
+    """What a further token's position is ahead of its number in the text."""
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """(1, 1, …) inputs that every further token is fed with too."""
 
 
 @dataclass(frozen=True)
 class State:
     """A text that can be continued."""
 
-    kv: KeyValues
-    """Keys and values of all tokens but the last."""
+    root: Root
+    """All tokens but the last."""
     last: int
     """The last token; it is fed when the text is continued."""
-    ahead: int = 0
-    """What a token's position is ahead of its number in the text."""
-    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """(1, 1, …) inputs that every further token is fed with too."""
     begun: bool = False
     """The last token was generated."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to read."""
+
+    encoded: Encoded
+    root: Root | None = None
+    """Its beginning, all images included, if that was read before."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Tokens that are not read yet."""
+        return self.encoded.input_ids[self.root.kv.length if self.root else 0 :]
+
+
 class Rows(ABC):
-    """Rows that decode together over one cache."""
+    """Rows that decode together over one cache; all of one `KeyValues.shape_key`."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.buffer = Buffer()
+        self.origins: list[Root] = []
+        """What each row began with."""
+        self.tokens: list[int] = []
+        """What each row is fed with next."""
+
+    def join(self, states: Sequence[State], forks: Sequence[int]) -> None:
+        """Add rows at the end: of each state, so many."""
+        self.buffer.join([state.root.kv for state in states], forks)
+        for state, count in zip(states, forks, strict=True):
+            self.origins += [state.root] * count
+            self.tokens += [state.last] * count
+        self._arrange()
+
+    def keep(self, places: Sequence[int]) -> None:
+        """All other rows leave."""
+        self.buffer.keep(places)
+        self.origins = [self.origins[place] for place in places]
+        self.tokens = [self.tokens[place] for place in places]
+        if places:
+            self._arrange()
+
+    def _arrange(self) -> None:
+        """Make anew what changes with the rows, and not from step to step."""
+        self.padding = torch.tensor(self.buffer.padding, device=self.device)
 
     @abstractmethod
     def step(self) -> torch.Tensor:
-        """Feed each row's last token; returns logits (rows, V) of the next."""
+        """Feed each row's token; returns logits (rows, V) of the next."""
 
-    @abstractmethod
-    def feed(self, tokens: list[int], kept: list[int] | None) -> None:
-        """The tokens to feed next; with `kept`, all other rows leave."""
+    def feed(self, tokens: Sequence[int]) -> None:
+        """The tokens to feed next, one for each row."""
+        self.tokens = list(tokens)
 
-    @abstractmethod
+    def known(self, more: int) -> torch.Tensor:
+        """(B, T) mask of what rows have fed, and so many positions more."""
+        return (torch.arange(self.buffer.length + more, device=self.device) >= self.padding[:, None]).long()
+
     def state(self, place: int, last: int) -> State:
-        """One row as it is after its last step, out of the batch."""
+        """One row as it is after its last step, with the token that was drawn then."""
+        origin = self.origins[place]
+        fed = self.buffer.length - self.buffer.padding[place] - origin.kv.length
+        return State(replace(origin, kv=origin.kv.then(self.buffer.newest(place, fed))), last, begun=True)
 
 
 class Decoder(ABC):
     """A model with what is known of its kind."""
 
     @abstractmethod
-    def prefill(self, prompts: Sequence[Encoded]) -> list[State]:
+    def read(self, prompts: Sequence[Prompt]) -> list[Root]:
         """Prompts that may share a batch, read."""
 
     @abstractmethod
-    def next_logits(self, prompts: Sequence[Encoded], begun: Sequence[int]) -> torch.Tensor:
+    def next_logits(self, prompts: Sequence[Prompt], begun: Sequence[int]) -> torch.Tensor:
         """(B, V) of the token after each prompt and the same beginning of an answer."""
 
     @abstractmethod
-    def rows(self, states: Sequence[State], forks: Sequence[int]) -> Rows:
-        """Rows that decode together: of each state, so many; all of one `shape_key`."""
+    def opening(self, prompt: Encoded) -> tuple[Encoded, int]:
+        """What of a prompt is read before it is continued, and the token that is fed first then."""
+
+    @abstractmethod
+    def rows(self) -> Rows:
+        """Rows that decode together, none yet."""

@@ -5,8 +5,8 @@ import torch
 
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
-from lora_cot.engines import local
-from lora_cot.engines.base import Sampling
+from lora_cot.engines import batch as batch_of_rows
+from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.local import LocalEngine
 from lora_cot.engines.sampling import draw
 from lora_cot.errors import SearchError
@@ -29,6 +29,14 @@ def each_engine(each_tiny):
     return LocalEngine(each_tiny, FORMATS["direct"])
 
 
+def extend(engine, states, seeds, stop, max_new_tokens, sampling):
+    """Candidates of each state, one for each of its seeds."""
+    stops = () if stop is None else (stop,)
+    return engine.extend(
+        [Ask(state, own, max_new_tokens, stops, sampling=sampling) for state, own in zip(states, seeds, strict=True)]
+    )
+
+
 def full_logits(engine, sample, generated):
     """Logits of the next token by one forward over everything, without a cache."""
     encoded = encode(engine.encoder, sample, False)
@@ -40,22 +48,22 @@ def full_logits(engine, sample, generated):
     inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
     inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
     with torch.inference_mode():
-        return engine.model(**inputs).logits[0, -1]
+        return engine.backbone.model(**inputs).logits[0, -1]
 
 
 def decoded_logits(engine, encoded, generated):
     """The same of an encoder-decoder."""
     inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
     inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
-    written = torch.tensor([[engine.model.config.decoder_start_token_id, *generated]])
+    written = torch.tensor([[engine.backbone.model.config.decoder_start_token_id, *generated]])
     with torch.inference_mode():
-        return engine.model(**inputs, decoder_input_ids=written, use_cache=False).logits[0, -1]
+        return engine.backbone.model(**inputs, decoder_input_ids=written, use_cache=False).logits[0, -1]
 
 
 def spy(monkeypatch):
     """The logits of every step, in order."""
     steps = []
-    monkeypatch.setattr(local, "draw", lambda logits, *rest: steps.append(logits) or draw(logits, *rest))
+    monkeypatch.setattr(batch_of_rows, "draw", lambda logits, *rest: steps.append(logits) or draw(logits, *rest))
     return steps
 
 
@@ -66,11 +74,11 @@ def test_cached_logits_equal_a_full_forward_at_every_step(each_engine, monkeypat
     questions = [SAMPLES[0], TEXT_ONLY, SAMPLES[1]]
     states, rows = engine.start(questions), [[], [], []]
     of_pairs = engine.backbone.family.is_encoder_decoder
-    prompts = {(state.kv.still if of_pairs else state.kv.grown).shape[3] for state in states}
+    prompts = {(state.root.kv.still.shape[3] if of_pairs else state.root.kv.length) for state in states}
     assert len(prompts) > 1, "no padding to test"
     for step in range(12):
         for row, (sample, ids) in enumerate(zip(questions, rows, strict=True)):
-            (candidate,) = engine.extend([states[row]], [[f"{row}/{step}"]], None, 1, Sampling(1.0))[0]
+            (candidate,) = extend(engine, [states[row]], [[f"{row}/{step}"]], None, 1, Sampling(1.0))[0]
             torch.testing.assert_close(steps[-1][0], full_logits(engine, sample, ids), atol=1e-5, rtol=1e-5)
             ids.append(candidate.state.last)
             states[row] = candidate.state
@@ -83,17 +91,17 @@ def test_rows_of_a_batch_get_the_logits_they_get_alone(each_engine, monkeypatch)
     questions = [SAMPLES[0], TEXT_ONLY, SAMPLES[1]]
     seeds = [["a", "b"], ["c"], ["d", "e", "f"]]
     states = engine.start(questions)
-    engine.extend(states, seeds, None, 1, Sampling(1.0))
+    extend(engine, states, seeds, None, 1, Sampling(1.0))
     batched = torch.cat(steps)  # rows of questions that cannot share a batch come after the others
-    keys = [state.kv.shape_key for state in states]
+    keys = [state.root.kv.shape_key for state in states]
     order = sorted(range(3), key=lambda question: keys.index(keys[question]))
     steps.clear()
     for question in order:
-        engine.extend(engine.start([questions[question]]), [seeds[question]], None, 1, Sampling(1.0))
+        extend(engine, engine.start([questions[question]]), [seeds[question]], None, 1, Sampling(1.0))
     torch.testing.assert_close(batched, torch.cat(steps), atol=3e-6, rtol=1e-5)
-    together = engine.extend(states, seeds, None, 25, Sampling(1.0))
+    together = extend(engine, states, seeds, None, 25, Sampling(1.0))
     alone = [
-        engine.extend(engine.start([question]), [mine], None, 25, Sampling(1.0))[0]
+        extend(engine, engine.start([question]), [mine], None, 25, Sampling(1.0))[0]
         for question, mine in zip(questions, seeds, strict=True)
     ]
     assert [[c.text for c in mine] for mine in together] == [[c.text for c in mine] for mine in alone]
@@ -105,10 +113,10 @@ def test_rows_of_a_batch_get_the_logits_they_get_alone(each_engine, monkeypatch)
 def test_a_text_continued_in_pieces_is_the_text_drawn_at_once(each_engine):
     """A winner's cache is the next root: stopping and going on changes nothing (greedy)."""
     engine = each_engine
-    (whole,) = engine.extend(engine.start(SAMPLES[:1]), [["x"]], None, 24, Sampling())[0]
+    (whole,) = extend(engine, engine.start(SAMPLES[:1]), [["x"]], None, 24, Sampling())[0]
     state, text, logprob = engine.start(SAMPLES[:1])[0], "", 0.0
     for _ in range(4):
-        (piece,) = engine.extend([state], [["x"]], None, 6, Sampling())[0]
+        (piece,) = extend(engine, [state], [["x"]], None, 6, Sampling())[0]
         state, text, logprob = piece.state, text + piece.text, logprob + piece.logprob
     ascii_only = [t.encode("ascii", "ignore") for t in (text, whole.text)]  # a cut may go through a character
     assert ascii_only[0] == ascii_only[1]
@@ -121,16 +129,16 @@ def test_greedy_equals_generate(each_engine):
     encoded = encode(engine.encoder, SAMPLES[0], False)
     inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
     inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
-    ids = engine.model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+    ids = engine.backbone.model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
     ids = ids[1 if encoded.is_pair else len(encoded.input_ids) :]
-    (mine,) = engine.extend(engine.start(SAMPLES[:1]), [["x"]], None, 20, Sampling())[0]
-    assert mine.text == engine.tokenizer.decode([i for i in ids if i != engine.tokenizer.eos_token_id])
+    (mine,) = extend(engine, engine.start(SAMPLES[:1]), [["x"]], None, 20, Sampling())[0]
+    assert mine.text == engine.texts.tokenizer.decode([i for i in ids if i != engine.texts.tokenizer.eos_token_id])
 
 
 def test_the_same_seed_draws_the_same_text(engine):
     """A seed fixes a candidate's draws; its logprob is that of the tokens it drew."""
     states = engine.start(SAMPLES[:1])
-    ((first, again, other),) = engine.extend(states, [["s", "s", "t"]], None, 20, Sampling(1.0))
+    ((first, again, other),) = extend(engine, states, [["s", "s", "t"]], None, 20, Sampling(1.0))
     assert first.text == again.text != other.text
     assert first.logprob < 0 and first.tokens == 20
 
@@ -138,21 +146,21 @@ def test_the_same_seed_draws_the_same_text(engine):
 def test_a_stop_string_is_looked_for_in_new_text_only(engine, monkeypatch):
     """A question that quotes the closing tag stops nothing; generated text that holds it ends there, closed."""
     sample = Sample("q", (Exchange("What does </SUMMARY> mean?"),), SAMPLES[0].images)
-    script = engine.tokenizer("ab</SUMMARY> cd", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(local, "draw", lambda logits, *rest: ([script[len(calls)]], calls.append(0) or [0.0]))
+    script = engine.texts.tokenizer("ab</SUMMARY> cd", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(batch_of_rows, "draw", lambda logits, *rest: ([script[len(calls)]], calls.append(0) or [0.0]))
     calls = []
-    (found,) = engine.extend(engine.start([sample]), [["x"]], "</SUMMARY>", 40, Sampling())[0]
-    assert found.closed and found.text == "ab</SUMMARY>"
+    (found,) = extend(engine, engine.start([sample]), [["x"]], "</SUMMARY>", 40, Sampling())[0]
+    assert found.ended == "stop" and found.text == "ab</SUMMARY>"
 
 
-def test_the_end_token_closes_only_what_waits_for_it(engine, monkeypatch):
-    """The end token ends any text; asked for a stop string, that text is not closed, and the token is not part of it."""
-    end = engine.tokenizer.eos_token_id
-    monkeypatch.setattr(local, "draw", lambda logits, *rest: ([end] * len(logits), [0.0] * len(logits)))
+def test_the_end_token_ends_any_text(engine, monkeypatch):
+    """Also where a stop string is waited for; the token is not part of the text."""
+    end = engine.texts.tokenizer.eos_token_id
+    monkeypatch.setattr(batch_of_rows, "draw", lambda logits, *rest: ([end] * len(logits), [0.0] * len(logits)))
     states = engine.start(SAMPLES[:1])
-    for stop, closed in ((None, True), ("</SUMMARY>", False)):
-        (found,) = engine.extend(states, [["x"]], stop, 40, Sampling())[0]
-        assert (found.text, found.tokens, found.closed) == ("", 1, closed)
+    for stop in (None, "</SUMMARY>"):
+        (found,) = extend(engine, states, [["x"]], stop, 40, Sampling())[0]
+        assert (found.text, found.tokens, found.ended) == ("", 1, "end")
 
 
 def test_top_p_and_temperature_choose_among_the_likeliest():
@@ -161,8 +169,8 @@ def test_top_p_and_temperature_choose_among_the_likeliest():
 
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
     draws = [random.Random(i) for i in range(4000)]
-    assert set(draw(logits, Sampling(1.0, 0.3), draws)[0]) == {2}
-    tokens = torch.tensor(draw(logits, Sampling(1.0, 1.0), draws)[0])
+    assert set(draw(logits, [Sampling(1.0, 0.3)] * 4000, draws)[0]) == {2}
+    tokens = torch.tensor(draw(logits, [Sampling(1.0, 1.0)] * 4000, draws)[0])
     shares = torch.bincount(tokens, minlength=3) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.0, 1.0, 2.0]).softmax(-1), atol=0.03, rtol=0)
 
@@ -171,11 +179,11 @@ def test_verdicts_are_read_from_logits(engine):
     """An option's score is the log-probability of its first token after the prompt."""
     question = Sample("j", (Exchange("Which? Answer 1 or 2."),), SAMPLES[0].images)
     first, second = engine.choose([question, TEXT_ONLY], ("1", "2"))
-    ids = [engine.tokenizer(option, add_special_tokens=False)["input_ids"][0] for option in "12"]
+    ids = [engine.texts.tokenizer(option, add_special_tokens=False)["input_ids"][0] for option in "12"]
     expected = full_logits(engine, question, []).log_softmax(-1)[ids].tolist()
     assert first == pytest.approx(expected, abs=1e-5)
     assert first != second
     with pytest.raises(SearchError, match="cannot be told apart"):
         engine.choose([question], ("1", "1"))
     with pytest.raises(SearchError, match="no adapter that could be switched off"):
-        engine.choose([question], ("1", "2"), adapter=False)
+        engine.plain(adapter=False)

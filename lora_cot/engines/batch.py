@@ -1,0 +1,147 @@
+"""Rows that decode together: candidates of many asks, which join and leave at any step."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lora_cot.engines.base import Ask, Candidate, Ended
+from lora_cot.engines.decoder import Decoder, Rows, State
+from lora_cot.engines.sampling import draw
+from lora_cot.engines.texts import Texts
+
+
+@dataclass(eq=False)
+class Row:
+    """One candidate while it decodes."""
+
+    job: Job
+    number: int
+    """Among the job's candidates."""
+    draws: random.Random
+    ids: list[int] = field(default_factory=list)
+    """Tokens drawn so far."""
+    logprob: float = 0.0
+
+
+@dataclass(eq=False)
+class Job:
+    """An ask in a batch."""
+
+    ask: Ask
+    rows: list[Row] = field(default_factory=list)
+    candidates: dict[int, Candidate] = field(default_factory=dict)
+    """By number, as they end."""
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def done(self) -> bool:
+        """All candidates have ended."""
+        return len(self.candidates) == len(self.ask.seeds)
+
+
+class Batch:
+    """Asks that decode together, a token for each of their candidates at each step."""
+
+    def __init__(self, decoder: Decoder, texts: Texts):
+        self._decoder, self._texts = decoder, texts
+        self._waiting: list[Job] = []
+        self._groups: dict[tuple[int, ...], _Group] = {}
+
+    def add(self, ask: Ask) -> Job:
+        """An ask that joins at the next step."""
+        job = Job(ask)
+        job.rows = [Row(job, number, random.Random(seed)) for number, seed in enumerate(ask.seeds)]
+        self._waiting.append(job)
+        return job
+
+    def drop(self, job: Job) -> None:
+        """An ask that nobody waits for any more leaves before the next step."""
+        self._waiting = [other for other in self._waiting if other is not job]
+        for group in self._groups.values():
+            group.leave([place for place, row in enumerate(group.rows) if row.job is job])
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is left to do."""
+        return not self._waiting and not any(group.rows for group in self._groups.values())
+
+    def step(self) -> None:
+        """One token for every row; what ends lands in its job."""
+        self._admit()
+        for group in self._groups.values():
+            group.end_late()
+            if group.rows:
+                group.step()
+
+    def _admit(self) -> None:
+        joining: dict[tuple[int, ...], list[Job]] = {}
+        for job in self._waiting:
+            if job.ask.max_new_tokens > 0:
+                joining.setdefault(job.ask.state.root.kv.shape_key, []).append(job)
+            else:
+                job.candidates = {row.number: Candidate("", 0, 0.0, "length", job.ask.state) for row in job.rows}
+        self._waiting = []
+        for key, jobs in joining.items():
+            group = self._groups.setdefault(key, _Group(self._decoder.rows, self._texts))
+            group.join(jobs)
+
+
+class _Group:
+    """Rows over one cache."""
+
+    def __init__(self, make: Callable[[], Rows], texts: Texts):
+        self._make, self._texts = make, texts
+        self._decoding = make()
+        self.rows: list[Row] = []
+
+    def join(self, jobs: Sequence[Job]) -> None:
+        """The jobs' rows, at the end."""
+        if not self.rows:
+            self._decoding = self._make()  # nothing is held for rows that are gone
+        self._decoding.join([job.ask.state for job in jobs], [len(job.rows) for job in jobs])
+        self.rows += [row for job in jobs for row in job.rows]
+
+    def leave(self, places: Sequence[int]) -> None:
+        """Rows go."""
+        if places:
+            gone = set(places)
+            kept = [place for place in range(len(self.rows)) if place not in gone]
+            self.rows = [self.rows[place] for place in kept]
+            if kept:
+                self._decoding.keep(kept)
+            else:
+                self._decoding = self._make()
+
+    def end_late(self) -> None:
+        """Rows whose deadline is over end as they are."""
+        now = time.monotonic()
+        late = [p for p, row in enumerate(self.rows) if row.job.ask.deadline is not None and now >= row.job.ask.deadline]
+        for place in late:
+            row = self.rows[place]
+            # the last token was drawn, and is not fed yet
+            state = self._decoding.state(place, row.ids[-1]) if row.ids and row.job.ask.keep_states else row.job.ask.state
+            self._end(row, "deadline", state)
+        self.leave(late)
+
+    def step(self) -> None:
+        """One token for each row."""
+        logits = self._decoding.step()
+        tokens, logprobs = draw(logits, [row.job.ask.sampling for row in self.rows], [row.draws for row in self.rows])
+        gone = []
+        for place, (row, token, logprob) in enumerate(zip(self.rows, tokens, logprobs, strict=True)):
+            row.ids.append(token)
+            row.logprob += logprob
+            if ended := self._texts.ended(row.ids, row.job.ask):
+                self._end(row, ended, self._decoding.state(place, token) if row.job.ask.keep_states else None)
+                gone.append(place)
+        self._decoding.feed(tokens)
+        self.leave(gone)
+
+    def _end(self, row: Row, ended: Ended, state: State | None) -> None:
+        before = row.job.ask.state
+        text = self._texts.visible(row.ids, before.last if before.begun else None)
+        seconds = time.monotonic() - row.job.began
+        row.job.candidates[row.number] = Candidate(text, len(row.ids), row.logprob, ended, state, seconds)
