@@ -22,7 +22,7 @@ from lora_cot.backbones.vision_features import VisionFeatures
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
-from lora_cot.engines.base import Sampling
+from lora_cot.engines.base import Ask
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, BackboneError, DataError, RecipeError
 from lora_cot.formats import FORMATS
@@ -204,7 +204,7 @@ def test_eager_attention_answers_prompts_of_different_lengths(make_base):
     found = []
     for kind in ("eager", "sdpa"):
         engine = LocalEngine(load_backbone(section(make_base("t5_vision"), attn_implementation=kind)), FORMATS["direct"])
-        found.append([c.text for (c,) in engine.extend(engine.start(samples), [["a"], ["b"]], None, 8, Sampling())])
+        found.append([c.text for (c,) in engine.extend([Ask(state, ["a"], 8) for state in engine.start(samples)])])
     assert found[0] == found[1]
     with pytest.raises(BackboneError, match=r"model\.attn_implementation · .* · leave it out"):
         load_backbone(section(make_base("t5_vision"), attn_implementation="flash_attention_2"))

@@ -4,29 +4,12 @@ import pytest
 import torch
 
 from lora_cot.data.collate import batch, encode
-from lora_cot.data.shapes import make_sample
 from lora_cot.engines import batch as batch_of_rows
 from lora_cot.engines.base import Ask, Sampling
-from lora_cot.engines.local import LocalEngine
 from lora_cot.engines.sampling import draw
 from lora_cot.errors import SearchError
-from lora_cot.formats import FORMATS
 from lora_cot.types import Exchange, Sample
-
-SAMPLES = [make_sample(i, "test", 0) for i in range(3)]
-TEXT_ONLY = Sample("text", (Exchange("2 and 2?"),))  # shorter than the others, so that batches are padded
-
-
-@pytest.fixture
-def engine(tiny):
-    """An engine on the tiny random LLaVA, float32."""
-    return LocalEngine(tiny, FORMATS["direct"])
-
-
-@pytest.fixture
-def each_engine(each_tiny):
-    """An engine on a tiny random base of each kind, float32."""
-    return LocalEngine(each_tiny, FORMATS["direct"])
+from tests.engines.reference import SAMPLES, TEXT_ONLY, full_logits, spy
 
 
 def extend(engine, states, seeds, stop, max_new_tokens, sampling):
@@ -35,36 +18,6 @@ def extend(engine, states, seeds, stop, max_new_tokens, sampling):
     return engine.extend(
         [Ask(state, own, max_new_tokens, stops, sampling=sampling) for state, own in zip(states, seeds, strict=True)]
     )
-
-
-def full_logits(engine, sample, generated):
-    """Logits of the next token by one forward over everything, without a cache."""
-    encoded = encode(engine.encoder, sample, False)
-    if encoded.is_pair:
-        return decoded_logits(engine, encoded, generated)
-    encoded.input_ids.extend(generated)
-    encoded.labels.extend(generated)
-    encoded.stage_ids.extend([0] * len(generated))
-    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
-    inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
-    with torch.inference_mode():
-        return engine.backbone.model(**inputs).logits[0, -1]
-
-
-def decoded_logits(engine, encoded, generated):
-    """The same of an encoder-decoder."""
-    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
-    inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
-    written = torch.tensor([[engine.backbone.model.config.decoder_start_token_id, *generated]])
-    with torch.inference_mode():
-        return engine.backbone.model(**inputs, decoder_input_ids=written, use_cache=False).logits[0, -1]
-
-
-def spy(monkeypatch):
-    """The logits of every step, in order."""
-    steps = []
-    monkeypatch.setattr(batch_of_rows, "draw", lambda logits, *rest: steps.append(logits) or draw(logits, *rest))
-    return steps
 
 
 def test_cached_logits_equal_a_full_forward_at_every_step(each_engine, monkeypatch):
