@@ -65,7 +65,7 @@ def answer(
         DataError: an image cannot be opened.
     """
     begin = time.perf_counter()
-    passes = prepare(engine, cot_format, config, scorer)
+    passes = prepare(engine.for_search(), cot_format, config, scorer)
     completions = drive(
         [run(passes, cot_format, sample, config, partial(on_stage, number)) for number, sample in enumerate(samples)]
     )

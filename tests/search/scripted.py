@@ -67,6 +67,9 @@ class ScriptedEngine:
         engine.cot_format, engine.script = cot_format, self.script[cot_format.name]
         return engine
 
+    def for_search(self):
+        return self
+
     def plain(self, adapter=True):
         if self.is_encoder_decoder:
             raise SearchError(Problem("search.scorer", "an encoder-decoder cannot judge", "use logprob"))
