@@ -241,7 +241,8 @@ def _merge(reports: Sequence[Mapping[str, Any]]) -> str:
     rows: list[Sequence[Any]] = []
     for report in reports:
         name = Path(report["folder"]).name if len(reports) > 1 else "model"
-        lines.append(f"{text(name)}: merged into {onto[report['onto']]}, in {text(report['dtype'])}.")
+        changed = f"{report['changed_values']:,} values in {report['changed_tensors']} tensors changed"
+        lines.append(f"{text(name)}: merged into {onto[report['onto']]}, in {text(report['dtype'])}; {changed}.")
         measured = {
             "adapter and merged": report["adapter_vs_merged"],
             "base and merged": report["base_vs_merged"],
@@ -250,7 +251,9 @@ def _merge(reports: Sequence[Mapping[str, Any]]) -> str:
         rows += [(name, what, *_figures(found)) for what, found in measured.items() if found]
     if not rows:
         return "\n\n".join([*lines, "**Not verified:** the merge was not held against the adapter's model (`--no-verify`)."])
-    shown_on = ", ".join(f"{report['probes']} samples, {report['with_images']} of them with images" for report in reports[:1])
+    first = reports[0]
+    kinds = {"held_out": "held-out samples", "train": "samples that it was trained on, for none are held out"}
+    shown_on = f"{first['probes']} {kinds[first['probes_from']]}, {first['with_images']} of them with images"
     lines.append(f"Held against each other on {shown_on}; KL in nats a token.")
     head = ("model", "compared", "KL", "same likeliest token", "same greedy answer", "largest difference of logits")
     return "\n\n".join([*lines, table(head, rows)])
