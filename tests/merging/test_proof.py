@@ -87,6 +87,16 @@ def test_every_kind_of_change_is_looked_at(make_base, tmp_path, monkeypatch, nam
                 merge_files(base, tmp_path / "adapter", tmp_path / f"merged{place}")
 
 
+def test_biases_of_adapters_are_looked_at(make_base, tmp_path, monkeypatch):
+    """PEFT's `lora_bias`: right it passes, without its term it does not."""
+    keys = {"target_modules": r".*(vision_tower|vision_model).*(q_proj|fc1)", "lora_bias": True}
+    make_adapter(make_base("llava"), tmp_path / "adapter", **keys)
+    merge_files(make_base("llava"), tmp_path / "adapter", tmp_path / "right")
+    misread(monkeypatch, lambda changes: {name: one for name, one in changes.items() if not one.term})
+    with pytest.raises(MergeError, match=r"the merged tensor .*bias that were looked at"):
+        merge_files(make_base("llava"), tmp_path / "adapter", tmp_path / "wrong")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_tied_weights_are_looked_at(make_base, tmp_path, monkeypatch):
     """A weight that stays tied takes the adapter of whichever of its names PEFT adapted."""
