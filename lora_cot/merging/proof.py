@@ -23,7 +23,8 @@ from lora_cot.merging.plan import Output, Plan, Step
 OUTPUTS, TOKENS = 8, 64
 """Outputs of a layer that are looked at; tokens that were trained alone."""
 NOISE = 4e-6
-"""What the order of sums in float32 may do, as a share of an output's largest value: 4e-7 was measured on tiny layers of every family."""
+"""What the order of sums in float32 may do, as a share of an output's largest value: 4e-7 was measured
+on tiny layers of every family."""
 
 
 def sampled(count: int) -> torch.Tensor:

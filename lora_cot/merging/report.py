@@ -51,9 +51,9 @@ BOUNDS = {
 the order of sums differs: measured 1e-15 to 1e-12 on tiny models of every family, random and taught, where a scale that is
 wrong by 10 % gave 4e-9 to 2e-3; every answer must be the same. In 16 bits the merged weight is rounded, which the adapter's
 sum is not: measured (bfloat16) 1e-7 on random models and 1.2e-4 on a taught one, with top-1 of 0.986 and more, and answers
-that part where two tokens are nearly tied: how many is reported and refuses nothing. KL grows with the square of a mistake, so a
-tenth of what the adapter moved lets a scale pass that is wrong by 10 %: that is found in the weights (`proof`). float16 was not
-measured."""
+that part where two tokens are nearly tied: how many is reported and refuses nothing. KL grows with the square of a mistake,
+so a tenth of what the adapter moved lets a scale pass that is wrong by 10 %: that is found in the weights (`proof`). float16
+was not measured."""
 
 
 def bound_of(*dtypes: str) -> Bound:
