@@ -14,8 +14,18 @@ from pydantic import BaseModel
 from lora_cot.errors import Problem
 from lora_cot.recipe import Recipe, dump
 
-TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,})")
-SECRET_KEY = re.compile(r"(^|_)(hub_token|auth_token|access_token|secret|password|api_key)$")
+TOKEN = re.compile(
+    r"\b(hf_|api_org_)[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\b(github_pat_|glpat-|xox[abprs]-)[\w-]{20,}"
+    r"|\bAIza[\w-]{35}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|(?i:aws_secret_access_key\W{1,4})[A-Za-z0-9/+]{40}"
+    r"|(?i:\bbearer)\s+(?=\S*\d)[\w.~+/=-]{16,}|(?i:\bauthorization\W{1,4}basic)\s+[A-Za-z0-9+/=]{16,}"
+    r"|://[^\s/:@]+:[^\s/:@]+@|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+"""Keys of the hubs and clouds that people meet here, by their form; and what stands before a key."""
+SECRET_KEY = re.compile(
+    r"^token$|(^|_)((hub|hf|auth|access|api|refresh|session|bearer)_token|(token_)?secrets?|passw(or)?d|passphrase"
+    r"|api_?key|(secret_)?access_key(_id)?|(secret|private)_key|credentials?|authorization)$"
+)
+"""Of a key in small letters, its words joined by `_`. Most that end in `_token` name one of the vocabulary."""
 ABSOLUTE = re.compile(r"(/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\|file:/)[^\s/\\][^\n]*")
 PLACES = ("base", "folder", "base_model_name_or_path", "_name_or_path", "name_or_path")
 """Keys of JSON files that say where something lies, in words that may be a hub id."""
@@ -103,9 +113,13 @@ def secrets(name: str, text: str, token: str | None) -> list[Problem]:
     if name.endswith((".yaml", ".json")) and name not in VOCABULARY and not problems:
         values = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
         for key, value in _texts(values):
-            if value and SECRET_KEY.search(key.rpartition(".")[2]):
+            if value and SECRET_KEY.search(_snake(key.rpartition(".")[2])):
                 problems.append(Problem(f"{name} · {key}", "a secret stands here", remedy))
     return problems
+
+
+def _snake(key: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|-", "_", key).lower()
 
 
 def _mapped(values: Any, change: Any, skipped: Any = (), prefix: str = "") -> Any:

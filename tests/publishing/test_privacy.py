@@ -1,0 +1,78 @@
+"""What a pushed file must not tell: keys to anything, wherever they stand and however they are spelled."""
+
+import json
+
+import pytest
+
+from lora_cot.publishing.privacy import secrets
+
+TOKENS = (
+    "hf_" + "a1B2" * 8,
+    "sk-proj-" + "a1B2" * 8,
+    "ghp_" + "a1B2" * 9,
+    "github_pat_" + "a1B2" * 9,
+    "glpat-" + "a1B2" * 5,
+    "xoxb-1234567890-" + "a1B2" * 5,
+    "AIza" + "a1B2c" * 7,
+    "AKIA" + "A1B2" * 4,
+    "aws_secret_access_key = " + "a1B2/" * 8,
+    "Authorization: Bearer " + "a1B2." * 6,
+    'headers = {"authorization": "bearer ' + "a1B2-" * 6 + '"}',
+    "Authorization: Basic " + "dXNlcjpwYXNz" * 2,
+    "curl https://me:hunter22@example.org/x",
+    "-----BEGIN RSA PRIVATE KEY-----",
+)
+HARMLESS = (
+    "set HF_TOKEN to a token that may write",
+    "Authorization: Bearer $HF_TOKEN",
+    "Authorization: Bearer YOUR_TOKEN_STANDS_HERE",
+    "the bearer of this card",
+    "hf_hub_download(repo_id, filename)",
+    "https://huggingface.co/meta-llama/Llama-3.2-11B-Vision-Instruct",
+    "SHA-256 `" + "ab" * 32 + "`",
+    "git@github.com:somebody/mine.git, risk-taking-and-other-long-words",
+)
+
+
+@pytest.mark.parametrize("text", TOKENS)
+def test_what_looks_like_a_key_is_found_in_any_text(text):
+    """By its line, and not shown."""
+    (problem,) = secrets("README.md", f"one\ntwo {text}\n", None)
+    assert problem.where == "README.md line 2" and "a1B2" not in str(problem) and "hunter22" not in str(problem)
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_none_is_not(text):
+    """Words about tokens, places for one, hashes, addresses."""
+    assert secrets("README.md", text, None) == []
+
+
+SECRET_KEYS = """
+token hub_token HF_TOKEN accessToken auth_token use_auth_token refresh-token token_secret secret client_secret SECRET_KEY
+password Password db_passwd passphrase api_key apiKey API-KEY OPENAI_API_KEY apikey aws_access_key_id AWS_SECRET_ACCESS_KEY
+private_key credentials Authorization
+"""
+PLAIN_KEYS = """
+tokenizer tokenizer_class max_tokens max_new_tokens pad_token bos_token eos_token unk_token image_token cls_token mask_token
+additional_special_tokens token_type chat_template_token_style api_key_file api_key_env keys author secretary key_proj
+"""
+
+
+@pytest.mark.parametrize("key", SECRET_KEYS.split())
+def test_a_secret_is_known_by_its_key(key):
+    """However it is spelled, in YAML and JSON, at any depth."""
+    values = {"a": [{key: "odd"}]}
+    for name in ("recipe.yaml", "config.json"):
+        (problem,) = secrets(name, json.dumps(values), None)
+        assert problem.where == f"{name} · a.0.{key}" and "odd" not in problem.what
+
+
+@pytest.mark.parametrize("key", PLAIN_KEYS.split())
+def test_a_key_that_only_sounds_like_it_is_none(key):
+    """The vocabulary's tokens above all."""
+    assert secrets("tokenizer_config.json", json.dumps({key: "odd", "b": {key: "<pad>"}}), None) == []
+
+
+def test_a_secret_that_is_not_set_is_none():
+    """An empty text, a number or nothing."""
+    assert secrets("recipe.yaml", json.dumps({"hub_token": "", "password": None, "api_key": 1}), None) == []
