@@ -28,9 +28,9 @@ def check_base(recipe: Recipe, adapters: Iterable[Path]) -> list[Problem]:
     base, encoder = recipe.model.base, recipe.model.vision_encoder
     remedy = "push the merged model instead, or train on a base of the hub"
     problems = []
-    if not _is_public(base):
+    if not is_everybodys(base):
         problems.append(Problem("recipe.yaml · model.base", f"'{Path(base).name}' is on this machine only", remedy))
-    if encoder is not None and not _is_public(encoder):
+    if encoder is not None and not is_everybodys(encoder):
         what = f"'{Path(encoder).name}' is on this machine only"
         problems.append(Problem("recipe.yaml · model.vision_encoder", what, remedy))
     for folder in adapters:
@@ -41,7 +41,7 @@ def check_base(recipe: Recipe, adapters: Iterable[Path]) -> list[Problem]:
     return problems
 
 
-def _is_public(base: str) -> bool:
+def is_everybodys(base: str) -> bool:
     """Whether a base is found by everybody: a hub id, or a miniature of ours."""
     return base.startswith("mini/") or bool(HUB_ID.fullmatch(base) and not is_place(base) and not Path(base).exists())
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_cot.publishing.privacy import secrets
+from lora_cot.publishing.privacy import public_prose, secrets
 
 TOKENS = (
     "hf_" + "a1B2" * 8,
@@ -76,3 +76,42 @@ def test_a_key_that_only_sounds_like_it_is_none(key):
 def test_a_secret_that_is_not_set_is_none():
     """An empty text, a number or nothing."""
     assert secrets("recipe.yaml", json.dumps({"hub_token": "", "password": None, "api_key": 1}), None) == []
+
+
+PRIVATE = ("client/acme_corp.jsonl", "/data/acme/images", "../rows.jsonl", "./x")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("rows of client/acme_corp.jsonl.", "rows of acme_corp.jsonl."),
+        (r"| jsonl | client/acme\_corp.jsonl |", r"| jsonl | acme\_corp.jsonl |"),
+        ("in client/acme_corp.jsonl/part", "in part"),
+        ("(/data/acme/images/1.png)", "(1.png)"),
+        ("see /scratch/bob/runs/a.html, `/mnt/x/y`.", "see a.html, `y`."),
+        ("file:///scratch/bob/a.html and ~/b/c and ~bob/d", "a.html and c and d"),
+        (r"C:\Users\bob\rows.csv or D:/data/rows.csv or \\host\share\rows.csv", "rows.csv or rows.csv or rows.csv"),
+        (r"C:\\Users\\bob\\my\_rows.csv", r"my\_rows.csv"),
+        ("made in /home/bob, by /Users/bob/ or C:\\Users\\bob", "made in ~, by ~ or ~"),
+        ('image="/srv/models/base"', 'image="base"'),
+        ("host:/srv/models/base, **/srv/models/base**, --data=/srv/models/base", "host:base, **base**, --data=base"),
+    ],
+)
+def test_paths_in_prose_are_shortened(text, wanted):
+    """Those of the recipe in any spelling, and absolute ones of any system; of a home not even whose it is."""
+    shown, found = public_prose(text, PRIVATE)
+    assert shown == wanted and found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/somebody/mine/blob/main/LICENSE, http://localhost:8000/v1/chat/completions",
+        "POST /v1/chat/completions, and /v1, 1/2/3 and/or/nor, a / b / c",
+        "org/data, somebody/mine, mini/llava, ./x, lora_cot/cards/card.py, ../run-merged",
+        "<details></details></summary> https://www.llama.com/llama3_2/use-policy a://b",
+    ],
+)
+def test_what_is_no_path_of_this_machine_stays(text):
+    """Addresses, routes, fractions, hub ids, tags, and what is relative and in no recipe."""
+    assert public_prose(text, PRIVATE) == (text, [])
