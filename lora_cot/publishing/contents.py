@@ -27,7 +27,7 @@ from lora_cot.checkpoints.layout import (
     pass_folders,
 )
 from lora_cot.errors import Problem, RunError
-from lora_cot.publishing.checks import check_adapter, check_base, check_model, indexed, is_everybodys
+from lora_cot.publishing.checks import check_adapter, check_base, check_model, indexed, is_everybodys, is_verified
 from lora_cot.publishing.privacy import file_name, places, public_json, public_prose, public_recipe, secrets
 from lora_cot.recipe import Recipe, load_saved
 
@@ -88,6 +88,8 @@ class Contents:
     """Name and reason of what lies there too."""
     notes: tuple[str, ...]
     """What is pushed otherwise than it lies there."""
+    verified: bool
+    """Whether a merged model was held against its adapter's; of an adapter there is no need."""
 
 
 def gather(folder: str | Path, token: str | None = None) -> Contents:
@@ -132,7 +134,8 @@ def gather(folder: str | Path, token: str | None = None) -> Contents:
         left_out += [(f"{path.name}{'/' * path.is_dir()}", _why(path, kind, True)) for path in _others(Path(folder), place)]
         if (Path(folder) / "merged").is_dir():
             notes.append(f"of a run the adapter is pushed; for its merged model name {Path(folder) / 'merged'}")
-    return Contents(place, kind, recipe, tuple(files), tuple(left_out), tuple(notes))
+    verified = kind == "adapter" or all(is_verified(one) for one in passes.values())
+    return Contents(place, kind, recipe, tuple(files), tuple(left_out), tuple(notes), verified)
 
 
 def _place(folder: Path) -> tuple[Path, Literal["adapter", "merged"]]:

@@ -122,7 +122,7 @@ def test_train_and_merge_push_what_they_made(hub, recipe, capsys):
     app(["train", str(recipe), "--push", REPO], standalone_mode=False)
     assert f"pushed   {hub.url}/{REPO} (commit " in capsys.readouterr().out
     assert "adapter_model.safetensors" in pushed(hub) and "log.jsonl" not in pushed(hub) and hub.repos[REPO].private
-    app(["merge", "runs/run", "--no-verify", "--push", "somebody/whole", "--public", "--json"], standalone_mode=False)
+    app(["merge", "runs/run", "--push", "somebody/whole", "--public", "--json"], standalone_mode=False)
     report = json.loads(capsys.readouterr().out)
     assert report["push"]["kind"] == "merged" and report["push"]["new_commit"]
     assert {"model.safetensors", "config.json", "recipe.yaml", "merge_report.json"} <= set(pushed(hub, "somebody/whole"))
