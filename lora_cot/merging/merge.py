@@ -21,7 +21,7 @@ from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
 from lora_cot.checkpoints.store import make_durable
 from lora_cot.data.sources import load_data
-from lora_cot.errors import MergeError, Problem, RunError, nearest
+from lora_cot.errors import DataError, MergeError, Problem, RunError, nearest
 from lora_cot.formats import CotFormat
 from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
 from lora_cot.merging.plan import Plan
@@ -71,6 +71,7 @@ def merge(
 
     Raises:
         RunError: no adapter there; the output exists, or is being written; no room on the disk; nothing to choose by.
+        DataError: the data to verify it on are not there.
         MergeError: the merged model is not the adapter's model; nothing was written.
     """
     adapter = find_adapter(str(run))
@@ -169,7 +170,12 @@ def _nothing(adapter: Path) -> MergeError:
 
 
 def _held_out(recipe: Recipe) -> list[Sample]:
-    samples, held_out = load_data(recipe.data, recipe.format.build())
+    try:
+        samples, held_out = load_data(recipe.data, recipe.format.build())
+    except DataError as error:
+        what = "a merge is verified on the data of the training, which are not all here"
+        remedy = "bring them here, or merge without a proof: --onto full --no-verify"
+        raise DataError([*error.problems, Problem("data", what, remedy)]) from None
     samples = held_out or samples
     if not samples:
         raise MergeError(Problem("data.eval", "no sample to verify the merge on", "the recipe must name data"))

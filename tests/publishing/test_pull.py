@@ -1,23 +1,29 @@
 """MODEL may be a hub id: what was pushed opens as it did here, at any commit, and from the cache without a network."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 
+from lora_cot.cards.card import write_adapter_card
+from lora_cot.cards.facts import Facts
 from lora_cot.checkpoints.fingerprints import base_print
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.checkpoints.opening import find_adapter, open_model
 from lora_cot.checkpoints.pulling import hub_id, pull
-from lora_cot.errors import BackboneError, RunError
+from lora_cot.cli import app
+from lora_cot.errors import BackboneError, DataError, RunError
 from lora_cot.evaluation.run import evaluate
 from lora_cot.merging.merge import merge
 from lora_cot.publishing.push import push
 from lora_cot.recipe import Recipe
-from tests.publishing.conftest import BASE
+from tests.publishing.conftest import BASE, SHORT
 
 REPO = "somebody/mine"
 
@@ -164,6 +170,52 @@ def test_merging_by_its_id(hub, adapter, tmp_path, monkeypatch):
     (report,) = merge(REPO, verify=False)
     assert report.folder == "mine-merged"
     assert torch.allclose(logits("mine-merged"), logits(str(adapter)), atol=1e-4)
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def without_data(hub, adapter):
+    """An adapter in a repository, its card written by us; the data that it was trained on are not there."""
+    one = {"name": "four_stage", "steps": 1, "seconds": 1.0, "evaluations": [], "parts": [{"trained": 1}], "history": []}
+    data = {"train": [{"source": "jsonl", "path": "/home/me/private/rows.jsonl"}]}
+    values = {"name": "made", "model": {"base": BASE, "dtype": "float32"}, "data": data, **SHORT}
+    write_recipe(Recipe.model_validate(values), adapter)
+    write_adapter_card(adapter, Facts("llava", {"sha256": "0", "used": {}}, [one], "a GPU", 1.0))
+    push(adapter, REPO)
+    shutil.rmtree(adapter)
+
+
+def test_every_snippet_of_a_pulled_card_works(without_data, hub, tmp_path, monkeypatch, capsys):
+    """In another folder, from the repository alone: asked in Python and as typed, and merged for a server."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(REPO, local_dir=tmp_path / "elsewhere"))
+    monkeypatch.chdir(folder)
+    Image.new("RGB", (56, 56), "red").save("picture.png")
+    card = (folder / "README.md").read_text()
+    exec(compile(blocks(card, "python")[0], "snippet", "exec"), {"__name__": "snippet"})
+    asked, (_, merged, served) = blocks(card, "sh")[0], blocks(card, "sh")[1].splitlines()
+    for line in (asked, merged):
+        app(shlex.split(line)[1:], standalone_mode=False)
+    assert "answer: " in capsys.readouterr().out
+    place = Path(shlex.split(served)[2])
+    assert place.resolve().parent == tmp_path and torch.allclose(logits(str(place)), logits("."), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [REPO, "."])
+def test_a_proof_needs_the_data(without_data, hub, tmp_path, monkeypatch, name):
+    """Which are not in a repository: said with what to do instead."""
+    from huggingface_hub import snapshot_download
+
+    monkeypatch.chdir(snapshot_download(REPO, local_dir=tmp_path / "elsewhere"))
+    with pytest.raises(
+        DataError, match=r"rows.jsonl(.|\n)*verified on the data of the training.* · .* --onto full --no-verify"
+    ):
+        merge(name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["mini/llava", "./a/b", "/a/b", "a", "a/b/c", "a/b@", "somebody/mi ne", "a--b/c", ""])
