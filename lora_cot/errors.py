@@ -108,7 +108,7 @@ class MergeError(LoraCotError, RuntimeError):
 
 
 class HubError(LoraCotError, RuntimeError):
-    """A push that did not come to its end: the repository is at its old commit."""
+    """The hub failed. Of a push: it did not come to its end, and the repository is at its old commit."""
 
 
 class SearchError(LoraCotError, ValueError):
