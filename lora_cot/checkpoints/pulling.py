@@ -98,17 +98,16 @@ def _check_here(model: str) -> None:
 
 def _explained(model: str, error: Exception) -> LoraCotError | None:
     """Why the hub does not give a repository; None if it was not reached, or cannot have one of that name."""
-    from huggingface_hub import get_token, try_to_load_from_cache
+    from huggingface_hub import get_token
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    repo, revision = hub_id(model)
     if isinstance(error.__cause__, HfHubHTTPError):  # of an answer that may be another the next time
         error = error.__cause__
     if not isinstance(error, HfHubHTTPError):
         return None
     status = error.response.status_code
     if isinstance(error, RevisionNotFoundError):
-        return RunError(Problem(model, f"this repository has no revision '{revision}'"))
+        return RunError(Problem(model, f"this repository has no revision '{hub_id(model)[1]}'"))
     if isinstance(error, GatedRepoError) or status == 403:
         remedy = "accept its licence on its hub page, then run `hf auth login`"
         return AccessError(Problem(model, "access to this repository is not granted", remedy), status)
@@ -121,8 +120,6 @@ def _explained(model: str, error: Exception) -> LoraCotError | None:
     if status == 401:
         remedy = "run `hf auth login`, or unset HF_TOKEN"
         return AccessError(Problem(model, "the hub does not take this token", remedy), status)
-    if isinstance(try_to_load_from_cache(repo, CONFIG, revision=revision), str):
-        return None  # a plain model that is here already
     remedy = "try again later" if status >= 500 or status in (408, 425, 429) else "check the name"
     return HubError(Problem(model, f"the hub answered {status}", remedy))
 

@@ -87,6 +87,8 @@ def test_before_long_work(hub, adapter, capsys):
         assert "warning: somebody/mine · the Llama 3.2" in capsys.readouterr().err
     with pytest.raises(RunError, match=PROOF):
         check_ready(REPO, True, "merged", None, verified=False)
+    local = Recipe.model_validate({"name": "made", "model": {"base": "/models/mine"}})
+    check_ready(REPO, True, "merged", local)  # a merged model is opened without its base
 
 
 def test_before_long_work_as_typed(hub, adapter, tmp_path, monkeypatch):

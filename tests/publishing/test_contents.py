@@ -152,13 +152,14 @@ def test_what_the_recipe_hides_is_in_no_other_text(adapter):
 
 def test_a_path_inside_what_the_model_is_run_with_is_refused(adapter):
     """To change a prompt would change the model; file and line are named."""
-    stages = [{"name": "A", "cue": "Look in /data/acme/x:"}, {"name": "B", "cue": "B:", "is_answer": True}]
-    rewrite_recipe(adapter, format={"name": "own", "stages": stages})
+    stages = [{"name": "A", "cue": "Look in client/rows.jsonl:"}, {"name": "B", "cue": "B:", "is_answer": True}]
+    data = {"train": [{"source": "jsonl", "path": "client/rows.jsonl"}]}
+    rewrite_recipe(adapter, format={"name": "own", "stages": stages}, data=data)
     with (adapter / "chat_template.jinja").open("a") as file:
         file.write("{# from /scratch/bob/template #}")
     lines = refusal(adapter)
     assert len(lines) == 2 and all("a path of this machine stands here · take it out" in line for line in lines)
-    assert "chat_template.jinja line " in lines[0] and "recipe.yaml line " in lines[1] and "acme" not in "".join(lines)
+    assert "chat_template.jinja line " in lines[0] and "recipe.yaml line " in lines[1] and "client" not in "".join(lines)
 
 
 def test_what_needs_no_change_is_pushed_as_it_lies(adapter):
@@ -206,8 +207,10 @@ def test_the_base_must_be_there_for_others(adapter, base, ok, tmp_path, monkeypa
 
 def test_a_merged_model_of_a_local_base_is_pushed(merged):
     """It is opened without; the recipe keeps the base's name alone."""
-    rewrite_recipe(merged, model={"base": "/models/acme/mine"})
+    rewrite_recipe(merged, model={"base": "models/acme/mine"})
+    (merged / "README.md").write_text("On models/acme/mine.")
     contents = gather(merged)
+    assert text(contents, "README.md") == "On mine."
     assert "base: mine\n" in text(contents, "recipe.yaml") and any("model.base" in note for note in contents.notes)
 
 

@@ -103,12 +103,18 @@ def test_paths_in_prose_are_shortened(text, wanted):
     assert shown == wanted and found
 
 
+def test_a_home_anywhere_is_no_name(monkeypatch, tmp_path):
+    """Also where it is not under /home."""
+    monkeypatch.setenv("HOME", str(tmp_path / "bob"))
+    assert public_prose(f"in {tmp_path}/bob and {tmp_path}/bob/x") == ("in ~ and x", ["~", "x"])
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "https://huggingface.co/somebody/mine/blob/main/LICENSE, http://localhost:8000/v1/chat/completions",
         "POST /v1/chat/completions, and /v1, 1/2/3 and/or/nor, a / b / c",
-        "org/data, somebody/mine, mini/llava, ./x, lora_cot/cards/card.py, ../run-merged",
+        "org/data, somebody/mine, myclient/acme_corp.jsonl, mini/llava, ./x, lora_cot/cards/card.py, ../run-merged",
         "<details></details></summary> https://www.llama.com/llama3_2/use-policy a://b",
     ],
 )
