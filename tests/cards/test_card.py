@@ -7,7 +7,7 @@ import yaml
 
 from lora_cot.cards.card import add_evaluation, write_adapter_card, write_merged_card
 from lora_cot.cards.facts import Facts, hub_data, shown
-from lora_cot.cards.licences import Licence, licence_of, name_problem
+from lora_cot.cards.licences import Licence, licence_of, linked, name_problem
 from lora_cot.cards.markdown import text
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.data.sources import load_counted
@@ -167,6 +167,13 @@ def test_the_licence_link_leads_somewhere(tmp_path, monkeypatch):
     (tmp_path / "LICENSE.txt").write_text("terms")
     front, body = card(tmp_path, facts, model={"base": "somebody/else"})
     assert front["license_link"] == "LICENSE.txt" and "(LICENSE.txt)" in body
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "LICENSE").write_text("not pushed")
+    for link, wanted in (
+        ("https://x.y/L", "https://x.y/L"),
+        ("docs/LICENSE", url.replace("v1/LICENSE.txt", "main/docs/LICENSE")),
+    ):
+        assert linked(Licence("other", "own", link), "somebody/else", None, tmp_path).link == wanted
 
 
 def test_the_licence_goes_along_with_a_split_model(tmp_path):
