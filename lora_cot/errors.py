@@ -112,7 +112,7 @@ class UnprovenError(MergeError):
 
 
 class HubError(LoraCotError, RuntimeError):
-    """A push that did not come to its end: the repository is at its old commit."""
+    """The hub failed. Of a push: it did not come to its end, and the repository is at its old commit."""
 
 
 class SearchError(LoraCotError, ValueError):

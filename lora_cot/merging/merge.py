@@ -14,7 +14,7 @@ from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import find_adapter, saved_recipe
 from lora_cot.checkpoints.store import make_durable
 from lora_cot.data.sources import load_data
-from lora_cot.errors import MergeError, Problem, RunError, nearest
+from lora_cot.errors import DataError, MergeError, Problem, RunError, nearest
 from lora_cot.merging.measure import Held, Written, prove, refused_file
 from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
 from lora_cot.merging.plan import Plan
@@ -54,6 +54,7 @@ def merge(
 
     Raises:
         RunError: no adapter there; the output exists, or is being written; no room on the disk; nothing to choose by.
+        DataError: the data to verify it on are not there.
         MergeError: the merged model is not the adapter's model, or it is its base; no folder appears.
         UnprovenError: the models were measured to be too far apart, or could not be measured for want of memory.
     """
@@ -157,10 +158,16 @@ def _samples(recipe: Recipe, ways: Sequence[Onto]) -> Held:
     """What a merge is measured on.
 
     Raises:
+        DataError: the data are not all here.
         RunError: there is nothing held out to choose by.
         MergeError: there is nothing at all.
     """
-    trained, held_out = load_data(recipe.data, recipe.format.build())
+    try:
+        trained, held_out = load_data(recipe.data, recipe.format.build())
+    except DataError as error:
+        what = "a merge is verified on the data of the training, which are not all here"
+        remedy = "bring them here, or merge without a proof: --onto full --no-verify"
+        raise DataError([*error.problems, Problem("data", what, remedy)]) from None
     if not held_out and len(ways) > 1:
         what = "auto chooses by the loss on held-out gold answers, and the recipe names none but those that were trained on"
         remedy = "take --onto full or --onto dequantized, or name rows that were not trained on in the recipe's data.eval"
