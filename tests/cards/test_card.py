@@ -25,6 +25,7 @@ PASS = {
     "history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}],
 }
 REPORT = {"family": "llava", "onto": "full", "dtype": "float32", "verified": True, "probes": 0, "with_images": 0,
+          "probes_from": None, "changed_tensors": 4, "changed_values": 100,
           "adapter_vs_merged": None, "base_vs_merged": None, "trained_vs_merged": None}  # fmt: skip
 DATA = {"sha256": "ab" * 32, "used": {"train": [7], "eval": []}, "hub": ["owner/data"]}
 FACTS = Facts("llava", DATA, [PASS], "a GPU", 3.25)
