@@ -74,9 +74,10 @@ class Agreement:
     top1_agreement: float
     """Share of positions where both find the same token likeliest."""
     kl: float
-    """Mean over positions of KL(first ‖ second) in nats, over the whole vocabulary but for one thing: the first's 64
-    likeliest tokens count one by one, and all the others as one. That is at most the KL over single tokens, and differs
-    from it by what happens within the tail."""
+    """Mean over positions of KL(first ‖ second) in nats, over the whole vocabulary but for one thing: 64 tokens count one by
+    one, and all the others as one. They are the likeliest of the model that was recorded first in the merge: the adapter's
+    on the base's own weights where the merge is tried onto both, whichever two are compared. That is at most the KL over
+    single tokens, and differs from it by what happens within the tail."""
     questions: int | None = None
     """How many were answered by both; None if one was not asked."""
     answers_equal: int | None = None
