@@ -30,8 +30,9 @@ from typing import Any
 
 import torch
 
-from lora_cot.backbones import Backbone
+from lora_cot.backbones import FAMILIES, Backbone
 from lora_cot.backbones.loading import load_backbone
+from lora_cot.backbones.mini.build import MiniSpec, random_base
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
@@ -55,7 +56,7 @@ def main() -> None:
     """Time all sides, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many rounds counts for each side")
-    parser.add_argument("--bases", nargs="*", default=["mini/mllama", "mini/llava"])
+    parser.add_argument("--bases", nargs="*", default=["tiny/mllama", "tiny/llava"], help="tiny/KIND, or a model's folder")
     parser.add_argument("--recipe", type=Path, help="random weights of this recipe's shapes instead")
     parser.add_argument("--layers", type=int, help="of the recipe's shapes, only so many layers in each tower")
     parser.add_argument("--json", action="store_true")
@@ -76,7 +77,10 @@ def backbones(options: argparse.Namespace) -> Any:
     """(name, model) one after another."""
     if options.recipe is None:
         for base in options.bases:
-            yield base.removeprefix("mini/"), load_backbone(ModelSection(base=base))
+            yield (
+                base.removeprefix("tiny/"),
+                tiny(base) if base.startswith("tiny/") else load_backbone(ModelSection(base=base)),
+            )
         return
     from memory import build  # beside this file
 
@@ -86,6 +90,13 @@ def backbones(options: argparse.Namespace) -> Any:
     backbone = build(recipe, "cuda" if torch.cuda.is_available() else "cpu", options.layers)
     backbone.model.eval()
     yield options.recipe.parent.name, backbone
+
+
+def tiny(base: str) -> Backbone:
+    """Random, of the size of the tests' models."""
+    kind = base.removeprefix("tiny/")
+    model, processor = random_base(MiniSpec(kind, (), width=64, layers=2))
+    return Backbone(next(f for f in FAMILIES.values() if kind in f.model_types), model.eval(), processor, base)
 
 
 def measured(backbone: Backbone, rounds: int) -> dict[str, float]:
