@@ -13,6 +13,10 @@ OWN_SCORER = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 """A scorer that an installed package brings: package.module:function."""
 
 
+UNBOUNDED: dict[str, None] = {"max_search_tokens": None, "deadline_seconds": None}
+"""Keys of a search that nothing bounds but its stages, for answers that must not depend on time."""
+
+
 class StageSearch(Section):
     """Settings of one stage that differ from the rest."""
 

@@ -107,11 +107,13 @@ def _without_reasoning(question: Question, before: Path, stuck: _Scored | None) 
     return (yield from search(question, [_single(question, one) for one in left], path))
 
 
-def _round(question: Question, paths: Sequence[Path], one: Stage, number: int) -> Steps[list[_Scored]]:
-    """Candidates of one stage, best first, each with its own score."""
+def _round(
+    question: Question, paths: Sequence[Path], one: Stage, number: int, count: int | None = None
+) -> Steps[list[_Scored]]:
+    """Candidates of one stage, so many or as many as the settings say, best first, each with its own score."""
     boundary = stage(question.cot_format, question.config, one)
     boundary = replace(boundary, step=f"{one.name}.{number}")
-    drawn = yield from question.draw(paths, boundary)
+    drawn = yield from question.draw(paths, boundary, count)
     if not drawn:
         return []
     standings = [standing(boundary, question.cot_format, path) for path in drawn]
@@ -217,7 +219,7 @@ def calibrate(
         before = yield from search(question, [_single(question, one) for one in cot_format.stages[:-2]])
         if before.stopped != "complete":
             return []
-        return (yield from _round(question, [before.path], cot_format.stages[-2], 0))
+        return (yield from _round(question, [before.path], cot_format.stages[-2], 0, 1))
 
     unit = "logprob" if judge is logprob else "reward"
     scored = [found[0] for found in drive([score(sample) for sample in samples]) if found]
