@@ -38,9 +38,6 @@ ROLES = {
     "VERDICT": "better answers the question.",
 }
 STRICTLY = (
-    " Please strictly follow the following format requirements when outputting, "
-    "and don’t have any other unnecessary words."
-)
     " Please strictly follow the following format requirements when outputting, and don’t have any other unnecessary words."
 )
 
