@@ -163,7 +163,7 @@ def standing(boundary: Boundary, cot_format: CotFormat, path: Path) -> int:
         return 0
     if boundary.kind == "stage" and reached:
         found = path.parsed.get(boundary.stage.name)
-        if found is not None and found.text and (found.closed or not boundary.stop):
+        if found is not None and found.text:
             return 0
         if boundary.stop:
             return 1

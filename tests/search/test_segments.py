@@ -197,6 +197,13 @@ def test_one_candidate_that_fails_is_no_harm():
     assert (failed.ended, failed.problem, failed.score, failed.closed) == ("failed", "gone", None, False)
 
 
+def test_a_text_that_the_engine_broke_off_loses_to_one_that_was_cut():
+    """However likely it is: the search ended for want of a closing tag, and not for the engine."""
+    engine = ScriptedEngine(by_stage(GOOD | {"CAPTION": [("a …", -0.1, "gone"), ("b …", -2.0)]}))
+    completion = ask(engine, search())
+    assert (completion.stopped, completion.parsed.get("CAPTION").text) == ("no candidate closed CAPTION", "b …")
+
+
 def test_equal_candidates_skip_the_judge():
     """Nothing is asked about texts that are the same, and the trace counts what was spared."""
     engine = ScriptedEngine(by_stage({stage: [("a", -2.0), ("a", -1.0), ("a", -3.0)] for stage in STAGES}))
@@ -235,6 +242,14 @@ def test_time_that_is_over_ends_a_search(clock):
     assert len(engine.calls) == 2 and clock.now < 6
     assert len(engine.prompts) == 2 and completion.trace[1].scored_by == "logprob"
     assert {one.deadline for (one,) in engine.calls} == {4.5}
+
+
+def test_nothing_is_begun_when_the_time_is_over(clock):
+    """A stage that was closed in time is the end of the text, and the engine is not asked again."""
+    engine = ScriptedEngine(by_stage(GOOD), clock=clock)
+    completion = ask(engine, search(deadline_seconds=3))
+    assert (completion.text, completion.stopped) == ("<SUMMARY> a </SUMMARY>", "out of time: deadline_seconds is 3")
+    assert len(engine.calls) == 1
 
 
 def test_one_pass_is_within_the_budget_too(clock):
