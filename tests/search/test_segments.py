@@ -1,13 +1,15 @@
 """Segments: what differs between whole answers, sentences and stages, how wide beams go on, and how a search ends early."""
 
+from typing import get_args
+
 import pytest
 
-from lora_cot.engines.base import Sampling
+from lora_cot.engines.base import Candidate, Ended, Sampling
 from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search import budget
-from lora_cot.search.strategies import answer
+from lora_cot.search.strategies import STRATEGIES, answer
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import Clock, ScriptedEngine, by_stage, check_accounts, responses
 
@@ -81,6 +83,19 @@ def test_a_sentence_beam_goes_on_sentence_by_sentence():
     assert left[0] == 512 + 512 + 1024 + 256
     kept = [c.tokens for step in completion.trace for c in step.candidates if c.chosen]
     assert left == [left[0] - sum(kept[:n]) for n in range(6)]
+
+
+@pytest.mark.parametrize(("late", "text"), [(-9.0, "Yes"), (-0.1, "Well. No")])
+def test_a_text_that_has_ended_stays_in_a_wide_beam(late, text):
+    """It competes with those that go on, and costs nothing more."""
+    script = lambda state, seed: (  # noqa: E731
+        (" No", late) if state[1] else [("Yes", -0.5), ("Well. And", -1.0)][int(seed[-1])]
+    )
+    engine = ScriptedEngine(script)
+    completion = ask(engine, search("sentence_beam", keep=2), FORMATS["direct"])
+    assert (completion.text, completion.stopped) == (text, "complete")
+    assert [[c.tokens for c in step.candidates] for step in completion.trace] == [[1, 1], [1, 1, 0]]
+    assert [c.parent for c in completion.trace[1].candidates] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +239,18 @@ def test_a_spent_budget_is_finished_on_one_candidate():
     assert [stage.text for stage in completion.parsed.stages] == ["w w w w w w"] * 2 + ["w"]
 
 
+def test_a_text_that_was_finished_alone_has_ended_early():
+    """It may be whole; the reason is told all the same."""
+
+    def script(state, seed):
+        words = ["w"] * 8 if seed[-1] == "0" else ["v"] * 9
+        return " ".join([""] * bool(state[1]) + words[len(state[1].split()) :]), -1.0 - int(seed[-1])
+
+    completion = ask(ScriptedEngine(script), search("best_of_n", max_search_tokens=21), FORMATS["direct"])
+    assert (completion.text, completion.kept_tokens) == (" ".join("w" * 8), 8)
+    assert completion.stopped == "out of tokens: max_search_tokens is 21"
+
+
 @pytest.mark.parametrize("most", range(1, 30))
 def test_tokens_are_never_exceeded(most):
     """Whatever the budget, the best text so far comes back with the reason."""
@@ -259,6 +286,22 @@ def test_one_pass_is_within_the_budget_too(clock):
     assert (few.text, few.stopped) == ("on and on", "out of tokens: max_search_tokens is 3")
     late = answer(engine, FOUR_STAGE, [question("late")], SearchSection(deadline_seconds=2))[0]
     assert (late.text, late.stopped) == ("on and", "out of time: deadline_seconds is 2")
+
+
+class Idle(ScriptedEngine):
+    """An engine that writes nothing, and says that it ended somehow."""
+
+    def extend(self, asks):
+        return [[Candidate("", 0, 0.0, self.script, ask.state) for _ in ask.seeds] for ask in asks]
+
+
+@pytest.mark.parametrize("ended", get_args(Ended))
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "two_pass"])
+def test_an_engine_that_writes_nothing(strategy, ended):
+    """Whatever it says, the search comes to an end without an answer."""
+    config = search(strategy, max_search_tokens=9, deadline_seconds=60, swires={"cutoff": 0.0})
+    completion = ask(Idle(ended), config)
+    assert (completion.text, completion.parsed.answer) == ("", None)
 
 
 def test_no_candidates_is_no_setting():
