@@ -89,7 +89,7 @@ def test_a_sentence_beam_goes_on_sentence_by_sentence():
 def test_a_text_that_has_ended_stays_in_a_wide_beam(late, text):
     """It competes with those that go on, and costs nothing more."""
     script = lambda state, seed: (  # noqa: E731
-        (" No", late) if state[1] else [("Yes", -0.5), ("Well. And", -1.0)][int(seed[-1])]
+        (" No", late) if state[1] else [("Yes", -0.8), ("Well. And", -1.0)][int(seed[-1])]
     )
     engine = ScriptedEngine(script)
     completion = ask(engine, search("sentence_beam", keep=2), FORMATS["direct"])

@@ -11,10 +11,11 @@ from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.formats.answers import ballot
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.search import budget
 from lora_cot.search.strategies import answer
 from lora_cot.search.voting import is_safe, lead
 from lora_cot.types import Exchange, Sample
-from tests.search.scripted import ScriptedEngine, check_accounts
+from tests.search.scripted import Clock, ScriptedEngine, check_accounts
 
 FOUR_STAGE = FORMATS["four_stage"]
 CHOICES = ("red", "blue", "green")
@@ -108,6 +109,9 @@ def test_rewards_are_weights_as_they_are():
     scorer = lambda contests: [[worth[text.split()[-2]] for text in contest.texts] for contest in contests]  # noqa: E731
     completion, _ = vote(("A", -1.0), ("B", -9.0), ("(B)", -1.0), ("C", -0.1), weighted=True, scorer=scorer)
     assert completion.text == four("B") and completion.trace[0].scored_by == "reward"
+    worth = {"A": 0.5, "B": 1.0, "(B)": -0.9}
+    assert vote(("A", -1.0), ("B", -1.0), ("(B)", -1.0), weighted=True, scorer=scorer)[0].parsed.answer == "B"
+    worth = {"A": 1.5, "C": -3.0}
     assert vote(("C", -9.0), ("C", -1.0), ("A", -5.0), weighted=True, scorer=scorer)[0].parsed.answer == "A"
 
 
@@ -208,3 +212,14 @@ def test_votes_within_a_budget(strategy):
     assert completion.stopped == f"out of tokens: max_search_tokens is {tokens + 3}"
     enough, _ = vote(*[("A", -1.0), ("B", -1.0)] * 2, strategy=strategy, max_search_tokens=5 * tokens)
     assert (enough.parsed.answer, enough.stopped) == ("A", "complete")
+
+
+def test_adaptive_within_a_deadline(monkeypatch):
+    """What was drawn by then decides, and the reason says that more would have been asked."""
+    clock = Clock()
+    monkeypatch.setattr(budget, "time", clock)
+    engine = ScriptedEngine(lambda _state, seed: (four("AB"[int(seed[-1]) % 2]), -1.0), clock=clock)
+    config = SearchSection(strategy="adaptive", candidates=8, deadline_seconds=15)
+    (completion,) = answer(engine, FOUR_STAGE, [Sample("q", (Exchange("?"),), choices=CHOICES)], config)
+    assert (completion.parsed.answer, completion.stopped) == ("A", "out of time: deadline_seconds is 15")
+    assert [c.ended for c in completion.trace[0].candidates] == ["end", "end", "deadline", "deadline"]
