@@ -123,28 +123,72 @@ def test_a_stage_that_nobody_closes(stage):
     assert run({}, ScriptedEngine(once)).stopped == "complete"
 
 
-@pytest.mark.parametrize("most", range(1, 90, 4))
+@pytest.mark.parametrize("most", range(1, 105))
 def test_it_ends_within_its_tokens(most):
     """At whatever step they are spent."""
-    engine = ScriptedEngine(lambda state, seed: numbered(state, seed.replace("more.", "")))
+
+    def script(state, seed):
+        stage = seed.split("/")[-2].removeprefix("more.").split(".")[0]
+        written = state[1][state[1].rindex(f"<{stage}>") :].split() if "more." in seed else []
+        words = [f"<{stage}>", *"abc", f"</{stage}>"]
+        return " ".join(["", *words[len(written) :]] if written else words), -1.0
+
+    engine = ScriptedEngine(script)
     config = SearchSection(strategy="swires", swires={"cutoff": 9.0}, max_search_tokens=most)
     (completion,) = answer(engine, FOUR_STAGE, [question()], config)
     assert check_accounts(completion, engine) == completion.text != ""
     assert completion.generated_tokens <= most
-    assert completion.stopped == f"out of tokens: max_search_tokens is {most}" or most > 60
+    assert completion.stopped == f"out of tokens: max_search_tokens is {most}"
+    many = [len(step.candidates) > 1 for step in completion.trace[1:]]
+    assert many == sorted(many, reverse=True), "once one candidate is finished alone, no more rounds are begun"
+
+
+def served(monkeypatch, is_down, score, script=numbered):
+    """The completion with a server that is down for some contests."""
+
+    def reward(contests):
+        return [
+            Verdict(0, logprob([one])[0].scores, failures=1)
+            if is_down(one)
+            else Verdict(0, [score] * len(one.texts), scored_by="reward")
+            for one in contests
+        ]
+
+    monkeypatch.setattr("lora_cot.search.scorers.reward", lambda _section: reward)
+    config = SearchSection(strategy="swires", scorer="reward", reward={"url": "http://localhost"}, swires={"cutoff": 0})
+    engine = ScriptedEngine(script)
+    (completion,) = answer(engine, FOUR_STAGE, [question()], config)
+    assert check_accounts(completion, engine) == completion.text
+    return completion
 
 
 def test_scores_that_are_missing_retrace_nothing(monkeypatch):
     """A server that is down leaves likelihoods: they choose, and are not held against the cutoff."""
-
-    def down(contests):
-        return [Verdict(v.winner, v.scores, failures=1) for v in logprob(contests)]
-
-    monkeypatch.setattr("lora_cot.search.scorers.reward", lambda _section: down)
-    config = SearchSection(strategy="swires", scorer="reward", reward={"url": "http://localhost"}, swires={"cutoff": 0})
-    (completion,) = answer(ScriptedEngine(numbered), FOUR_STAGE, [question()], config)
+    completion = served(monkeypatch, lambda _one: True, 0.0)
     assert steps(completion).count(("CAPTION", 4)) == 1
     assert completion.judge_failures == 1 + 2 + 1
+
+
+def test_one_step_has_one_unit(monkeypatch):
+    """Where some of its texts have no score of the server, all are scored by likelihood."""
+    down = lambda one: one.stage.name == "REASONING" and ("CAPTION", "CAPTION.0.0") in one.given  # noqa: E731
+    completion = served(monkeypatch, down, 7.0)
+    step = completion.trace[2]
+    assert (step.stage, step.scored_by, step.failures) == ("REASONING", "logprob", 1)
+    assert [c.score for c in step.candidates] == [-1.0] * 4
+
+
+def test_rounds_of_different_units_are_compared_by_likelihood(monkeypatch):
+    """A poor reward of one round does not beat the likelihoods of another because it is above zero."""
+
+    def likelier_later(state, seed):
+        text, _ = numbered(state, seed)
+        return text, -0.5 if "REASONING.1" in seed else -1.0
+
+    down = lambda one: one.stage.name == "REASONING" and any("CAPTION.1" in text for _, text in one.given)  # noqa: E731
+    completion = served(monkeypatch, down, -0.1, likelier_later)
+    assert steps(completion).count(("CAPTION", 4)) == 2
+    assert completion.parsed.get("REASONING").text.startswith("REASONING.1")
 
 
 def test_calibration_measures_mean_and_deviation():
