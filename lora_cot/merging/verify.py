@@ -13,6 +13,7 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import UNBOUNDED
 from lora_cot.search.strategies import answer
 from lora_cot.types import Sample
 
@@ -100,7 +101,7 @@ def choose_probes(samples: Sequence[Sample], recipe: Recipe, cot_format: CotForm
                                            or stage.max_new_tokens)}
         for stage in cot_format.stages
     }  # fmt: skip
-    search = SearchSection.model_validate({**recipe.search.model_dump(), "strategy": "greedy", "stages": budgets})
+    search = SearchSection.model_validate({**recipe.search.model_dump(), "strategy": "greedy", "stages": budgets, **UNBOUNDED})
     return Probes(chosen, asked, search, recipe.data.max_pixels, recipe.evaluation.batch_size)
 
 
