@@ -66,8 +66,8 @@ class Habits:
     counts: bool = True
     strict: bool = False
     """Unknown keys are refused."""
-    silent: bool = False
-    """The model writes nothing."""
+    says: str = ""
+    """All that the model ever writes, again and again."""
 
 
 class FakeOpenAI:
@@ -121,7 +121,7 @@ class FakeOpenAI:
     def choice(self, prompt, begun, body, draws, number):
         text, told, reason, at = "", [], "length", None
         for _ in range(body["max_tokens"]):
-            options = [(END, 1.0)] if self.habits.silent else odds(prompt, begun + text)
+            options = [(self.habits.says, 1.0)] if self.habits.says else odds(prompt, begun + text)
             token, chance = max(options, key=lambda pair: pair[1]) if draws is None else draw(options, draws)
             top = sorted(options, key=lambda pair: -pair[1])[: body.get("top_logprobs", 0) * self.habits.lists_top]
             told.append({"token": token, "logprob": math.log(chance), "top_logprobs": [entry(pair) for pair in top]})

@@ -161,5 +161,6 @@ class _Probe:
 
 
 def _inside(text: str) -> str | None:
-    """A piece of a text that does not begin it, and that no tokenizer writes in two ways: a few letters."""
-    return next((m.group() for m in re.finditer(r"[A-Za-z]{1,4}", text) if text.index(m.group()) > 0), None)
+    """A piece of a text, as far from its beginning as can be; white space and halves of characters are none."""
+    pieces = [match.group() for match in re.finditer(r"[^\s\ufffd]{1,4}", text)]
+    return max(pieces, key=text.index, default=None)

@@ -7,7 +7,7 @@ from lora_cot.engines.remote import RemoteEngine
 from lora_cot.engines.served import find_served
 from lora_cot.errors import AccessError, EngineError
 from lora_cot.formats import FORMATS
-from tests.openai_fake import FakeOpenAI
+from tests.openai_fake import END, FakeOpenAI
 from tests.scripted_server import KEY, Fault, serve
 
 QUICK = Patience(timeout_seconds=5, tries=1)
@@ -28,6 +28,11 @@ SEEN = {
     "five likely tokens": ({"most_top": 5}, WHOLE.replace("20", "5")),
     "likely tokens left out": ({"lists_top": False}, WHOLE.replace("20", "0")),
     "none but the token itself": ({"most_top": 0}, WHOLE.replace("20", "0")),
+    "one word for ever": ({"says": " red"}, WHOLE),
+    "one sign for ever, and the stop string taken away": (
+        {"says": "#", "keeps_stop": False},
+        WHOLE.replace("strings", "strings (put back here)"),
+    ),
     "no log-probabilities": ({"logprobs": False}, WHOLE.replace("log-probabilities, 20 a place", "no log-probabilities")),
     "images refused": ({"images": False}, WHOLE.replace("· images", "· no images")),
     "images left out": ({"blind": True}, WHOLE.replace("· images", "· no images")),
@@ -50,7 +55,7 @@ REFUSED = {
     "takes the stop string away and does not say": {"keeps_stop": False, "tells_stop": False},
     "does not tell how long a prompt is": {"counts": False},
     "'tiny' was asked for and 'another' answered · name the model": {"name": "another"},
-    "wrote nothing that stop strings could be tried with": {"silent": True},
+    "wrote nothing that stop strings could be tried with": {"says": END},
 }
 
 
