@@ -64,8 +64,8 @@ class Habits:
     blind: bool = False
     """It takes images and leaves them out."""
     counts: bool = True
-    strict: bool = False
-    """Unknown keys are refused."""
+    refuses: str = ""
+    """A key that is not known, and refused."""
     says: str = ""
     """All that the model ever writes, again and again."""
 
@@ -94,8 +94,8 @@ class FakeOpenAI:
         return body | ({"usage": usage} if habits.counts else {})
 
     def refused(self, body):
-        if self.habits.strict and "continue_final_message" in body:
-            return "Unrecognized request argument: continue_final_message"
+        if self.habits.refuses in body:
+            return f"Unrecognized request argument: {self.habits.refuses}"
         if body.get("top_logprobs", 0) > self.habits.most_top or (body.get("logprobs") and not self.habits.logprobs):
             return "too many logprobs"
         if body.get("n", 1) > 1 and body.get("temperature") == 0:

@@ -85,13 +85,12 @@ class _Probe:
                 found = self._ask(_QUESTION, max_tokens=2, **keys)
             except AccessError:
                 raise
-            except RejectedError:
-                if not keys:
-                    raise
+            except RejectedError as error:
+                why = error.problems[0].what
                 continue
             lists = any(token.top for token in found.replies[0].tokens or ())
             return found, keys.get("top_logprobs", 0) if lists else 0
-        raise AssertionError("the last one is tried or raised")
+        raise self._lacks(f"it refuses a plain question in the form of vLLM and SGLang: {why}")
 
     def check_continues(self) -> None:
         """See that a begun answer is gone on with."""

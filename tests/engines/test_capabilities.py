@@ -50,7 +50,8 @@ def test_what_a_server_can_do(habits, line):
 REFUSED = {
     "continue_final_message is not honoured": {"continues": False},
     "continue_final_message repeats": {"echoes": True},
-    "continue_final_message is refused: it answers 400: Unrecognized": {"strict": True},
+    "continue_final_message is refused: it answers 400: Unrecognized": {"refuses": "continue_final_message"},
+    "a plain question in the form of vLLM and SGLang: it answers 400: Unrec": {"refuses": "no_stop_trim"},
     "it does not stop at a stop string": {"stops": False},
     "takes the stop string away and does not say": {"keeps_stop": False, "tells_stop": False},
     "does not tell how long a prompt is": {"counts": False},

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import time
+from contextlib import nullcontext
 from email.utils import formatdate
 
 import pytest
@@ -233,6 +234,18 @@ def test_a_circuit_opens_and_closes(monkeypatch):
     circuit.tell(True)
     circuit.tell(False)
     assert not circuit.is_open
+
+
+def test_an_answer_begins_the_count_anew():
+    """Requests that fail now and then open nothing."""
+    with serve([Fault(500), "yes", Fault(500), Fault(500)]) as server:
+        client, retries = ChatServer(server.url, None, Patience(tries=1)), Retries(Circuit(most=2))
+        opens = []
+        for fails in (True, False, True, True):
+            with pytest.raises(EngineError) if fails else nullcontext():
+                client.ask(BODY, retries=retries)
+            opens.append(retries.circuit.is_open)
+        assert opens == [False, False, False, True]
 
 
 def test_a_refusal_is_an_answer():
