@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.data.collate import encode
+from lora_cot.data.collate import batch, encode
 from lora_cot.data.sources import load_mixture
 from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.remote import RemoteEngine
@@ -89,11 +89,10 @@ def test_odds_are_those_of_a_forward(both):
     compared = 0
     for sample in samples:
         prompt = encode(encoder, sample, False, engine.max_pixels)
-        inputs = {name: torch.as_tensor(value) for name, value in prompt.image_inputs.items()}
-        ids = torch.tensor([prompt.input_ids])
-        extra = {"mm_token_type_ids": (ids == encoder.image_token_id).long()} if "image_grid_thw" in inputs else {}
+        inputs = batch([prompt], backbone.processor, backbone.family.image_inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in ("labels", "stage_ids")}
         with torch.inference_mode():
-            logits = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs, **extra).logits[0, -1]
+            logits = backbone.model(**inputs).logits[0, -1]
         values, tokens = logits.log_softmax(-1).topk(20)
         texts = [tokenizer.decode([token]).strip() for token in tokens.tolist()]
         if not texts[0]:
