@@ -112,7 +112,7 @@ class _Probe:
                 continue
             reply = self._ask(_QUESTION, begun, **keys, max_tokens=24, stop=[stop]).replies[0]
             until = text[: text.index(stop)]
-            if reply.finish_reason == "stop" and reply.text == until + stop:
+            if reply.text == until + stop:
                 return True
             if reply.finish_reason == "stop" and reply.text.rstrip() == until.rstrip():
                 if reply.stopped_at == stop:
@@ -160,6 +160,7 @@ class _Probe:
 
 
 def _inside(text: str) -> str | None:
-    """A piece of a text, as far from its beginning as can be; white space and halves of characters are none."""
-    pieces = [match.group() for match in re.finditer(r"[^\s\ufffd]{1,4}", text)]
-    return max(pieces, key=text.index, default=None)
+    """A piece of a text, late in it but not at its end; white space and halves of characters are none."""
+    pieces = {match.group(): text.index(match.group()) for match in re.finditer(r"[^\s\ufffd]{1,4}", text)}
+    inner = [piece for piece, place in pieces.items() if place + len(piece) < len(text)]
+    return max(inner, key=pieces.__getitem__, default=None)

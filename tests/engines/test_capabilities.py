@@ -2,6 +2,7 @@
 
 import pytest
 
+from lora_cot.engines.capabilities import _inside
 from lora_cot.engines.chat import ChatServer, Patience
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.engines.served import find_served
@@ -68,12 +69,19 @@ def test_what_a_search_needs(told, habits):
     assert caught.value.exit_code == 2 and all(problem.remedy for problem in caught.value.problems)
 
 
+def test_a_stop_string_that_is_tried():
+    """Late in the text, so that an ignored one shows; never where the text ends anyway."""
+    assert _inside("one two six") == "two" and _inside("#" * 24) == "####"
+    assert _inside("one\ufffd two\ufffd") == "two" and _inside("a b a") == "b"
+    assert _inside("one") is None and _inside(" \ufffd\n") is None and _inside("") is None
+
+
 def test_a_server_that_drops_the_begun_answer_does_not_continue():
     """The prompt must be longer with it than without."""
     fake = FakeOpenAI()
 
     def answer(body, number):
-        if body["messages"][-1]["role"] == "assistant":
+        if body.get("continue_final_message"):
             dropped = {key: value for key, value in body.items() if not key.startswith(("continue", "add_gen"))}
             return fake(dropped | {"messages": body["messages"][:-1]}, number)
         return fake(body, number)

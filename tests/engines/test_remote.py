@@ -269,6 +269,18 @@ def test_a_fault_stays_with_its_ask(running, fault, told):
     assert re.search(told, failed[0].problem), failed[0].problem
 
 
+def test_a_refused_request_stops_no_other(running, monkeypatch):
+    """Those that wait for their turn are sent as they are."""
+    monkeypatch.setattr(remote, "REQUESTS", 1)
+    engine, server, script = running()
+    states = engine.start([sample("bad?"), sample("good?")])
+    script.fault = lambda body: Fault(400) if "bad?" in str(body) else script.fake(body, 0)
+    found = engine.extend([Ask(state, ["a", "b", "c"], 40, CLOSING[:1], sampling=DRAWN) for state in states])
+    assert [[c.ended for c in row] for row in found] == [["failed"] * 3, ["stop"] * 3] and len(server.requests) == 2
+    rows = engine.plain().choose([sample("bad? 1 or 2."), sample("good? 1 or 2.")], ["1", "2"])
+    assert all(map(math.isnan, rows[0])) and all(map(math.isfinite, rows[1]))
+
+
 def test_one_bad_choice_of_several(running):
     """The others of the same answer are candidates."""
     engine, _, script = running()
