@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from lora_cot.data.chat import DATE
 from lora_cot.engines import remote
 from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.chat import Patience
@@ -132,6 +133,7 @@ def test_what_a_request_holds(running):
     assert body["messages"] == [{"role": "user", "content": "How many circles?\nOptions: (A) one (B) two"}]
     wanted = {"model": "tiny", "max_tokens": 7, "n": 2, "stop": ["</A>", "</B>"], "temperature": 0.5, "top_p": 0.8}
     assert wanted.items() <= body.items() and body["logprobs"] is True and "continue_final_message" not in body
+    assert body["chat_template_kwargs"] == {"date_string": DATE}
     assert body["include_stop_str_in_output"] and body["no_stop_trim"] and body["separate_reasoning"] is False
     assert body["seed"] == remote._seed(["a", "b"]) != remote._seed(["ab"]) and 0 <= body["seed"] < 2**31
     begun = replace(state, begun=" <A> x </A>")
