@@ -37,7 +37,7 @@ from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
-from lora_cot.formats.judging import judge_question
+from lora_cot.formats.judging import FIRST, published_check, published_question
 from lora_cot.recipe.schema import ModelSection, SearchSection
 from lora_cot.search.strategies import answer
 from lora_cot.types import Exchange, Sample
@@ -159,7 +159,7 @@ class Published:
         """The winner of each stage goes on; returns the tokens of all candidates."""
         ids: list[int] = []
         generated = 0
-        given = ""
+        given: list[tuple[str, str]] = []
         for stage in FORMAT.stages:
             closing = f"</{stage.name}>"
             drawn = [self._generate(self.encoder, sample, ids, closing, max_new_tokens=512, **SAMPLING) for _ in range(count)]
@@ -169,17 +169,20 @@ class Published:
             while len(players) > 1:
                 first, second, *players = players
                 players.append(self._better(sample, stage, given, texts, first, second))
-            ids, given = ids + drawn[players[0]], given + texts[players[0]]
+            ids = ids + drawn[players[0]]
+            given.append((stage.name, texts[players[0]]))
         return generated
 
-    def _better(self, sample: Sample, stage: Any, given: str, texts: Sequence[str], first: int, second: int) -> int:
+    def _better(
+        self, sample: Sample, stage: Any, given: list[tuple[str, str]], texts: Sequence[str], first: int, second: int
+    ) -> int:
         if stage.name == "REASONING":
             for one, other in ((first, second), (second, first)):
-                told = f"Is this reasoning correct? Given: {given} Reasoning: {texts[one]} Answer correct or incorrect."
-                if "incorrect" in self._say(told, (), CHECK_TOKENS):
+                check = published_check(dict(given)["CAPTION"], texts[one])
+                if "incorrect" in self._say(check, (), CHECK_TOKENS):
                     return other
-        told = judge_question(sample.last.question, stage, given, texts[first], texts[second])
-        return first if "I choose response 1" in self._say(told, sample.images, VERDICT_TOKENS) else second
+        told = published_question(sample.last.question, stage.name, given, texts[first], texts[second])
+        return first if FIRST in self._say(told, sample.images, VERDICT_TOKENS) else second
 
     def _say(self, text: str, images: tuple[Any, ...], tokens: int) -> str:
         sample = Sample("judge", (Exchange(text),), images)

@@ -66,7 +66,7 @@ def test_it_is_asked_at_its_very_address(path, monkeypatch):
     """Nothing is put behind what the settings say."""
     asked = []
 
-    def send(self, method, path, _content):
+    def send(self, method, path, *_):
         asked.append((method, f"{self.url}/{path}"))
         return 200, {}, b'{"scores": [1, 2, 3]}'
 
