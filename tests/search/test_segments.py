@@ -1,5 +1,6 @@
 """Segments: what differs between whole answers, sentences and stages, how wide beams go on, and how a search ends early."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -286,6 +287,40 @@ def test_one_pass_is_within_the_budget_too(clock):
     assert (few.text, few.stopped) == ("on and on", "out of tokens: max_search_tokens is 3")
     late = answer(engine, FOUR_STAGE, [question("late")], SearchSection(deadline_seconds=2))[0]
     assert (late.text, late.stopped) == ("on and", "out of time: deadline_seconds is 2")
+
+
+class Tensor(tuple):
+    """A state that cannot be compared, as one that holds tensors."""
+
+    def __eq__(self, _other):
+        raise RuntimeError("the truth of a tensor")
+
+    __hash__ = tuple.__hash__
+
+
+class Opaque(ScriptedEngine):
+    """An engine whose states are its own business."""
+
+    def start(self, samples):
+        return [Tensor(state) for state in super().start(samples)]
+
+    def extend(self, asks):
+        drawn = super().extend(asks)
+        return [[replace(c, state=c.state and Tensor(c.state)) for c in candidates] for candidates in drawn]
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "two_pass"])
+def test_states_are_handed_on_and_not_looked_at(strategy):
+    """A search never compares them."""
+    script = by_stage(GOOD)
+
+    def write(state, seed):
+        if seed.split("/")[-2].split(".")[0] in STAGES:
+            return script(state, seed)
+        return four(seed[-1])[len(state[1]) :], -1.0
+
+    completion = ask(Opaque(write), search(strategy, 4, keep=2, swires={"cutoff": 0.0}))
+    assert completion.stopped == "complete"
 
 
 class Idle(ScriptedEngine):
