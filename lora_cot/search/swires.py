@@ -152,7 +152,7 @@ def _scores(question: Question, boundary: Boundary, paths: Sequence[Path]) -> St
 def _ranked(pool: Sequence[_Scored]) -> list[_Scored]:
     """Best first; scores of different units are not compared, but likelihoods are."""
     if len({one.unit for one in pool}) > 1:
-        return sorted(pool, key=lambda one: -one.path.last.mean_logprob)
+        return sorted(pool, key=lambda one: -one.path.last.likelihood)
     return sorted(pool, key=lambda one: -one.score)
 
 
