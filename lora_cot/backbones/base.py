@@ -42,6 +42,23 @@ def text_positions(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torc
 
 
 @dataclass(frozen=True)
+class PatchView:
+    """How patches of an image that was seen can be shown again in the middle of a text."""
+
+    grids: Callable[[Any, Any], list[tuple[int, int]]]
+    """(processor, encoded prompt) to the rows and columns of patches of each image; a token of the text stands for each."""
+    marks: Callable[[Any], tuple[list[int], int]]
+    """(processor) to the tokens that stand before patches, and the one after them."""
+    positions: Callable[[int, Sequence[tuple[int, int]]], tuple[torch.Tensor, int]]
+    """(first position, row and column of each patch) to their (A, P) positions on the A axes of the text, and the next one."""
+
+
+def patches_in_line(begin: int, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, int]:
+    """Positions of patches in a text that counts its tokens."""
+    return torch.arange(begin, begin + len(places))[None], begin + len(places)
+
+
+@dataclass(frozen=True)
 class Family:
     """One family of base models; each is declared in one file of this folder."""
 
@@ -82,6 +99,8 @@ class Family:
     positions: Callable[[Any, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]] = text_positions
     """(transformers model, inputs) to position_ids of a prompt, and (B,) what a later token's position is ahead of its
     number in the text."""
+    patch_view: Callable[[Any], PatchView | None] = lambda model: None
+    """(transformers model) to how its patches can be shown again, if they can."""
     still_layers: Callable[[Any], frozenset[int]] = lambda model: frozenset()
     """Layers whose keys and values come from the image and do not grow with the text."""
     unused_layers: Callable[[Any], str] = lambda model: r"(?!)"

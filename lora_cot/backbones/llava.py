@@ -12,12 +12,13 @@ Traps:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lora_cot.backbones.base import Family, Size
+from lora_cot.backbones.base import Family, PatchView, Size, patches_in_line
 from lora_cot.backbones.processors import load_without_video
 from lora_cot.data.labels import Encoded
 
@@ -58,6 +59,21 @@ def unused_layers(model: Any) -> str:
     return rf"model\.vision_tower\.(.*\.)?layers\.({above})\..*"
 
 
+def _grids(processor: Any, prompt: Encoded) -> list[tuple[int, int]]:
+    """A square for each image (LLaVA-1.5)."""
+    return [(math.isqrt(len(slots)),) * 2 for slots in prompt.image_slots]
+
+
+def _marks(processor: Any) -> tuple[list[int], int]:
+    """A line break after patches, as LLaVA-1.5's template writes one after an image."""
+    return [], processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+
+
+def patch_view(model: Any) -> PatchView | None:
+    """LLaVA-1.5's patches are a grid; NeXT and OneVision have grids of several sizes, and no patch of them is shown again."""
+    return PatchView(_grids, _marks, patches_in_line) if model.config.model_type == "llava" else None
+
+
 LLAVA = Family(
     name="llava",
     model_types=("llava", "llava_next", "llava_onevision"),
@@ -71,4 +87,5 @@ LLAVA = Family(
     image_tokens=image_tokens,
     load_processor=load_without_video,
     unused_layers=unused_layers,
+    patch_view=patch_view,
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lora_cot.backbones.base import Family, Size, text_positions
+from lora_cot.backbones.base import Family, PatchView, Size, text_positions
 from lora_cot.backbones.processors import load_without_video
 from lora_cot.data.labels import Encoded
 
@@ -45,6 +45,31 @@ def positions(model: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Ten
     return found, ahead.flatten()
 
 
+def _grids(processor: Any, prompt: Encoded) -> list[tuple[int, int]]:
+    """Rows and columns after the merger."""
+    size = processor.image_processor.merge_size
+    grids = prompt.image_inputs["image_grid_thw"].tolist() if prompt.image_inputs else []
+    return [(rows // size, columns // size) for _, rows, columns in grids]
+
+
+def _marks(processor: Any) -> tuple[list[int], int]:
+    """The tokens that stand around an image."""
+    start, end = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
+    return [start], end
+
+
+def _patch_positions(begin: int, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, int]:
+    """M-RoPE at the patches' own coordinates, as if the whole image began here; text goes on after the largest of them."""
+    rows, columns = (torch.tensor(axis) + begin for axis in zip(*places, strict=True))
+    found = torch.stack([torch.full_like(rows, begin), rows, columns])
+    return found, int(found.max()) + 1
+
+
+def patch_view(model: Any) -> PatchView:
+    """Patches after the merger, each of 2 by 2 of the encoder's."""
+    return PatchView(_grids, _marks, _patch_positions)
+
+
 QWEN2_VL = Family(
     name="qwen2_vl",
     model_types=("qwen2_vl", "qwen2_5_vl"),
@@ -59,4 +84,5 @@ QWEN2_VL = Family(
     no_fp16="its activations exceed what float16 can hold, and its outputs become NaN",
     load_processor=load_without_video,
     positions=positions,
+    patch_view=patch_view,
 )

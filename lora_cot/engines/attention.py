@@ -1,13 +1,17 @@
-"""Attention over images that rows share: one copy of an image's keys and values serves all of its candidates.
+"""What this project does to attention: candidates share their images, and a token's attention can be watched.
 
 An image does not hide its patches from each other, nor from a later token: the candidates of a question can stand where
 attention has the tokens of one text. So no entry of the cache is repeated, and a batch reads it once.
+
+What is watched is computed beside the model's own fast attention, for one token: no map of all tokens to all is made.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,18 +21,70 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lora_cot.engines.cache import OfRows
 
-NAME = "lora_cot_shared_images"
+NAME = "lora_cot"
 
 
 def share_images(language_model: nn.Module, places: frozenset[int]) -> None:
     """Let the layers at some places take `OfRows`; given tensors, they compute what they always did."""
-    modules: Any = language_model.modules()
+    for module in _attentions(language_model):
+        if module.layer_idx in places:
+            _take_over(module)
+
+
+class Watch:
+    """Attention of the last token to all before it, averaged over heads and layers, summed up as it is computed."""
+
+    def __init__(self, layers: Collection[int] | None = None):
+        """
+        Args:
+            layers: only these; all if not given.
+        """
+        self.layers, self._total, self._count = layers, torch.zeros(1), 0
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """(B, T), in float32; each row adds up to 1."""
+        return self._total / self._count
+
+    def see(self, module: Any, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> None:
+        """One layer: query (B, H, T', D), key (B, H', T, D), mask (B, 1, T', T) of True or of what is added."""
+        if self.layers is not None and module.layer_idx not in self.layers:
+            return
+        batch, heads, length, width = key.shape
+        grouped = query[:, :, -1].reshape(batch, heads, -1, width).float()
+        scores = grouped @ key.float().transpose(-1, -2) * scaling
+        if mask is not None:
+            last = mask[:, :, -1:, :length]
+            scores = scores.masked_fill(~last, -torch.inf) if last.dtype == torch.bool else scores + last
+        self._total = scores.softmax(-1).mean((1, 2)) + (self._total if self._count else 0.0)
+        self._count += 1
+
+
+@contextmanager
+def watched(language_model: nn.Module, layers: Collection[int] | None = None) -> Iterator[Watch]:
+    """Watch the self-attention of a language model while it runs."""
+    watch, modules = Watch(layers), _attentions(language_model)
     for module in modules:
-        is_attention = getattr(module, "layer_idx", None) in places and hasattr(module, "k_proj")
-        if is_attention and module.config._attn_implementation != NAME:
-            module.inner_attention = module.config._attn_implementation
-            module.config = copy.copy(module.config)  # of these layers alone: the others' masks depend on the name
-            module.config._attn_implementation = NAME
+        _take_over(module)
+        module.watch = watch
+    try:
+        yield watch
+    finally:
+        for module in modules:
+            module.watch = None
+
+
+def _attentions(language_model: nn.Module) -> list[Any]:
+    modules: Any = language_model.modules()
+    return [module for module in modules if hasattr(module, "layer_idx") and hasattr(module, "k_proj")]
+
+
+def _take_over(module: Any) -> None:
+    if module.config._attn_implementation != NAME:
+        module.inner_attention = module.config._attn_implementation
+        module.config = copy.copy(module.config)  # of this layer alone: what masks are made depends on the model's
+        module.config._attn_implementation = NAME
+        module.watch = None
 
 
 def attend(
@@ -50,6 +106,8 @@ def attend(
     eager = sys.modules[type(module).__module__].eager_attention_forward
     inner = ALL_ATTENTION_FUNCTIONS.get_interface(module.inner_attention, eager)
     if not isinstance(key, OfRows):
+        if module.watch is not None:
+            module.watch.see(module, query, key, attention_mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
         return inner(module, query, key, value, attention_mask, **kwargs)
     begin, found = 0, []
     for (keys, count), (values, _) in zip(key.parts, value.parts, strict=True):

@@ -43,6 +43,10 @@ class KeyValues:
         """The text with more at its end."""
         return replace(self, pieces=(*self.pieces, piece))
 
+    def at(self, places: Sequence[int]) -> torch.Tensor:
+        """(L, 2, H, places, D) of some tokens, copied."""
+        return torch.cat(self.pieces, dim=3)[..., list(places), :]
+
     def cut(self, length: int) -> KeyValues:
         """The text's beginning; what it knows of images stays whole."""
         pieces, left = [self.pieces[0][..., :length, :]], length - self.pieces[0].shape[3]

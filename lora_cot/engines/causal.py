@@ -15,6 +15,7 @@ from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded
 from lora_cot.engines.attention import share_images
 from lora_cot.engines.cache import joined, still_layers, taken
 from lora_cot.engines.decoder import Decoder, Prompt, Root, Rows, State
+from lora_cot.engines.sight import Sight, embeddings, patch_view, sight
 
 
 class CausalDecoder(Decoder):
@@ -23,8 +24,10 @@ class CausalDecoder(Decoder):
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
         self.places = backbone.family.still_layers(backbone.base_model)
+        self.keeps_sight = False
+        """Whether roots keep what their images' patches are."""
         if self.places:
-            share_images(backbone.base_model.get_submodule(backbone.family.parts["language_model"]), self.places)
+            share_images(self.language_model, self.places)
 
     def opening(self, prompt: Encoded) -> tuple[Encoded, int]:
         """See `Decoder.opening`."""
@@ -41,7 +44,7 @@ class CausalDecoder(Decoder):
 
     def rows(self) -> Rows:
         """See `Decoder.rows`."""
-        return _CausalRows(self)
+        return CausalRows(self)
 
     def _forward(self, prompts: Sequence[Prompt], cache: Any) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
         """The model's output for whole prompts, what further positions are ahead of the count, and what was fed."""
@@ -54,14 +57,26 @@ class CausalDecoder(Decoder):
 
     def _read(self, prompts: Sequence[Prompt]) -> list[Root]:
         """Prompts of which nothing is known."""
-        output, ahead, inputs = self._forward(prompts, DynamicCache())
+        with embeddings(self.language_model if self.keeps_sight else None) as embedded:
+            output, ahead, inputs = self._forward(prompts, DynamicCache())
         longest, held = inputs["input_ids"].shape[1], self.backbone.family.held_inputs(inputs)
         roots = []
         for place, prompt in enumerate(prompts):
             kv = taken(output.past_key_values, place, longest - len(prompt.ids), self.places)
             mine = {name: value[place : place + 1].clone() for name, value in held.items()}
-            roots.append(Root(kv, int(ahead[place]), mine))
+            seen = self._sight(prompt.encoded, embedded[0][place, -len(prompt.ids) :]) if embedded else None
+            roots.append(Root(kv, int(ahead[place]), mine, seen))
         return roots
+
+    @property
+    def language_model(self) -> Any:
+        """The part that reads text."""
+        return self.backbone.base_model.get_submodule(self.backbone.family.parts["language_model"])
+
+    def _sight(self, prompt: Encoded, embedded: torch.Tensor) -> Sight:
+        processor = self.backbone.processor
+        token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        return sight(prompt.input_ids, token, embedded, patch_view(self.backbone).grids(processor, prompt))
 
     def _go_on(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, list[Root]]:
         """Logits (B, V) after prompts whose beginnings are known, and what then is known of them.
@@ -70,14 +85,15 @@ class CausalDecoder(Decoder):
         is masked like any other.
         """
         roots, new = [prompt.root for prompt in prompts if prompt.root], [prompt.ids for prompt in prompts]
-        rows = _CausalRows(self)
+        rows = CausalRows(self)
         rows.join([State(root, 0) for root in roots], [1] * len(roots))
         longest = max(map(len, new))
         ids, is_new = pad(new, 0, left=True), pad([[1] * len(each) for each in new], 0, left=True)
         begins = torch.tensor([root.kv.length + len(each) - longest for root, each in zip(roots, new, strict=True)])
-        positions = (begins[:, None] + torch.arange(longest)).clamp(min=0)
+        ahead = torch.tensor([root.ahead for root in roots])
+        positions = ((begins + ahead)[:, None] + torch.arange(longest)).clamp(min=0)
         mask = torch.cat([rows.known(0), is_new.to(rows.device)], dim=1)
-        logits = rows.forward(ids.to(rows.device), mask, positions.to(rows.device))
+        logits = rows.forward({"input_ids": ids.to(rows.device)}, mask, positions.to(rows.device))
         found = []
         for place, (root, each) in enumerate(zip(roots, new, strict=True)):
             found.append(replace(root, kv=root.kv.then(rows.buffer.newest(place, len(each)))))
@@ -96,7 +112,7 @@ def _and(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
     return replace(prompt, input_ids=[*prompt.input_ids, *tokens], labels=labels, stage_ids=stages)
 
 
-class _CausalRows(Rows):
+class CausalRows(Rows):
     """See `Rows`."""
 
     def __init__(self, decoder: CausalDecoder):
@@ -115,23 +131,23 @@ class _CausalRows(Rows):
         """See `Rows.step`."""
         input_ids = torch.tensor(self.tokens, device=self.device)[:, None]
         mask = self.known(1) if self.is_padded else None  # without one attention is faster
-        return self.forward(input_ids, mask, (self.buffer.length - self.padding)[:, None])
+        return self.forward({"input_ids": input_ids}, mask, (self.buffer.length - self.padding + self._ahead)[:, None])
 
-    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
+    def forward(self, fed: dict[str, torch.Tensor], mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         """Feed tokens; returns logits (B, V) after the last.
 
         Args:
-            input_ids: (B, T).
+            fed: input_ids (B, T), or inputs_embeds (B, T, D).
             mask: (B, all positions) 0 at padding; None if there is none.
-            positions: (B, T) each token's number in its text.
+            positions: (B, T), or (A, B, T) on each axis of the text.
         """
-        count = input_ids.shape[1]
+        count = next(iter(fed.values())).shape[1]
         length = self.buffer.length + count
         self.buffer.reserve(count)
         output = self._decoder.backbone.model(
-            input_ids=input_ids,
+            **fed,
             attention_mask=mask,
-            position_ids=positions + self._ahead[:, None],
+            position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,

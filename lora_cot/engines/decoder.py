@@ -10,6 +10,7 @@ import torch
 
 from lora_cot.data.labels import Encoded
 from lora_cot.engines.cache import Buffer, KeyValues
+from lora_cot.engines.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Root:
     """What a further token's position is ahead of its number in the text."""
     held: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """(1, 1, …) inputs that every further token is fed with too."""
+    sight: Sight | None = None
+    """Its images, if that was asked for."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""What a model saw of a question's images, patch by patch: where each patch is in the text, on the image, and in width D."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cot.backbones import Backbone
+from lora_cot.backbones.base import PatchView
+from lora_cot.errors import Problem, SearchError
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A place on an image."""
+
+    image: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The patches of a prompt's images, in the order of the text: by rows."""
+
+    slots: torch.Tensor
+    """(P,) number of each patch's token in the text."""
+    features: torch.Tensor
+    """(P, D) what the language model was given for it."""
+    patches: tuple[Patch, ...]
+    grids: tuple[tuple[int, int], ...]
+    """Rows and columns of each image."""
+
+    def of_image(self, image: int) -> list[int]:
+        """Numbers of one image's patches."""
+        return [number for number, patch in enumerate(self.patches) if patch.image == image]
+
+
+@contextmanager
+def embeddings(language_model: nn.Module | None) -> Iterator[list[torch.Tensor]]:
+    """What a language model is given, (B, T, D), call by call: patches stand in it as they were projected. Nothing of None."""
+    seen: list[torch.Tensor] = []
+
+    def look(_module: nn.Module, _args: Any, keys: Any) -> None:
+        seen.append(keys["inputs_embeds"])
+
+    hook = language_model.register_forward_pre_hook(look, with_kwargs=True) if language_model is not None else None
+    try:
+        yield seen
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def patch_view(backbone: Backbone) -> PatchView:
+    """How a model's patches can be shown again.
+
+    Raises:
+        SearchError: they can't.
+    """
+    found = backbone.family.patch_view(backbone.base_model)
+    if found is None:
+        kind = getattr(backbone.base_model.config, "model_type", "this model")
+        remedy = "use a LLaVA-1.5 or a Qwen2-VL, or leave it out"
+        raise SearchError(Problem("search.interleave", f"patches of {kind} cannot be shown again", remedy))
+    return found
+
+
+def sight(ids: Sequence[int], token: int, embedded: torch.Tensor, grids: Sequence[tuple[int, int]]) -> Sight:
+    """The sight of one prompt.
+
+    Args:
+        ids: its tokens.
+        token: the one that stands for a patch.
+        embedded: (T, D).
+        grids: rows and columns of each of its images.
+    """
+    slots = torch.tensor([place for place, one in enumerate(ids) if one == token], dtype=torch.long, device=embedded.device)
+    patches = tuple(
+        Patch(image, row, column)
+        for image, (rows, columns) in enumerate(grids)
+        for row in range(rows)
+        for column in range(columns)
+    )
+    assert len(patches) == len(slots), "each patch has a token"
+    return Sight(slots, embedded[slots].clone(), patches, tuple(grids))
