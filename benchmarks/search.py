@@ -91,7 +91,22 @@ def backbones(options: argparse.Namespace) -> Any:
     recipe = load_recipe(options.recipe, [])
     backbone = build(recipe, "cuda" if torch.cuda.is_available() else "cpu", options.layers)
     backbone.model.eval()
+    read_with_a_tiny_tokenizer(backbone)
     yield options.recipe.parent.name, backbone
+
+
+def read_with_a_tiny_tokenizer(backbone: Backbone) -> None:
+    """Give a model of published shapes words to read: its own tokenizer is not in a recipe. Images are its own."""
+    config, processor = backbone.base_model.config, backbone.processor
+    _, other = random_base(MiniSpec(config.model_type, (), width=64, layers=2))
+    processor.tokenizer, processor.chat_template, processor.image_token = (
+        other.tokenizer,
+        other.chat_template,
+        other.image_token,
+    )
+    processor.image_token_id = other.tokenizer.convert_tokens_to_ids(other.image_token)
+    config.image_token_id = processor.image_token_id
+    backbone.model.generation_config.eos_token_id = other.tokenizer.eos_token_id
 
 
 def tiny(base: str) -> Backbone:
