@@ -14,6 +14,8 @@ SENTENCE = re.compile(r"""(?:(?<!\d)[.!?]["')\]]*|\d[.!?]["')\]]*\s+\S*|\n)$""")
 """The end of a text that ends with a sentence. A point after a digit may be a decimal one: what follows decides."""
 TAIL = 8
 """Tokens that are looked at for the end of a sentence."""
+WINDOW = 16
+"""Tokens that are decoded again for each new one, at most."""
 
 
 class Texts:
@@ -60,3 +62,27 @@ class Texts:
         if ids[-1] >= len(may_end) or not may_end[ids[-1]]:  # a head can have more rows
             return False
         return stop in self.text(ids[-2 * len(stop) :])
+
+
+class Growing:
+    """The text of tokens as they come. A character that is not whole yet is held back."""
+
+    def __init__(self, texts: Texts, after: int | None):
+        """
+        Args:
+            texts: decodes.
+            after: the token before, if it was generated too.
+        """
+        self._texts, self._after = texts, after
+        self._begin, self._told = 0, 0
+
+    def more(self, ids: Sequence[int]) -> str:
+        """What is new in the text of all tokens so far."""
+        text = self._texts.visible(ids[self._begin :], ids[self._begin - 1] if self._begin else self._after)
+        if text.endswith("\ufffd"):
+            return ""
+        new = text[self._told :]
+        self._told = len(text)
+        if len(ids) - self._begin >= WINDOW:
+            self._begin, self._told = len(ids), 0
+        return new
