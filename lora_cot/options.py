@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +15,9 @@ Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 Data = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
 Split = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
-Strategy = Annotated[str | None, typer.Option(help="greedy, sample or stage_beam; the recipe's if not given.")]
-Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn for each stage.")]
-Scorer = Annotated[str | None, typer.Option(help="logprob or self_judge.")]
+Strategy = Annotated[str | None, typer.Option(help="greedy, stage_beam, majority, …; the recipe's if not given.")]
+Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn at each step.")]
+Scorer = Annotated[str | None, typer.Option(help="logprob, self_judge, reward or package.module:function.")]
 JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
 Onto = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
 Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")]
@@ -33,12 +34,13 @@ def search_keys(strategy: str | None, candidates: int | None, scorer: str | None
     """
     from typing import get_args
 
-    from lora_cot.recipe.schema import SearchSection
+    from lora_cot.recipe.search import OWN_SCORER, ScorerName, SearchSection
 
     given = {"strategy": strategy, "candidates": candidates, "scorer": scorer}
-    for key in ("strategy", "scorer"):
-        allowed = get_args(SearchSection.model_fields[key].annotation)
-        if given[key] is not None and given[key] not in allowed:
+    names = {"strategy": get_args(SearchSection.model_fields["strategy"].annotation), "scorer": get_args(ScorerName)}
+    for key, allowed in names.items():
+        named = key == "scorer" and re.fullmatch(OWN_SCORER, str(scorer))
+        if given[key] is not None and given[key] not in allowed and not named:
             raise RunError(Problem(f"--{key}", f"no {key} '{given[key]}'", nearest(str(given[key]), allowed)))
     if judge_adapter not in (None, "on", "off"):
         raise RunError(Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off"))

@@ -76,7 +76,8 @@ class Engine(Protocol):
         """The same model asked as it is: prompts without stages, with or without its adapter. For judges.
 
         Raises:
-            SearchError: it has no adapter that could be switched off.
+            SearchError: it has no adapter that could be switched off; or it is an encoder-decoder, which can answer nothing
+                but what it was trained on.
         """
 
     def for_search(self) -> Engine:

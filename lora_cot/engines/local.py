@@ -91,6 +91,9 @@ class LocalEngine:
 
     def plain(self, adapter: bool = True) -> LocalEngine:
         """See `Engine.plain`."""
+        if self.backbone.family.is_encoder_decoder:
+            what = "an encoder-decoder answers nothing but what it was trained on: it cannot judge"
+            raise SearchError(Problem("search.scorer", what, "use logprob or reward"))
         if not adapter and not hasattr(self.backbone.model, "disable_adapter"):
             what = "this model has no adapter that could be switched off"
             raise SearchError(Problem("judge_adapter: off", what, "use a run or an adapter, not a merged model"))

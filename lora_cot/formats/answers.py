@@ -26,6 +26,28 @@ def normalise(answer: str) -> str:
     return text
 
 
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+def ballot(answer: str | None, choices: Sequence[str] = ()) -> str | None:
+    """What an answer votes for: equal texts for answers that mean the same; None, or nothing but marks, has no vote.
+
+    Of a question with options, the letter of the one that it names. Else what `normalise` makes of it, where moreover
+    `Yes, it is.` is yes, `three` is a number, and quotes and a leading article do not matter.
+    """
+    option = read_option(answer, choices) if choices else None
+    if option is not None:
+        return letter(option).lower()
+    text = normalise((answer or "").replace("*", "").replace('"', "").replace("“", "").replace("”", "")).strip(" ,;:'`")
+    said = re.fullmatch(r"(yes|no)(?:[,.;:!].*)?", text, re.DOTALL)
+    if said:
+        return said.group(1)
+    text = re.sub(r"^(?:an?|the) (?=\S)", "", text)
+    if text in NUMBERS:
+        text = str(NUMBERS.index(text))
+    return normalise(text) or None
+
+
 def same(predicted: str | None, gold: str) -> bool:
     """Whether an answer is right; None, no answer, is wrong."""
     return predicted is not None and normalise(predicted) == normalise(gold)

@@ -82,7 +82,7 @@ def _offers(recipe: Recipe) -> Iterator[Change]:
         yield Change({"training.gradient_checkpointing": True}, "time: about a third more a step")
     yield from _smaller_batches(recipe)
     candidates = recipe.search.candidates
-    while recipe.search.strategy == "stage_beam" and candidates > 1:
+    while recipe.search.most_candidates > 1 and candidates > 1:
         candidates //= 2
         yield Change({"search.candidates": candidates}, "accuracy of searched answers")
     four_bit: Keys = {"quantization.load_in_4bit": True, "quantization.bnb_4bit_use_double_quant": True}

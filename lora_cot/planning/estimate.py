@@ -166,14 +166,10 @@ def estimate(recipe: Recipe, made: Simulated, process: float | None = None) -> E
     if keys.get("eval_strategy", "no") != "no" and recipe.training.eval_generations:
         questions = min(recipe.training.eval_generations, evaluation)
         phases.append(Phase("evaluating", [*always, *state, _answering(recipe, made.reader, questions, 1)]))
-    phases.append(Phase("answering", [*always, adapter, _answering(recipe, made.reader, evaluation, _candidates(recipe))]))
+    phases.append(
+        Phase("answering", [*always, adapter, _answering(recipe, made.reader, evaluation, recipe.search.most_candidates)])
+    )
     return Estimate(process is None, phases, made)
-
-
-def _candidates(recipe: Recipe) -> int:
-    """Texts of a question that are written at once, at most."""
-    own = (stage.candidates or 0 for stage in recipe.search.stages.values())
-    return max(recipe.search.candidates, *own, 1) if recipe.search.strategy == "stage_beam" else 1
 
 
 def _answering(recipe: Recipe, reader: Reader, questions: int, candidates: int) -> Item:

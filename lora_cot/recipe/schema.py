@@ -1,4 +1,4 @@
-"""Every legal key of a recipe, but those of data sources (`sources.py`).
+"""Every legal key of a recipe, but those of data sources (`sources.py`) and of the search (`search.py`).
 
 Keys of BitsAndBytesConfig, LoraConfig and SFTConfig pass through under their names.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lora_cot.formats import FORMATS, CotFormat, Stage
+from lora_cot.recipe.search import SearchSection
 from lora_cot.recipe.sections import LibrarySection, Section
 from lora_cot.recipe.sources import AnySource
 
@@ -192,28 +193,6 @@ class TrainingSection(LibrarySection):
     """Seconds without progress after which a run says which rank and which samples it hangs at."""
     eval_generations: int = Field(64, ge=0)
     """Held-out samples that are answered at each evaluation, for format validity and accuracy."""
-
-
-class StageSearch(Section):
-    """Settings of one stage that differ from the rest."""
-
-    candidates: int | None = Field(None, gt=0)
-    max_new_tokens: int | None = Field(None, gt=0)
-
-
-class SearchSection(Section):
-    """How an answer is looked for."""
-
-    strategy: Literal["greedy", "sample", "stage_beam"] = "greedy"
-    candidates: int = Field(4, gt=0)
-    """Texts drawn for each stage."""
-    temperature: float = Field(0.6, ge=0, allow_inf_nan=False)
-    top_p: float = Field(0.9, gt=0, le=1)
-    seed: int = 0
-    scorer: Literal["logprob", "self_judge"] = "logprob"
-    judge_adapter: bool = True
-    """Whether the judge is the fine-tuned model (on) or its base (off)."""
-    stages: dict[str, StageSearch] = Field({})
 
 
 class EvaluationSection(Section):

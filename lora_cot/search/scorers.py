@@ -1,123 +1,103 @@
-"""Choosing among candidates for a stage. A scorer takes contests of many questions at once.
+"""Choosing among candidates. A scorer takes contests of many questions at once.
 
-LLaVA-CoT's released judge generates a verdict in one order and reads anything it cannot parse as "the second". Here
-both orders are asked, the verdict is read from the logits of "1" and "2", and a pair whose verdict depends on the
-order is a tie, which the likelier text wins.
+`logprob` takes the likeliest text; `self_judge` has the model compare pairs (`judging.py`, `published.py`); `reward` asks
+a server (`rewards.py`). A function of one's own takes contests and gives the scores of each one's candidates, the higher
+the better: in code as `answer(..., scorer=function)`; in a recipe as `scorer: package.module:function`, if an installed
+package declares it, so that a recipe can run no code that was not meant for this:
+
+    [project.entry-points."lora_cot.scorers"]
+    mine = "package.module:function"
+
+A judge or server that gives no verdict leaves the choice to likelihood, and is counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from importlib import metadata
 
-from lora_cot.engines.base import Candidate, Engine
-from lora_cot.formats import Stage
-from lora_cot.formats.judging import VERDICTS, judge_question
+from lora_cot.engines.base import Engine
+from lora_cot.errors import Problem, SearchError
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.trace import Comparison
-from lora_cot.types import Exchange, Sample
+from lora_cot.search.contests import Contest, Scorer, Verdict, logprob, verdict_of
+from lora_cot.search.judging import self_judge
+from lora_cot.search.published import published_judge
+from lora_cot.search.rewards import reward
+
+GROUP = "lora_cot.scorers"
+"""Entry points of functions that a recipe may name."""
+Scores = Callable[[Sequence[Contest]], Sequence[Sequence[float]]]
+"""A function of one's own: for each contest the score of each of its candidates."""
 
 
-@dataclass(frozen=True)
-class Contest:
-    """Candidates for one stage of one question; at least one."""
-
-    sample: Sample
-    stage: Stage
-    given: str
-    """Text of the stages before."""
-    candidates: Sequence[Candidate]
-    texts: Sequence[str]
-    """The candidates' text of this stage, without tags."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which candidate won, and why."""
-
-    winner: int
-    scores: Sequence[float]
-    comparisons: tuple[Comparison, ...] = ()
-
-
-Scorer = Callable[[Sequence[Contest]], list[Verdict]]
-
-
-def logprob(contests: Sequence[Contest]) -> list[Verdict]:
-    """The likeliest text for each token on average."""
-    verdicts = []
-    for contest in contests:
-        scores = [candidate.mean_logprob for candidate in contest.candidates]
-        verdicts.append(Verdict(max(range(len(scores)), key=scores.__getitem__), scores))
-    return verdicts
-
-
-def self_judge(engine: Engine, adapter: bool) -> Scorer:
-    """A knock-out among different texts, judged by the model itself.
+def scored(function: Scores, name: str = "scorer") -> Scorer:
+    """A scorer of a function of one's own.
 
     Args:
-        engine: runs the judge.
-        adapter: False lets the base model judge, its adapter switched off.
+        function: gives the scores.
+        name: what errors call it.
+
+    Raises:
+        SearchError: as it is called: it gives something else than a finite number for each candidate.
     """
 
     def score(contests: Sequence[Contest]) -> list[Verdict]:
-        left = [_different(contest) for contest in contests]
-        wins = [[0.0] * len(contest.candidates) for contest in contests]
-        comparisons: list[list[Comparison]] = [[] for _ in contests]
-        while any(len(players) > 1 for players in left):
-            pairs = [(c, a, b) for c, players in enumerate(left) for a, b in _pairs(players)]
-            for (c, a, _), comparison in zip(pairs, _compare(engine, adapter, contests, pairs), strict=True):
-                comparisons[c].append(comparison)
-                wins[c][comparison.winner] += 1
-                left[c].remove(comparison.second if comparison.winner == a else a)
-        return [Verdict(left[c][0], wins[c], tuple(comparisons[c])) for c in range(len(contests))]
+        found = [[float(one) for one in scores] for scores in function(contests)]
+        sizes = [len(contest.texts) for contest in contests]
+        if [len(scores) for scores in found] != sizes or not all(math.isfinite(one) for scores in found for one in scores):
+            remedy = "it must give a list of finite numbers for each contest, one for each candidate"
+            raise SearchError(Problem(name, f"its scores do not fit contests of {sizes} candidates", remedy))
+        return [verdict_of(contest, scores, "reward") for contest, scores in zip(contests, found, strict=True)]
 
     return score
 
 
-def renumber(comparison: Comparison, numbers: Sequence[int]) -> Comparison:
-    """The same comparison with the candidates' numbers among all that were drawn."""
-    first, second, winner = (numbers[k] for k in (comparison.first, comparison.second, comparison.winner))
-    return replace(comparison, first=first, second=second, winner=winner)
+def installed(name: str) -> Scores:
+    """The function of that name, if an installed package declares it as a scorer.
+
+    Raises:
+        SearchError: none does, or it cannot be loaded.
+    """
+    declared = {point.value: point for point in metadata.entry_points(group=GROUP)}
+    if name not in declared:
+        known = ", ".join(sorted(declared)) or "there is none"
+        raise SearchError(
+            Problem("search.scorer", f"no installed package declares '{name}' under {GROUP}", f"declared: {known}")
+        )
+    try:
+        function: Scores = declared[name].load()
+    except (ImportError, AttributeError) as error:
+        raise SearchError(Problem("search.scorer", f"'{name}' cannot be loaded: {error}")) from None
+    return function
 
 
-def _different(contest: Contest) -> list[int]:
-    """One candidate for each different text, the likeliest of its equals, best first."""
-    order = sorted(range(len(contest.texts)), key=lambda i: -contest.candidates[i].mean_logprob)
-    seen: dict[str, int] = {}
-    for index in order:
-        seen.setdefault(contest.texts[index], index)
-    return list(seen.values())
+def scorer(engine: Engine, config: SearchSection, own: Scores | None = None) -> Scorer:
+    """The scorer that the settings name.
+
+    Args:
+        engine: with the prompts and the adapter of what is searched; judges, if they are asked for.
+        config: names the scorer.
+        own: a function to use instead.
+
+    Raises:
+        SearchError: it is not there, or cannot judge for this engine.
+    """
+    if own is not None:
+        return scored(own, getattr(own, "__name__", "scorer"))
+    if config.scorer in SCORERS:
+        return SCORERS[config.scorer](engine, config)
+    return scored(installed(config.scorer), config.scorer)
 
 
-def _pairs(players: list[int]) -> list[tuple[int, int]]:
-    return list(zip(players[0::2], players[1::2], strict=False))
-
-
-def _compare(
-    engine: Engine, adapter: bool, contests: Sequence[Contest], pairs: Sequence[tuple[int, int, int]]
-) -> list[Comparison]:
-    prompts = []
-    for c, a, b in pairs:
-        contest = contests[c]
-        for first, second in ((a, b), (b, a)):
-            texts = (contest.texts[first], contest.texts[second])
-            question = judge_question(contest.sample.last.question, contest.stage, contest.given, *texts)
-            prompts.append(Sample(contest.sample.id, (Exchange(question),), contest.sample.images))
-    odds = [scores[0] - scores[1] for scores in engine.choose(prompts, VERDICTS, adapter=adapter)]
-    comparisons = []
-    for number, (c, a, b) in enumerate(pairs):
-        forward, backward = odds[2 * number], -odds[2 * number + 1]
-        flipped = forward * backward <= 0
-        candidates = contests[c].candidates
-        likelier = a if candidates[a].mean_logprob >= candidates[b].mean_logprob else b
-        winner = likelier if flipped else a if forward > 0 else b
-        comparisons.append(Comparison(a, b, (forward + backward) / 2, flipped, winner))
-    return comparisons
+def _judge(engine: Engine, config: SearchSection) -> Scorer:
+    judge = engine.plain(config.judge_adapter)
+    return published_judge(judge) if config.faithful else self_judge(judge)
 
 
 SCORERS: dict[str, Callable[[Engine, SearchSection], Scorer]] = {
     "logprob": lambda _engine, _config: logprob,
-    "self_judge": lambda engine, config: self_judge(engine, config.judge_adapter),
+    "self_judge": _judge,
+    "reward": lambda _engine, config: reward(config.reward),
 }
 """Scorers by the name a recipe gives them."""

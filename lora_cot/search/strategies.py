@@ -1,28 +1,43 @@
-"""Ways to answer a question with an engine: one pass, or stage by stage with a choice at every closing tag.
+"""Ways to answer a question with an engine, and `answer`, the entry to all of them.
 
-Stage-level beam search (LLaVA-CoT, Xu et al. 2024, section 3.3): N candidates for each stage, the best one is the
-prefix of the next stage's candidates. Every search is bounded by the stages' budgets.
+A strategy is written for one pass of one question, as a generator (`drive.py`); a split format is searched pass by pass
+with any of them, and what one pass chose stands in the next one's prompt. Every search is bounded (`segments.py`), and
+a question whose candidates fail ends with what it has while the others go on.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
-from lora_cot.engines.base import Candidate, Engine, Sampling
+from lora_cot.engines.base import Engine, Sampling
 from lora_cot.errors import Problem, SearchError
-from lora_cot.formats import CotFormat, Stage
+from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search import scorers
-from lora_cot.search.trace import Completion, TracedCandidate, TracedStage
+from lora_cot.search import boundaries, scorers
+from lora_cot.search import swires as retracing
+from lora_cot.search.budget import Budget
+from lora_cot.search.contests import Scorer, logprob
+from lora_cot.search.drive import Steps, drive
+from lora_cot.search.question import Outcome, Question
+from lora_cot.search.segments import search
+from lora_cot.search.swires import swires
+from lora_cot.search.trace import Completion, Log, OnStage, TracedStage
+from lora_cot.search.voting import adaptive, majority
 from lora_cot.types import Sample
 
-OnStage = Callable[[int, TracedStage], None]
-"""Told (number of the question, what was chosen) as soon as a stage is decided."""
+Strategy = Callable[[Question], Steps[Outcome]]
 
-Strategy = Callable[[Engine, CotFormat, Sequence[Sample], SearchSection, OnStage], list[Completion]]
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a format, and what runs and judges it."""
+
+    engine: Engine
+    cot_format: CotFormat
+    scorer: Scorer
 
 
 def answer(
@@ -31,6 +46,7 @@ def answer(
     samples: Sequence[Sample],
     config: SearchSection,
     on_stage: OnStage = lambda _number, _stage: None,
+    scorer: scorers.Scores | None = None,
 ) -> list[Completion]:
     """Answers to the samples' last questions, in order.
 
@@ -38,61 +54,74 @@ def answer(
         engine: runs the model.
         cot_format: its stages are the boundaries of a stage search. A split format is searched pass by pass; what one
             pass chose stands in the next one's prompt, whatever gold text the sample has.
-        samples: answered together, as one batch.
+        samples: answered together, as one batch; the deadline is for all of them.
         config: strategy and settings.
-        on_stage: called as each stage of each question is decided.
+        on_stage: called as soon as a step with a part of the returned text is certain.
+        scorer: a function of one's own instead of the settings' scorer: from contests to the scores of each one's
+            candidates, the higher the better.
 
     Raises:
-        SearchError: the strategy is not defined for this format.
+        SearchError: the strategy is not defined for this format, or the scorer for this engine.
         DataError: an image cannot be opened.
     """
     begin = time.perf_counter()
-    strategy = STRATEGIES[config.strategy]
-    if config.strategy == "stage_beam" and not cot_format.is_tagged:
-        remedy = "use greedy or sample, or a format with stages"
-        raise SearchError(Problem("search.strategy", f"the format {cot_format.name} has no stages to search", remedy))
-    if cot_format.split:
-        completions = _pass_by_pass(strategy, engine, cot_format, samples, config, on_stage)
-    else:
-        completions = strategy(engine, cot_format, samples, config, on_stage)
+    passes = prepare(engine.for_search(), cot_format, config, scorer)
+    completions = drive(
+        [run(passes, cot_format, sample, config, partial(on_stage, number)) for number, sample in enumerate(samples)]
+    )
     for completion in completions:
         completion.seconds = (time.perf_counter() - begin) / len(samples)
     return completions
 
 
-def _pass_by_pass(
-    strategy: Strategy,
-    engine: Engine,
+def prepare(
+    engine: Engine, cot_format: CotFormat, config: SearchSection, scorer: scorers.Scores | None = None
+) -> tuple[Pass, ...]:
+    """What the searches of a format share: nothing is run.
+
+    Raises:
+        SearchError: see `answer`.
+    """
+    _check(cot_format, config, scorer is not None)
+    engines = [engine.for_pass(one) for one in cot_format.passes] if cot_format.split else [engine]
+
+    def judge(own: Engine) -> Scorer:
+        return logprob if config.strategy in UNSCORED else scorers.scorer(own, config, scorer)
+
+    return tuple(Pass(own, one, judge(own)) for own, one in zip(engines, cot_format.passes, strict=True))
+
+
+def run(
+    passes: Sequence[Pass],
     cot_format: CotFormat,
-    samples: Sequence[Sample],
+    sample: Sample,
     config: SearchSection,
-    on_stage: OnStage,
-) -> list[Completion]:
-    done = [Completion(sample.id, "", cot_format.parse("")) for sample in samples]
-    texts: list[dict[str, str]] = [{} for _ in samples]
-    alive = list(range(len(samples)))
-    for one in cot_format.passes:
-        stage = one.stages[0]
-        asked = [with_stages(samples[i], texts[i]) for i in alive]
-
-        def tell(number: int, traced: TracedStage, alive: list[int] = alive, name: str = stage.name) -> None:
-            done[alive[number]].trace.append(replace(traced, stage=name))
-            on_stage(alive[number], done[alive[number]].trace[-1])
-
-        for i, found in zip(alive, strategy(engine.for_pass(one), one, asked, config, tell), strict=True):
-            texts[i][stage.name] = found.text.strip()
-            _add_costs(done[i], found)
-            stopped = found.stopped if found.text.strip() else f"{stage.name} is empty"
-            if done[i].stopped == "complete":  # of several reasons the first is told
-                done[i].stopped = stopped
-        alive = [i for i in alive if texts[i][stage.name]]  # a text without an end is handed on as it is
-        if not alive:
-            break
-    for completion, found_texts in zip(done, texts, strict=True):
-        ended = completion.trace[-1].candidates
-        completion.text = _written(cot_format, found_texts, any(c.chosen and c.closed for c in ended))
-        completion.parsed = cot_format.parse(completion.text)
-    return done
+    tell: Callable[[TracedStage], None],
+) -> Steps[Completion]:
+    """The search of one question, to be driven with any others."""
+    log, budget = Log(tell), Budget(config)
+    texts: dict[str, str] = {}
+    stopped, root, whole = "complete", None, False
+    text = ""
+    for one in passes:
+        asked = with_stages(sample, texts)
+        question = Question(one.engine, one.cot_format, asked, config, one.scorer, budget, log, root)
+        found = yield from STRATEGIES[config.strategy](question)
+        text, path = found.path.text, found.path
+        reason = found.stopped
+        if cot_format.split:
+            name = one.cot_format.stages[0].name
+            texts[name] = text.strip()
+            if reason == "complete" and not texts[name]:
+                reason = f"{name} is empty"
+        stopped = reason if stopped == "complete" else stopped  # of several reasons the first is told
+        whole = bool(path.candidates) and path.last.ended == "end"
+        root = path.numbers[-1] if path.numbers else root
+        if not text.strip() or path.last.ended == "failed":
+            break  # a text without an end is handed on as it is
+    if cot_format.split:
+        text = _written(cot_format, texts, whole)
+    return _completion(sample.id, text, cot_format, stopped, log)
 
 
 def with_stages(sample: Sample, texts: Mapping[str, str]) -> Sample:
@@ -101,124 +130,74 @@ def with_stages(sample: Sample, texts: Mapping[str, str]) -> Sample:
     return replace(sample, exchanges=(*sample.exchanges[:-1], last))
 
 
-def _written(cot_format: CotFormat, texts: Mapping[str, str], complete: bool) -> str:
+def _written(cot_format: CotFormat, texts: Mapping[str, str], whole: bool) -> str:
     """The text of a split format as if it had been written in one pass; the last stage is left open if it did not end."""
     text = "".join(piece for _, piece in cot_format.write(texts))
     last = cot_format.stage(list(texts)[-1])
-    return text if complete else text.removesuffix(cot_format.closing(last)).rstrip()
+    return text if whole else text.removesuffix(cot_format.closing(last)).rstrip()
 
 
-def _add_costs(completion: Completion, found: Completion) -> None:
-    completion.kept_tokens += found.kept_tokens
-    completion.generated_tokens += found.generated_tokens
-    completion.judge_calls += found.judge_calls
+def _completion(sample_id: str, text: str, cot_format: CotFormat, stopped: str, log: Log) -> Completion:
+    drawn = [candidate for step in log.steps for candidate in step.candidates]
+    return Completion(
+        sample_id,
+        text,
+        cot_format.parse(text),
+        stopped,
+        log.steps,
+        sum(candidate.tokens for candidate in drawn if candidate.chosen),
+        sum(candidate.tokens for candidate in drawn),
+        sum(step.judge_prompts for step in log.steps),
+    )
 
 
-def _seeds(sample: Sample, config: SearchSection, step: str, count: int) -> list[str]:
-    return [f"{config.seed}/{sample.id}/{step}/{number}" for number in range(count)]
+def _check(cot_format: CotFormat, config: SearchSection, has_own_scorer: bool) -> None:
+    """See that the strategy is defined."""
+    strategy, name = config.strategy, cot_format.name
+    if strategy == "swires":
+        retracing.check(cot_format, config, has_own_scorer)
+    if strategy == "stage_beam" and not cot_format.is_tagged:
+        remedy = "use greedy or sample, or a format with stages; best_of_n, majority and adaptive search whole answers"
+        raise SearchError(Problem("search.strategy", f"the format {name} has no stages to search", remedy))
+    if strategy == "two_pass" and not cot_format.split:
+        remedy = "use greedy, or a split format such as two_stage"
+        raise SearchError(Problem("search.strategy", f"the format {name} is written in one pass", remedy))
+    if config.weighted and strategy in ("majority", "adaptive") and config.scorer == "self_judge" and not has_own_scorer:
+        remedy = "use logprob or reward, or leave votes unweighted"
+        raise SearchError(Problem("search.weighted", "a judge of pairs gives no weight to a vote", remedy))
 
 
-def _budget(stage: Stage, config: SearchSection) -> int:
-    special = config.stages.get(stage.name)
-    return (special and special.max_new_tokens) or stage.max_new_tokens
+def _greedy(question: Question) -> Steps[Outcome]:
+    return search(question, [boundaries.whole(question.cot_format, question.config, 1, Sampling())])
 
 
-def _traced(candidate: Candidate, score: float | None, chosen: bool) -> TracedCandidate:
-    return TracedCandidate(candidate.text, candidate.tokens, score, candidate.mean_logprob, candidate.closed, chosen)
+def _sample(question: Question) -> Steps[Outcome]:
+    return search(question, [boundaries.whole(question.cot_format, question.config, 1)])
 
 
-def _one_pass(sampling: Sampling | None) -> Strategy:
-    def run(
-        engine: Engine, cot_format: CotFormat, samples: Sequence[Sample], config: SearchSection, on_stage: OnStage
-    ) -> list[Completion]:
-        budget = sum(_budget(stage, config) for stage in cot_format.stages)
-        drawn = engine.extend(
-            engine.start(samples),
-            [_seeds(sample, config, "all" if cot_format.given is None else cot_format.name, 1) for sample in samples],
-            None,
-            budget,
-            sampling or Sampling(config.temperature, config.top_p),
-            keep_states=False,
-        )
-        completions = []
-        for number, (sample, (candidate,)) in enumerate(zip(samples, drawn, strict=True)):
-            step = TracedStage(None, (_traced(candidate, candidate.mean_logprob, True),))
-            on_stage(number, step)
-            stopped = "complete" if candidate.closed else f"no end after {candidate.tokens} tokens"
-            parsed = cot_format.parse(candidate.text)
-            tokens = candidate.tokens
-            completions.append(Completion(sample.id, candidate.text, parsed, stopped, [step], tokens, tokens))
-        return completions
-
-    return run
+def _best_of_n(question: Question) -> Steps[Outcome]:
+    return search(question, [boundaries.whole(question.cot_format, question.config, question.config.candidates)])
 
 
-def stage_beam(
-    engine: Engine, cot_format: CotFormat, samples: Sequence[Sample], config: SearchSection, on_stage: OnStage
-) -> list[Completion]:
-    """N candidates for each stage; the scorer's choice goes on. A candidate that closes its stage beats one that does not."""
-    scorer = scorers.SCORERS[config.scorer](engine, config)
-    states: list[Any] = engine.start(samples)
-    done = [Completion(sample.id, "", cot_format.parse("")) for sample in samples]
-    alive = list(range(len(samples)))
-    for stage in cot_format.stages:
-        special = config.stages.get(stage.name)
-        count = (special and special.candidates) or config.candidates
-        drawn = engine.extend(
-            [states[i] for i in alive],
-            [_seeds(samples[i], config, stage.name, count) for i in alive],
-            cot_format.closing(stage) or None,
-            _budget(stage, config),
-            Sampling(config.temperature, config.top_p),
-        )
-        contests, fields = [], []
-        for i, candidates in zip(alive, drawn, strict=True):
-            closed = [k for k, c in enumerate(candidates) if c.closed]
-            running = [k for k in closed if candidates[k].text.strip()] or closed or list(range(len(candidates)))
-            given = _given(cot_format, samples[i], done[i].text)
-            texts = [_stage_text(cot_format, stage, done[i].text, candidates[k].text) for k in running]
-            contests.append(scorers.Contest(samples[i], stage, given, [candidates[k] for k in running], texts))
-            fields.append(running)
-        for i, candidates, running, verdict in zip(alive, drawn, fields, scorer(contests), strict=True):
-            winner = running[verdict.winner]
-            scores = dict(zip(running, verdict.scores, strict=True))
-            traced = [_traced(c, scores.get(k), k == winner) for k, c in enumerate(candidates)]
-            comparisons = [scorers.renumber(comparison, running) for comparison in verdict.comparisons]
-            _record(done[i], TracedStage(stage.name, tuple(traced), tuple(comparisons)), candidates, winner)
-            on_stage(i, done[i].trace[-1])
-            states[i] = candidates[winner].state
-            if not candidates[winner].closed:
-                done[i].stopped = f"no candidate closed {stage.name}"
-        alive = [i for i in alive if done[i].stopped == "complete"]
-        if not alive:
-            break
-    for completion in done:
-        completion.parsed = cot_format.parse(completion.text)
-    return done
+def _sentence_beam(question: Question) -> Steps[Outcome]:
+    return search(question, boundaries.sentences(question.cot_format, question.config))
 
 
-def _given(cot_format: CotFormat, sample: Sample, text: str) -> str:
-    """The stages before: those that stand in the prompt of a pass, and those written since."""
-    prompted = [(sample.last.stages or {}).get(stage.name, "") for stage in cot_format.given or ()]
-    return " ".join(filter(None, [*prompted, *(found.text for found in cot_format.parse(text).stages)]))
-
-
-def _stage_text(cot_format: CotFormat, stage: Stage, before: str, text: str) -> str:
-    found = cot_format.parse(before + text).get(stage.name)
-    return found.text if found else text.strip()
-
-
-def _record(completion: Completion, step: TracedStage, candidates: Sequence[Candidate], winner: int) -> None:
-    completion.trace.append(step)
-    completion.text += candidates[winner].text
-    completion.kept_tokens += candidates[winner].tokens
-    completion.generated_tokens += sum(candidate.tokens for candidate in candidates)
-    completion.judge_calls += 2 * len(step.comparisons)
+def _stage_beam(question: Question) -> Steps[Outcome]:
+    return search(question, boundaries.stages(question.cot_format, question.config))
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "greedy": _one_pass(Sampling()),
-    "sample": _one_pass(None),
-    "stage_beam": stage_beam,
+    "greedy": _greedy,
+    "sample": _sample,
+    "majority": majority,
+    "best_of_n": _best_of_n,
+    "sentence_beam": _sentence_beam,
+    "stage_beam": _stage_beam,
+    "swires": swires,
+    "two_pass": _greedy,
+    "adaptive": adaptive,
 }
-"""Strategies by the name a recipe gives them."""
+"""Strategies by the name a recipe gives them; two_pass is greedy decoding of formats that are split."""
+UNSCORED = ("greedy", "sample", "two_pass")
+"""They choose nothing, so no scorer is made for them."""

@@ -79,7 +79,7 @@ evaluation: {batch_size: 0}
         "training.packing": "not a recipe's to set · not possible with images",
         "training.learning_rate": "valid number, unable to parse string as a number (got 'abc')",
         "training.stage_weights.SUMARY": "no such stage · did you mean 'SUMMARY'? allowed: CAPTION, CONCLUSION,",
-        "search.stages.CAPTION.candidats": "unknown key · did you mean 'candidates'? allowed: candidates, max",
+        "search.stages.CAPTION.candidats": "unknown key · did you mean 'candidates'? allowed: candidates, keep",
         "search.stages.CONCLUSIONS": "no such stage · did you mean 'CONCLUSION'? allowed: CAPTION, CONCLUSION,",
         "evaluation.batch_size": "greater than 0 (got 0)",
         "oops": "an override is written key=value · for example",

@@ -1,7 +1,6 @@
 """Searches of a split format: each pass reads what the one before wrote, and nothing that was written for it."""
 
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -11,7 +10,7 @@ from lora_cot.formats import FORMATS, CotFormat, Stage
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import answer
 from lora_cot.types import Exchange, Sample
-from tests.search.scripted import ScriptedEngine, responses
+from tests.search.scripted import ScriptedEngine, check_accounts, plain, responses
 
 TWO_STAGE = FORMATS["two_stage"]
 GOLD = {"RATIONALE": "gold", "ANSWER": "gold", "SUMMARY": "gold", "CAPTION": "gold", "REASONING": "gold"}
@@ -90,6 +89,7 @@ def test_an_unfinished_rationale_is_handed_on_as_it_is(config):
     assert solutions == {"a": "Solution: so", "b": "Solution: on and on"}
     assert [completion.parsed.answer for completion in found] == ["1", "1"]
     assert found[1].text == "<RATIONALE> on and on </RATIONALE>\n\n<ANSWER> 1 </ANSWER>"
+    assert [c.stopped for c in found] == ["complete", "no end after 3 tokens"]
     chosen = [[c.closed for step in completion.trace for c in step.candidates if c.chosen] for completion in found]
     assert chosen == [[True, True], [False, True]]
 
@@ -116,8 +116,9 @@ def test_each_pass_has_the_budget_of_its_stage():
     """The format's own, or the recipe's for that stage; nothing is asked to stop at a tag that a pass does not write."""
     engine = two_pass(says("so"), says("1"))
     answer(engine, TWO_STAGE, [question()], SearchSection(stages={"ANSWER": {"max_new_tokens": 7}}))
-    assert [(call.max_new_tokens, call.stop) for call in engine.calls] == [(1024, None), (7, None)]
-    assert {call.sampling for call in engine.calls} == {Sampling(0.0, 1.0)}
+    asks = [ask for (ask,) in engine.calls]
+    assert [(ask.max_new_tokens, ask.stop) for ask in asks] == [(1024, ()), (7, ())]
+    assert {ask.sampling for ask in asks} == {Sampling(0.0, 1.0)}
 
 
 def wild(state, seed):
@@ -142,11 +143,9 @@ def test_costs_of_passes_add_up(config):
     found = answer(engine, TWO_STAGE, [question(f"q{number}") for number in range(12)], config)
     assert {completion.stopped for completion in found} == {"complete", "RATIONALE is empty", "ANSWER is empty"}
     for completion in found:
-        drawn = [candidate for step in completion.trace for candidate in step.candidates]
-        assert completion.generated_tokens == sum(c.tokens for c in drawn)
-        assert completion.kept_tokens == sum(c.tokens for c in drawn if c.chosen)
+        check_accounts(completion, engine)
         assert completion.judge_calls == 2 * sum(len(step.comparisons) for step in completion.trace)
-        assert len(drawn) == 3 * len(completion.trace)
+        assert [len(step.candidates) for step in completion.trace] == [3] * len(completion.trace)
         assert completion.seconds > 0
     assert sum(completion.judge_calls for completion in found) == len(engine.prompts)
     assert (len(engine.prompts) > 0) == (config.scorer == "self_judge")
@@ -159,7 +158,7 @@ def test_a_batch_gives_what_its_questions_give_alone(config):
     engine = ScriptedEngine({"rationale": wild, "answer": wild}, wild_judge)
     together = answer(engine, TWO_STAGE, samples, config)
     alone = [answer(engine, TWO_STAGE, [sample], config)[0] for sample in samples]
-    assert [replace(c, seconds=0) for c in together] == [replace(c, seconds=0) for c in alone]
+    assert plain(together) == plain(alone)
 
 
 @each_strategy
@@ -192,7 +191,7 @@ def test_candidates_can_differ_between_passes():
     """A stage's own number of candidates is that of its pass."""
     engine = two_pass(says("a", "b"), says("1", "2", "3"))
     answer(engine, TWO_STAGE, [question()], beam(2, stages={"ANSWER": {"candidates": 3}}))
-    assert [len(call.seeds[0]) for call in engine.calls] == [2, 3]
+    assert [len(ask.seeds) for (ask,) in engine.calls] == [2, 3]
 
 
 def test_a_judge_chooses_in_each_pass():
@@ -224,8 +223,8 @@ def test_seeds_tell_passes_apart(config):
     engine = two_pass(says("a", "b", "c"), says("1", "2", "3"))
     for seed in (0, 1):
         answer(engine, TWO_STAGE, [question("a"), question("b")], config.model_copy(update={"seed": seed}))
-    seeds = [seed for call in engine.calls for own in call.seeds for seed in own]
-    assert len(seeds) == 2 * 2 * 2 * (3 if config.strategy == "stage_beam" else 1) == len(set(seeds))
+    count = 2 * 2 * 2 * (3 if config.strategy == "stage_beam" else 1)
+    assert len(engine.seeds) == count == len(set(engine.seeds))
 
 
 def test_a_pass_without_stages_to_search_is_still_refused():

@@ -6,7 +6,8 @@ import pytest
 
 from lora_cot.engines.base import Candidate
 from lora_cot.formats import Stage
-from lora_cot.search.scorers import Contest, logprob, renumber, self_judge
+from lora_cot.search.contests import Contest, logprob
+from lora_cot.search.judging import self_judge
 from lora_cot.search.trace import Comparison
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import ScriptedEngine, responses
@@ -17,14 +18,14 @@ SAMPLE = Sample("q", (Exchange("Before?"), Exchange("What is it?")), (b"an image
 
 def contest(*candidates, given=""):
     """A contest of (text, mean log-probability) pairs of ten tokens each."""
-    drawn = [Candidate(text, 10, 10 * mean, True, None) for text, mean in candidates]
-    return Contest(SAMPLE, STAGE, given, drawn, [text for text, _ in candidates])
+    drawn = [Candidate(text, 10, 10 * mean, "stop", None) for text, mean in candidates]
+    return Contest(SAMPLE, STAGE, (("SUMMARY", given),) if given else (), drawn, [text for text, _ in candidates])
 
 
 def judged(judge, *contests, adapter=True):
     """The verdicts of a judge, and the engine it was asked through."""
     engine = ScriptedEngine(None, judge)
-    return self_judge(engine, adapter)(contests), engine
+    return self_judge(engine.plain(adapter))(contests), engine
 
 
 def likes(better):
@@ -45,8 +46,8 @@ def numbers(count):
 def test_logprob_takes_the_likeliest_token_by_token():
     """A long text does not lose for being long, and the first of equals wins."""
     sizes = [(1, -2.0), (9, -9.0), (2, -2.0)]
-    drawn = [Candidate("text", tokens, total, True, None) for tokens, total in sizes]
-    (verdict,) = logprob([Contest(SAMPLE, STAGE, "", drawn, ["a", "b", "c"])])
+    drawn = [Candidate("text", tokens, total, "stop", None) for tokens, total in sizes]
+    (verdict,) = logprob([Contest(SAMPLE, STAGE, (), drawn, ["a", "b", "c"])])
     assert (verdict.winner, verdict.scores, verdict.comparisons) == (1, [-2.0, -1.0, -1.0], ())
 
 
@@ -85,6 +86,7 @@ def test_equal_texts_skip_the_judge():
     verdicts, engine = judged(likes(lambda text: text == "cat"), same, mixed)
     assert [verdict.winner for verdict in verdicts] == [1, 2]
     assert [len(verdict.comparisons) for verdict in verdicts] == [0, 1]
+    assert [(verdict.skipped, verdict.prompts) for verdict in verdicts] == [(1, 0), (1, 2)]
     assert len(engine.prompts) == 2
 
 
@@ -155,4 +157,4 @@ def test_the_judge_runs_with_or_without_its_adapter(adapter):
 
 def test_comparisons_are_renumbered():
     """A comparison among those in the running is told by the candidates' numbers among all."""
-    assert renumber(Comparison(0, 2, 1.5, False, 2), [1, 3, 4]) == Comparison(1, 4, 1.5, False, 4)
+    assert Comparison(0, 2, 1.5, False, 2).renumbered([1, 3, 4]) == Comparison(1, 4, 1.5, False, 4)

@@ -3,22 +3,22 @@
 import inspect
 import json
 import random
-from dataclasses import asdict, replace
 from typing import get_args
 
 import pytest
 
 from lora_cot.data.sources import SOURCES
-from lora_cot.engines.base import Engine, Sampling
+from lora_cot.engines.base import Ask, Engine, Sampling
 from lora_cot.errors import SearchError
 from lora_cot.evaluation.benchmarks import BENCHMARKS
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import load as recipe_load
 from lora_cot.recipe.schema import AnySource, EvaluationSection, SearchSection
-from lora_cot.search import scorers
+from lora_cot.recipe.search import ScorerName
+from lora_cot.search.scorers import SCORERS
 from lora_cot.search.strategies import STRATEGIES, answer
 from lora_cot.types import Exchange, Sample
-from tests.search.scripted import ScriptedEngine, by_stage, responses
+from tests.search.scripted import ScriptedEngine, by_stage, check_accounts, plain, responses
 
 FOUR_STAGE = FORMATS["four_stage"]
 STAGES = [stage.name for stage in FOUR_STAGE.stages]
@@ -70,7 +70,7 @@ def wild_judge(prompt):
 
 def test_the_scripted_engine_is_an_engine():
     """The tests' engine takes what the protocol says."""
-    for name in ("for_pass", "start", "extend", "choose"):
+    for name in ("for_pass", "plain", "start", "extend", "choose"):
         wanted = inspect.signature(getattr(Engine, name)).parameters
         assert list(inspect.signature(getattr(ScriptedEngine, name)).parameters) == list(wanted)
 
@@ -88,7 +88,8 @@ def test_the_scorers_choice_is_the_root_of_the_next_stage(scorer, path):
     assert [stage.text for stage in completion.parsed.stages] == path
     assert (completion.stopped, completion.parsed.outcome) == ("complete", "complete")
     assert completion.parsed.answer == path[-1]
-    assert [call.states for call in engine.calls] == [[("q", "".join(texts[:number]))] for number in range(4)]
+    states = [[ask.state for ask in asks] for asks in engine.calls]
+    assert states == [[("q", "".join(texts[:number]))] for number in range(4)]
     assert [[c.text for c in step.candidates if c.chosen] for step in completion.trace] == [[text] for text in texts]
 
 
@@ -97,29 +98,31 @@ def test_the_scorers_choice_is_the_root_of_the_next_stage(scorer, path):
 def test_one_candidate_is_plain_staged_decoding(name, scorer):
     """With N = 1 the engine is asked exactly what a loop over the stages asks it, and no judge."""
     config = beam(candidates=1, seed=5, scorer=scorer)
-    plain, searching = ScriptedEngine(wild), ScriptedEngine(wild)
+    plain, searching, text = ScriptedEngine(wild), ScriptedEngine(wild), ""
     (state,) = plain.start([question(name)])
     for stage in FOUR_STAGE.stages:
-        sampling = Sampling(config.temperature, config.top_p)
-        closing = FOUR_STAGE.closing(stage)
-        drawn = plain.extend([state], [[f"5/{name}/{stage.name}/0"]], closing, stage.max_new_tokens, sampling)
-        ((candidate,),) = drawn
-        state = candidate.state
-        if not candidate.closed:
+        sampling, stop = Sampling(config.temperature, config.top_p), (FOUR_STAGE.closing(stage),)
+        keep = stage.name != "CONCLUSION"
+        ask = Ask(state, [f"5/{name}/{stage.name}/0"], stage.max_new_tokens, stop, sampling=sampling, keep_states=keep)
+        (((candidate,),)) = plain.extend([ask])
+        state, text = candidate.state, text + candidate.text
+        if candidate.ended != "stop":
             break
     (completion,) = answer(searching, FOUR_STAGE, [question(name)], config)
-    assert (completion.text, searching.calls, searching.judged) == (state[1], plain.calls, [])
+    assert (completion.text, searching.calls, searching.judged) == (text, plain.calls, [])
 
 
 def test_stages_can_differ_in_candidates_and_budget():
     """Every stage draws N candidates within its budget, except where the recipe says otherwise for one stage."""
-    special = {"CAPTION": {"candidates": 3}, "REASONING": {"max_new_tokens": 7}}
+    special = {"CAPTION": {"candidates": 3}, "REASONING": {"max_new_tokens": 7}, "CONCLUSION": {"temperature": 0}}
     engine = ScriptedEngine(by_stage(PATHS))
     ask(engine, beam(candidates=2, temperature=0.3, top_p=0.8, stages=special))
-    assert [len(call.seeds[0]) for call in engine.calls] == [2, 3, 2, 2]
-    assert [call.max_new_tokens for call in engine.calls] == [512, 512, 7, 256]
-    assert [call.stop for call in engine.calls] == [f"</{stage}>" for stage in STAGES]
-    assert {call.sampling for call in engine.calls} == {Sampling(0.3, 0.8)}
+    asks = [ask for (ask,) in engine.calls]
+    assert [len(ask.seeds) for ask in asks] == [2, 3, 2, 2]
+    assert [ask.max_new_tokens for ask in asks] == [512, 512, 7, 256]
+    assert [ask.stop for ask in asks] == [(f"</{stage}>",) for stage in STAGES]
+    assert [ask.sampling.temperature for ask in asks] == [0.3, 0.3, 0.3, 0.0]
+    assert {ask.sampling.top_p for ask in asks} == {0.8}
 
 
 def test_seeds_tell_everything_apart():
@@ -127,8 +130,7 @@ def test_seeds_tell_everything_apart():
     engine = ScriptedEngine(by_stage(PATHS))
     for seed in (0, 1):
         answer(engine, FOUR_STAGE, [question("a"), question("b")], beam(seed=seed))
-    seeds = [seed for call in engine.calls for own in call.seeds for seed in own]
-    assert len(seeds) == 2 * 2 * 4 * 3 == len(set(seeds))
+    assert len(engine.seeds) == 2 * 2 * 4 * 3 == len(set(engine.seeds))
 
 
 @pytest.mark.parametrize("scorer", ["logprob", "self_judge"])
@@ -182,7 +184,7 @@ def test_a_batch_gives_what_its_questions_give_alone(config):
     script = by_stage({"all": [("x", -1.0)]}) if config.strategy == "greedy" else wild
     together = answer(ScriptedEngine(script, wild_judge), FOUR_STAGE, samples, config)
     alone = [answer(ScriptedEngine(script, wild_judge), FOUR_STAGE, [sample], config)[0] for sample in samples]
-    assert [replace(c, seconds=0) for c in together] == [replace(c, seconds=0) for c in alone]
+    assert plain(together) == plain(alone)
     if config.strategy == "stage_beam":
         assert {c.stopped == "complete" for c in together} == {True, False}, "the script should do both"
 
@@ -206,11 +208,9 @@ def test_costs_add_up(scorer):
     engine = ScriptedEngine(wild, wild_judge)
     completions = answer(engine, FOUR_STAGE, samples, beam(scorer=scorer))
     for completion in completions:
-        drawn = [candidate for step in completion.trace for candidate in step.candidates]
-        assert completion.generated_tokens == sum(c.tokens for c in drawn) > 0
-        assert completion.kept_tokens == sum(c.tokens for c in drawn if c.chosen)
+        assert check_accounts(completion, engine) == completion.text
         assert completion.kept_tokens == len(completion.text.replace("><", "> <").split())
-        assert len(drawn) == 3 * len(completion.trace)
+        assert [len(step.candidates) for step in completion.trace] == [3] * len(completion.trace)
         assert completion.seconds > 0
     assert sum(c.judge_calls for c in completions) == len(engine.prompts)
     assert (len(engine.prompts) > 0) == (scorer == "self_judge")
@@ -240,8 +240,8 @@ def test_one_pass_draws_one_whole_text(strategy, sampling):
     engine = ScriptedEngine(lambda _state, _seed: ("<SUMMARY> s </SUMMARY>", -1.0))
     config = SearchSection(strategy=strategy, temperature=0.3, top_p=0.8, stages={"SUMMARY": {"max_new_tokens": 8}})
     completion = ask(engine, config)
-    (call,) = engine.calls
-    assert (len(call.seeds[0]), call.stop, call.sampling) == (1, None, sampling)
+    ((call,),) = engine.calls
+    assert (call.seeds, call.stop, call.sampling, call.keep_states) == (["0/q/all/0"], (), sampling, False)
     assert call.max_new_tokens == 8 + 512 + 1024 + 256
     assert (completion.stopped, completion.parsed.outcome) == ("complete", "partial")
     assert (completion.generated_tokens, completion.kept_tokens, completion.judge_calls) == (3, 3, 0)
@@ -259,7 +259,7 @@ def test_tags_follow_the_formats_spelling():
     script = by_stage(PATHS)
     spelled = ScriptedEngine(lambda state, seed: (script(state, seed)[0].translate({60: "[", 62: "]"}), -1.0))
     completion = ask(spelled, beam(), FOUR_STAGE.spelled("brackets"))
-    assert [call.stop for call in spelled.calls] == [f"[/{stage}]" for stage in STAGES]
+    assert [ask.stop for (ask,) in spelled.calls] == [(f"[/{stage}]",) for stage in STAGES]
     assert completion.parsed.outcome == "complete"
 
 
@@ -267,7 +267,7 @@ def test_a_trace_turns_into_json():
     """What a search did is plain values, those of a candidate that was out of the running included."""
     engine = with_stage("CAPTION", ("a cat …", -1.0), ("a cat", -2.0), ("a cat", -2.0))
     completion = ask(engine, beam())
-    assert json.loads(json.dumps(asdict(completion), allow_nan=False))["text"] == completion.text
+    assert json.loads(json.dumps(completion.to_json(), allow_nan=False)) == completion.to_json()
 
 
 def test_names_in_recipes_are_those_of_the_tables():
@@ -276,8 +276,7 @@ def test_names_in_recipes_are_those_of_the_tables():
     sections = get_args(get_args(AnySource)[0])
     sources = {get_args(section.model_fields["source"].annotation)[0] for section in sections}
     assert set(get_args(search["strategy"].annotation)) == set(STRATEGIES)
-    assert set(get_args(search["scorer"].annotation)) == {"logprob", "self_judge"}
-    assert all(callable(getattr(scorers, name)) for name in get_args(search["scorer"].annotation))
+    assert set(get_args(ScorerName)) == set(SCORERS)
     assert set(get_args(evaluation["benchmark"].annotation)) == set(BENCHMARKS)
     assert sources == set(SOURCES) == set(recipe_load.SOURCES)
     assert {name: cot_format.name for name, cot_format in FORMATS.items()} == {name: name for name in FORMATS}

@@ -1,0 +1,95 @@
+"""Keys of a recipe's search section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lora_cot.recipe.sections import Section
+
+ScorerName = Literal["logprob", "self_judge", "reward"]
+OWN_SCORER = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""A scorer that an installed package brings: package.module:function."""
+
+
+class StageSearch(Section):
+    """Settings of one stage that differ from the rest."""
+
+    candidates: int | None = Field(None, gt=0)
+    keep: int | None = Field(None, gt=0)
+    max_new_tokens: int | None = Field(None, gt=0)
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class SwiresSection(Section):
+    """Retracing search: go back to the last stage but two while the reasonings are not good enough."""
+
+    keep: int = Field(2, gt=0)
+    """Candidates of a stage that go on; a round is accepted when so many reasonings score above the cutoff."""
+    retraces: int = Field(3, ge=0)
+    """Further rounds at most."""
+    cutoff: float | None = Field(None, allow_inf_nan=False)
+    """Score in the scorer's unit; mean + z · std if not given."""
+    mean: float | None = Field(None, allow_inf_nan=False)
+    """Of the scores of reasonings; `search.swires.calibrate` measures both."""
+    std: float | None = Field(None, ge=0, allow_inf_nan=False)
+    z: float = Field(0.2533, allow_inf_nan=False)
+    """0.2533 accepts what is among the best 40 % of a normal distribution."""
+
+
+class RewardSection(Section):
+    """A server that scores texts: see `search/rewards.py` for what it is sent."""
+
+    url: str
+    timeout_seconds: float = Field(60, gt=0, allow_inf_nan=False)
+    """For one answer, each time it is asked."""
+    tries: int = Field(3, gt=0)
+
+
+class SearchSection(Section):
+    """How an answer is looked for."""
+
+    strategy: Literal[
+        "greedy",
+        "sample",
+        "majority",
+        "best_of_n",
+        "sentence_beam",
+        "stage_beam",
+        "swires",
+        "two_pass",
+        "adaptive",
+    ] = "greedy"
+    candidates: int = Field(4, gt=0)
+    """Texts drawn at each step; of adaptive, at most."""
+    keep: int = Field(1, gt=0)
+    """Of a beam: texts that go on, each with its share of the candidates; at most as many as there are candidates."""
+    temperature: float = Field(0.6, ge=0, allow_inf_nan=False)
+    top_p: float = Field(0.9, gt=0, le=1)
+    seed: int = 0
+    weighted: bool = False
+    """Of majority and adaptive: each vote counts by its score."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Of adaptive: how sure it must be that the leading answer stays ahead."""
+    max_search_tokens: int | None = Field(None, gt=0)
+    """Tokens of all candidates of a question together."""
+    deadline_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """For all the questions that are answered together."""
+    scorer: ScorerName | Annotated[str, Field(pattern=OWN_SCORER)] = "logprob"
+    """Or package.module:function, of an installed package that declares it: see `search/scorers.py`."""
+    judge_adapter: bool = True
+    """Whether the judge is the fine-tuned model (on) or its base (off)."""
+    faithful: bool = False
+    """Of self_judge and swires: the procedure as it was released, faults included."""
+    reward: RewardSection | None = None
+    """Of the scorer reward: where it is."""
+    swires: SwiresSection = SwiresSection()
+    stages: dict[str, StageSearch] = Field({})
+
+    @property
+    def most_candidates(self) -> int:
+        """Texts of a question that are written at once, at most."""
+        if self.strategy in ("greedy", "sample", "two_pass"):
+            return 1
+        return max(self.candidates, *(stage.candidates or 0 for stage in self.stages.values()), 1)

@@ -1,0 +1,52 @@
+"""What a search of one question may still spend."""
+
+from __future__ import annotations
+
+import time
+
+from lora_cot.recipe.schema import SearchSection
+
+
+class Budget:
+    """Tokens of all candidates, and time. It begins to run when it is made."""
+
+    def __init__(self, config: SearchSection):
+        self._most, self._seconds = config.max_search_tokens, config.deadline_seconds
+        self.left = config.max_search_tokens
+        """Tokens; None: no bound but those of the stages."""
+        self.deadline = None if self._seconds is None else time.monotonic() + self._seconds
+
+    def share(self, candidates: int) -> int | None:
+        """Tokens that each of so many candidates may take; None: any number.
+
+        Several get as much each as if they were one more: that share is what the best of them is finished with, should
+        all of them be cut.
+        """
+        if self.left is None:
+            return None
+        return self.left // (candidates + (candidates > 1))
+
+    def spend(self, tokens: int) -> None:
+        """Take off what was generated."""
+        if self.left is not None:
+            self.left = max(self.left - tokens, 0)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    @property
+    def no_time(self) -> str:
+        """Says that it ended for want of time."""
+        return f"out of time: deadline_seconds is {self._seconds:g}"
+
+    @property
+    def no_tokens(self) -> str:
+        """Says that it ended for want of tokens."""
+        return f"out of tokens: max_search_tokens is {self._most}"
+
+    @property
+    def spent(self) -> str:
+        """Says which of both it is that nothing could be drawn for."""
+        return self.no_time if self.is_late else self.no_tokens
