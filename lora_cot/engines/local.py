@@ -73,6 +73,12 @@ class LocalEngine:
         self._memory: Memory | None = None
         self._passes: dict[str, LocalEngine] = {}
 
+    def decode_apart(self) -> None:
+        """From now on decode with a tokenizer of its own: the model's may be encoding in another thread."""
+        self.texts = Texts(copy.deepcopy(self.texts.tokenizer), self.texts.ends)
+        for engine in self._passes.values():
+            engine.decode_apart()
+
     def _end_tokens(self) -> set[int]:
         configured = self.backbone.model.generation_config.eos_token_id
         ends = set(configured) if isinstance(configured, list) else {configured}

@@ -52,11 +52,14 @@ class TextPart(_Loose):
     text: str
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class Message(_Loose):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=100)] | None = None
+    content: str | Annotated[list[Part], Field(max_length=100)] | None = None
 
 
 class StageOptions(_Strict):

@@ -17,8 +17,6 @@ from lora_cot.serving.models import ServedModel
 from lora_cot.serving.schema import ImagePart, Message, SearchOptions, TextPart
 from lora_cot.types import Exchange, Sample
 
-WHOLE = ("greedy", "sample", "two_pass", "best_of_n", "majority", "adaptive")
-"""Strategies that write an answer in one go."""
 SINGLE = ("greedy", "sample", "two_pass")
 """Strategies that write one text."""
 
@@ -48,12 +46,14 @@ def sample_of(messages: Sequence[Message], limits: Limits) -> Sample:
         else:
             turns.append((who, text))
     if turns[0][0] != "user" or turns[-1][0] != "user" or messages[-1].role != "user":
-        raise ApiError(400, "the first message must not be the assistant's, and the last one must be the user's", param="messages")
+        what = "the first message must not be the assistant's, and the last one must be the user's"
+        raise ApiError(400, what, "invalid_value", "messages")
     if len(urls) > limits.max_images:
         raise ApiError(400, f"{len(urls)} images, at most {limits.max_images} are allowed", "invalid_image", "messages")
     if not turns[-1][1].strip() and not urls:
         raise ApiError(400, "the question is empty", "invalid_value", "messages")
-    exchanges = [Exchange(question, answer=answer) for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=False)]
+    pairs = zip(turns[::2], turns[1::2], strict=False)
+    exchanges = [Exchange(question, answer=answer) for (_, question), (_, answer) in pairs]
     images_read = tuple(image_bytes(url, limits.fetching) for url in urls)
     return Sample("answer", (*exchanges, Exchange(turns[-1][1])), images_read)
 
@@ -134,14 +134,18 @@ def within(model: ServedModel, config: SearchSection, prompt: int, most: int | N
             what = f"the model reads {model.context:,} tokens; the prompt has {prompt:,}, and {asked:,} more were asked for"
             raise ApiError(400, what, "context_length_exceeded", "messages")
         allowed = min(allowed, model.context - prompt)
-    if config.strategy not in WHOLE and allowed < len(budgets):
-        what = f"a search by stages needs a token for each of {len(budgets)} stages, and {allowed} are left"
-        raise ApiError(400, what, "invalid_value", "max_completion_tokens")
+    if allowed < len(budgets):
+        if config.strategy not in SINGLE:
+            what = f"a search needs a token for each of {len(budgets)} stages, and {allowed} are left"
+            raise ApiError(400, what, "invalid_value", "max_completion_tokens")
+        config = config.model_copy(update={"max_search_tokens": min(allowed, config.max_search_tokens or allowed)})
     if allowed < sum(budgets.values()):
         for name, tokens in shared(budgets, allowed).items():
             special = config.stages.get(name)
             values = {**(special.model_dump() if special else {}), "max_new_tokens": tokens}
-            config = SearchSection.model_validate({**config.model_dump(), "stages": {**config.model_dump()["stages"], name: values}})
+            config = SearchSection.model_validate(
+                {**config.model_dump(), "stages": {**config.model_dump()["stages"], name: values}}
+            )
     return config, allowed
 
 

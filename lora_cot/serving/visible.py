@@ -13,6 +13,7 @@ from typing import Literal
 from lora_cot.formats import CotFormat
 from lora_cot.formats.parser import StageParser
 
+Kind = Literal["reasoning", "content"]
 GAP = "\n\n"
 """Between two stages of the reasoning."""
 
@@ -21,7 +22,7 @@ GAP = "\n\n"
 class Delta:
     """A further piece of what is seen."""
 
-    kind: Literal["reasoning", "content"]
+    kind: Kind
     text: str
     stage: str | None = None
     """The stage that it is of."""
@@ -104,7 +105,9 @@ class Visible:
         gap = GAP if fresh and self.reasoning else ""
         return self._shown("reasoning", gap + shown, stage)
 
-    def _shown(self, kind: Literal["reasoning", "content"], text: str, stage: str | None = None, last: bool = False) -> list[Delta]:
+    def _shown(
+        self, kind: Literal["reasoning", "content"], text: str, stage: str | None = None, last: bool = False
+    ) -> list[Delta]:
         if kind == "content":
             text = self._content.feed(text, last)
         else:

@@ -1,5 +1,7 @@
 """What a client sees of a text is the same whole and in pieces; nothing written is silently lost."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +48,7 @@ def collect(visible, pieces, text):
 
 def cut(text, places):
     edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(TEXTS, st.lists(st.integers(0, 200), max_size=12), st.sampled_from([FOUR, DIRECT]))
