@@ -64,12 +64,19 @@ class Options:
 class LocalEngine:
     """A backbone as an `Engine`."""
 
-    def __init__(self, backbone: Backbone, cot_format: CotFormat, max_pixels: int = MAX_PIXELS):
+    def __init__(self, backbone: Backbone, cot_format: CotFormat, max_pixels: int = MAX_PIXELS, adapter: bool = True):
+        """
+        Args:
+            backbone: the model.
+            cot_format: how prompts are written.
+            max_pixels: images of more are refused.
+            adapter: False: the base answers, whatever adapters it has.
+        """
         self.backbone, self.max_pixels = backbone, max_pixels
         self.encoder, self._plain_encoder = backbone.encoder(cot_format), backbone.encoder(FORMATS["direct"])
         self._decoder: Decoder = (Seq2SeqDecoder if backbone.family.is_encoder_decoder else CausalDecoder)(backbone)
         self.texts = Texts(backbone.processor.tokenizer, self._end_tokens())
-        self._adapter = True
+        self._adapter = adapter
         self._memory: Memory | None = None
         self._passes: dict[str, LocalEngine] = {}
 
@@ -87,7 +94,7 @@ class LocalEngine:
     def for_pass(self, cot_format: CotFormat) -> LocalEngine:
         """See `Engine.for_pass`."""
         if cot_format.name not in self._passes:
-            engine = LocalEngine(self.backbone.for_pass(cot_format.name), cot_format, self.max_pixels)
+            engine = LocalEngine(self.backbone.for_pass(cot_format.name), cot_format, self.max_pixels, self._adapter)
             self._passes[cot_format.name] = engine
         return self._with(self._passes[cot_format.name], self._memory)
 
@@ -107,7 +114,7 @@ class LocalEngine:
             what = "without its adapter this model sees by a fusion that was never trained"
             raise SearchError(Problem("judge_adapter: off", what, "leave it on"))
         engine = self._with(self, self._memory)
-        engine.encoder, engine._adapter = self._plain_encoder, adapter
+        engine.encoder, engine._adapter = self._plain_encoder, adapter and self._adapter
         return engine
 
     @staticmethod

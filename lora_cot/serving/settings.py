@@ -95,8 +95,8 @@ def search_of(
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(["search", *map(str, first["loc"])])
         raise ApiError(400, f"{place}: {first['msg']}", "invalid_value", place) from None
-    if config.most_candidates > limits.max_candidates:
-        what = f"{config.most_candidates} candidates, at most {limits.max_candidates} are allowed"
+    if (most := max(config.most_candidates, config.candidates)) > limits.max_candidates:
+        what = f"{most} candidates, at most {limits.max_candidates} are allowed"
         raise ApiError(400, what, "search_budget_exceeded", "search.candidates")
     return config
 
