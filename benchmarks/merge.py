@@ -84,7 +84,7 @@ def run_side(side: str, folder: Path, size_gb: float) -> tuple[int, float, float
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--size-gb", str(size_gb)]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}  # every core
     environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
     assert process.stdout is not None
     if process.stdout.readline().strip() != "ready":
         raise SystemExit(f"the side {side} failed: {' '.join(command)}")

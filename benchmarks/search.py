@@ -30,13 +30,14 @@ from typing import Any
 
 import torch
 
-from lora_cot.backbones import Backbone
+from lora_cot.backbones import FAMILIES, Backbone
 from lora_cot.backbones.loading import load_backbone
+from lora_cot.backbones.mini.build import MiniSpec, random_base
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
-from lora_cot.formats.judging import judge_question
+from lora_cot.formats.judging import FIRST, published_check, published_question
 from lora_cot.recipe.schema import ModelSection, SearchSection
 from lora_cot.search.strategies import answer
 from lora_cot.types import Exchange, Sample
@@ -55,7 +56,7 @@ def main() -> None:
     """Time all sides, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many rounds counts for each side")
-    parser.add_argument("--bases", nargs="*", default=["mini/mllama", "mini/llava"])
+    parser.add_argument("--bases", nargs="*", default=["tiny/mllama", "tiny/llava"], help="tiny/KIND, or a model's folder")
     parser.add_argument("--recipe", type=Path, help="random weights of this recipe's shapes instead")
     parser.add_argument("--layers", type=int, help="of the recipe's shapes, only so many layers in each tower")
     parser.add_argument("--json", action="store_true")
@@ -76,7 +77,10 @@ def backbones(options: argparse.Namespace) -> Any:
     """(name, model) one after another."""
     if options.recipe is None:
         for base in options.bases:
-            yield base.removeprefix("mini/"), load_backbone(ModelSection(base=base))
+            yield (
+                base.removeprefix("tiny/"),
+                tiny(base) if base.startswith("tiny/") else load_backbone(ModelSection(base=base)),
+            )
         return
     from memory import build  # beside this file
 
@@ -86,6 +90,13 @@ def backbones(options: argparse.Namespace) -> Any:
     backbone = build(recipe, "cuda" if torch.cuda.is_available() else "cpu", options.layers)
     backbone.model.eval()
     yield options.recipe.parent.name, backbone
+
+
+def tiny(base: str) -> Backbone:
+    """Random, of the size of the tests' models."""
+    kind = base.removeprefix("tiny/")
+    model, processor = random_base(MiniSpec(kind, (), width=64, layers=2))
+    return Backbone(next(f for f in FAMILIES.values() if kind in f.model_types), model.eval(), processor, base)
 
 
 def measured(backbone: Backbone, rounds: int) -> dict[str, float]:
@@ -148,7 +159,7 @@ class Published:
         """The winner of each stage goes on; returns the tokens of all candidates."""
         ids: list[int] = []
         generated = 0
-        given = ""
+        given: list[tuple[str, str]] = []
         for stage in FORMAT.stages:
             closing = f"</{stage.name}>"
             drawn = [self._generate(self.encoder, sample, ids, closing, max_new_tokens=512, **SAMPLING) for _ in range(count)]
@@ -158,17 +169,20 @@ class Published:
             while len(players) > 1:
                 first, second, *players = players
                 players.append(self._better(sample, stage, given, texts, first, second))
-            ids, given = ids + drawn[players[0]], given + texts[players[0]]
+            ids = ids + drawn[players[0]]
+            given.append((stage.name, texts[players[0]]))
         return generated
 
-    def _better(self, sample: Sample, stage: Any, given: str, texts: Sequence[str], first: int, second: int) -> int:
+    def _better(
+        self, sample: Sample, stage: Any, given: list[tuple[str, str]], texts: Sequence[str], first: int, second: int
+    ) -> int:
         if stage.name == "REASONING":
             for one, other in ((first, second), (second, first)):
-                told = f"Is this reasoning correct? Given: {given} Reasoning: {texts[one]} Answer correct or incorrect."
-                if "incorrect" in self._say(told, (), CHECK_TOKENS):
+                check = published_check(dict(given)["CAPTION"], texts[one])
+                if "incorrect" in self._say(check, (), CHECK_TOKENS):
                     return other
-        told = judge_question(sample.last.question, stage, given, texts[first], texts[second])
-        return first if "I choose response 1" in self._say(told, sample.images, VERDICT_TOKENS) else second
+        told = published_question(sample.last.question, stage.name, given, texts[first], texts[second])
+        return first if FIRST in self._say(told, sample.images, VERDICT_TOKENS) else second
 
     def _say(self, text: str, images: tuple[Any, ...], tokens: int) -> str:
         sample = Sample("judge", (Exchange(text),), images)

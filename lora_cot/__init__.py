@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lora_cot.evaluation.after import train
     from lora_cot.evaluation.ask import ask
     from lora_cot.evaluation.predictions import score
+    from lora_cot.evaluation.remote import open_remote
     from lora_cot.evaluation.run import evaluate
     from lora_cot.merging.merge import merge
     from lora_cot.planning.plan import plan
@@ -39,6 +40,7 @@ __all__ = [
     "load_recipe",
     "merge",
     "open_model",
+    "open_remote",
     "plan",
     "push",
     "score",
@@ -54,6 +56,7 @@ _HOMES = {
     "load_recipe": "recipe.load",
     "merge": "merging.merge",
     "open_model": "checkpoints.opening",
+    "open_remote": "evaluation.remote",
     "plan": "planning.plan",
     "push": "publishing.push",
     "score": "evaluation.predictions",

@@ -107,8 +107,12 @@ class MergeError(LoraCotError, RuntimeError):
     """A merged model that is not the adapter's model."""
 
 
+class UnprovenError(MergeError):
+    """A merged model that was not shown to be the adapter's: what is finished is kept for the next call."""
+
+
 class HubError(LoraCotError, RuntimeError):
-    """A push that did not come to its end: the repository is at its old commit."""
+    """The hub failed. Of a push: it did not come to its end, and the repository is at its old commit."""
 
 
 class SearchError(LoraCotError, ValueError):

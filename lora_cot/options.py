@@ -24,6 +24,11 @@ Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the 
 Push = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
 Public = Annotated[bool, typer.Option("--public", help="Of a push: open to everybody; private if not given.")]
 Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
+Engine = Annotated[str | None, typer.Option(help="Address of a server that runs the model; this process if not given.")]
+EngineModel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Its name there; PASS=NAME,base=NAME of several; the only one if not given.")
+]
+KeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")]
 
 
 def search_keys(strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None) -> dict[str, Any]:

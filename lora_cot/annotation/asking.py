@@ -1,27 +1,23 @@
-"""One row: what the teacher says to it. And many at once."""
+"""One row: what the teacher says to it."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from lora_cot.annotation.prompts import messages, verdict_messages
 from lora_cot.annotation.rows import gold_answer
 from lora_cot.annotation.verdicts import Aside, disagreement, read_verdict, stages_of
 from lora_cot.data.images import MAX_PIXELS
-from lora_cot.engines.chat import ChatServer, Patience, Reply
-from lora_cot.errors import AccessError, DataError, EngineError, RejectedError
+from lora_cot.engines.chat import ChatServer, Patience
+from lora_cot.engines.completions import Reply
+from lora_cot.errors import AccessError, DataError, RejectedError
 from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import read_option
 from lora_cot.types import Sample
 
 VERDICT_TOKENS = 300
 """Budget of the second question's answer; LLaVA-CoT's."""
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -88,44 +84,3 @@ class Asker:
     def _complete(self, asked: list[dict[str, Any]], max_tokens: int) -> Reply:
         keys = {"max_tokens": max_tokens, "temperature": self.teacher.temperature}
         return self.server.complete({"model": self.teacher.model, "messages": asked, **keys})[0]
-
-
-def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], count: int
-) -> Iterator[tuple[Item, Result | EngineError]]:
-    """Each item with what became of it, in the order in which they are done.
-
-    An item is taken only when a thread is free for it. The threads hold no file: left alone, at the end of the loop or of
-    the process, they harm nothing.
-    """
-    feed, taking, stop = iter(items), threading.Lock(), threading.Event()
-    done: queue.SimpleQueue[tuple[Item, Any] | None] = queue.SimpleQueue()
-
-    def run() -> None:
-        while not stop.is_set():
-            with taking:
-                item = next(feed, stop)
-            if isinstance(item, threading.Event):
-                break
-            try:
-                done.put((item, work(item)))
-            except BaseException as error:
-                if type(error) is not EngineError:  # of no use to ask for more
-                    stop.set()
-                done.put((item, error))
-        done.put(None)
-
-    for _ in range(count):
-        threading.Thread(target=run, daemon=True).start()
-    try:
-        left = count
-        while left:
-            got = done.get()
-            if got is None:
-                left -= 1
-                continue
-            if isinstance(got[1], BaseException) and not isinstance(got[1], EngineError):
-                raise got[1]
-            yield got
-    finally:
-        stop.set()

@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_cot.annotation.asking import Asker, Teacher, in_threads
+from lora_cot.annotation.asking import Asker, Teacher
 from lora_cot.annotation.prompts import version
 from lora_cot.annotation.rows import Rows, Selection, gold_answer, rationale_stage, read_rows, row_of, sections_of
 from lora_cot.annotation.store import Store
 from lora_cot.annotation.verdicts import Aside
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.engines.chat import ChatServer, base_url
+from lora_cot.engines.threads import in_threads
 from lora_cot.errors import AccessError, EngineError, Problem, RunError, nearest
 from lora_cot.formats import FORMATS, CotFormat
 from lora_cot.recipe import Recipe

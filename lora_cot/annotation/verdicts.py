@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_cot.annotation.prompts import VERDICTS
-from lora_cot.engines.chat import Reply
+from lora_cot.engines.completions import Reply
 from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import letter, read_option, same
 from lora_cot.formats.base import TAG_STYLES

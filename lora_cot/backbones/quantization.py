@@ -57,11 +57,11 @@ def is_quantized(module: nn.Module) -> bool:
     return type(module).__module__.startswith("bitsandbytes") and isinstance(module, nn.Linear)
 
 
-def quantized_layers(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> frozenset[str]:
-    """Paths of the layers that loading a base with this section quantises.
+def quantize_layers(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> Any:
+    """The BitsAndBytesConfig by which layers of a model without weights were exchanged, as loading a base exchanges them.
 
     Args:
-        model: the base's classes on the meta device; the layers are exchanged in it.
+        model: the base's classes on the meta device.
         family: of the base.
         section: the recipe's keys.
         dtype: precision of the rest.
@@ -71,6 +71,11 @@ def quantized_layers(model: nn.Module, family: Family, section: QuantizationSect
     config: Any = bits_and_bytes(section, family, dtype)
     kept = [*config.llm_int8_skip_modules, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
     replace_with_bnb_linear(model, kept, config)
+    return config
+
+
+def quantized_layers(model: nn.Module) -> frozenset[str]:
+    """Paths of the layers whose weights are kept in 4 or 8 bits."""
     return frozenset(name for name, module in model.named_modules() if is_quantized(module))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.cards.facts import Facts, is_hub_id, left_out, shown, shown_recipe
-from lora_cot.cards.licences import Licence, copy_licence, licence_of, name_problem
+from lora_cot.cards.licences import Licence, copy_licence, licence_of, linked, name_problem
 from lora_cot.cards.markdown import fence, front_matter, table, text
 from lora_cot.cards.snippets import command, python, serving
 from lora_cot.cards.support import SUPPORT
@@ -25,13 +25,13 @@ EXAMPLES = {
     "ANSWER": "2",
 }
 """Made up, by stage."""
+UNPROVEN = "**Not verified:** this merge was not held against the adapter's model (`--no-verify`)."
 
 
 def write_adapter_card(folder: Path, facts: Facts) -> None:
     """Leave an adapter's card, with what it is made from, in its folder; of a split format, in that of its adapters."""
     recipe = load_saved(folder / "recipe.yaml")
     facts.write(folder)
-    copy_licence(recipe.model.base, recipe.model.revision, folder)
     _write(folder, recipe, facts, facts.family, None)
 
 
@@ -58,10 +58,13 @@ def _write(
     folder: Path, recipe: Recipe, facts: Facts | None, family: str, reports: Sequence[Mapping[str, Any]] | None
 ) -> None:
     plots = _plots(folder, facts)
-    licence = licence_of(recipe.model.base, recipe.model.revision)
+    base, revision = recipe.model.base, recipe.model.revision
+    copy_licence(base, revision, folder)
+    licence = linked(licence_of(base, revision), base, revision, folder)
     parts = [
         front_matter(_metadata(recipe, facts, family, licence, reports is not None)),
         f"# {text(recipe.name)}",
+        UNPROVEN if any(not report["verified"] for report in reports or ()) else "",
         _what(recipe, reports is not None),
         _run(recipe, family, reports is not None),
         _base(recipe, licence),
@@ -241,7 +244,8 @@ def _merge(reports: Sequence[Mapping[str, Any]]) -> str:
     rows: list[Sequence[Any]] = []
     for report in reports:
         name = Path(report["folder"]).name if len(reports) > 1 else "model"
-        lines.append(f"{text(name)}: merged into {onto[report['onto']]}, in {text(report['dtype'])}.")
+        changed = f"{report['changed_values']:,} values in {report['changed_tensors']} tensors changed"
+        lines.append(f"{text(name)}: merged into {onto[report['onto']]}, in {text(report['dtype'])}; {changed}.")
         measured = {
             "adapter and merged": report["adapter_vs_merged"],
             "base and merged": report["base_vs_merged"],
@@ -249,8 +253,10 @@ def _merge(reports: Sequence[Mapping[str, Any]]) -> str:
         }
         rows += [(name, what, *_figures(found)) for what, found in measured.items() if found]
     if not rows:
-        return "\n\n".join([*lines, "**Not verified:** the merge was not held against the adapter's model (`--no-verify`)."])
-    shown_on = ", ".join(f"{report['probes']} samples, {report['with_images']} of them with images" for report in reports[:1])
+        return "\n\n".join([*lines, "Nothing was measured."])
+    first = reports[0]
+    kinds = {"held_out": "held-out samples", "train": "samples that it was trained on, for none are held out"}
+    shown_on = f"{first['probes']} {kinds[first['probes_from']]}, {first['with_images']} of them with images"
     lines.append(f"Held against each other on {shown_on}; KL in nats a token.")
     head = ("model", "compared", "KL", "same likeliest token", "same greedy answer", "largest difference of logits")
     return "\n\n".join([*lines, table(head, rows)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lora_cot.cards.facts import is_hub_id
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ def licence_of(base: str, revision: str | None = None) -> Licence:
         if _file(base, name, revision):
             return Licence("other", "the base's own", name)
     return Licence(None)
+
+
+def linked(licence: Licence, base: str, revision: str | None, folder: Path) -> Licence:
+    """The licence with a link that leads somewhere from a card in a folder: to a file there, to the hub's, or none."""
+    link = licence.link
+    if link is None or "://" in link or ("/" not in link and (folder / link).is_file()):
+        return licence
+    url = f"https://huggingface.co/{base}/blob/{revision or 'main'}/{link.removeprefix('./')}"
+    return replace(licence, link=url if is_hub_id(base) else None)
 
 
 def copy_licence(base: str, revision: str | None, folder: Path) -> None:

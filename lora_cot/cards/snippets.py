@@ -115,7 +115,8 @@ def serving(recipe: Recipe, family: str, merged: bool) -> tuple[str, str]:
         loop += f'    print(ask(model, Path("{IMAGE}"), question).text)'
         return "python", f"from pathlib import Path\n\nfrom lora_cot import ask, open_model\n\n{loop}"
     cot_format = recipe.format.build()
-    first = [] if merged else [f"lora-cot merge . --output ../{name}-merged  # a server takes the merged model"]
+    merge = f"lora-cot merge . --output ../{name}-merged --onto full --no-verify"  # a proof needs the data, auto the proof
+    first = [] if merged else ["# A server takes the merged model. With the data of the training, --no-verify may go.", merge]
     place = "." if merged else f"../{name}-merged"
     folders = [f"{place}/{one.name}" for one in cot_format.passes] if cot_format.split else [place]
     start = {

@@ -9,6 +9,7 @@ from lora_cot.recipe import Recipe
 
 RECIPE_FILE, ADAPTER_CONFIG, CONFIG = "recipe.yaml", "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS, WEIGHTS, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
+REPORT = "merge_report.json"
 
 PROCESSOR_FILES = (
     "processor_config.json",
@@ -34,7 +35,7 @@ MODEL_FILES = (
     WEIGHTS,
     "model-?????-of-?????.safetensors",
     INDEX,
-    "merge_report.json",
+    REPORT,
 )
 PROSE = ("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*", "loss*.png", "card.json")
 """For people: a model opens without them."""

@@ -9,7 +9,8 @@ from typing import Literal
 
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
-from lora_cot.backbones.loading import load_backbone
+from lora_cot.backbones.base import Family
+from lora_cot.backbones.loading import family_of, load_backbone, resolve_base
 from lora_cot.checkpoints.layout import RECIPE_FILE, adapter_in, pass_folders
 from lora_cot.checkpoints.pulling import hub_id, pull
 from lora_cot.errors import Problem, RunError
@@ -31,6 +32,11 @@ class Opened:
     recipe: Recipe
     said: str
     """How it was loaded, for the user."""
+
+    @property
+    def family(self) -> Family:
+        """Of its base."""
+        return self.backbone.family
 
 
 def find_adapter(model: str) -> Path | None:
@@ -80,19 +86,45 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
     return Opened(backbone, recipe, f"{model}, {_precision(section, backbone)}")
 
 
-def _open_whole(model: str, section: QuantizationSection | None) -> tuple[Recipe, Backbone]:
-    """A model without adapters; of a split format, one model for each pass."""
+def know_model(model: str) -> tuple[Recipe, Family]:
+    """What a model is, where another process runs it: its recipe and its base's family; no weights are loaded.
+
+    Args:
+        model: see `open_model`.
+
+    Raises:
+        RunError, BackboneError: see `open_model`.
+    """
+    adapter = find_adapter(model)
+    if adapter is not None:
+        recipe = saved_recipe(adapter)
+        return recipe, family_of(resolve_base(recipe.model.base, weights=False), recipe.model.revision)
+    recipe, folders = _whole(model)
+    if not folders:
+        return recipe, family_of(resolve_base(recipe.model.base, weights=False), recipe.model.revision)
+    return recipe, family_of(str(next(iter(folders.values()))))
+
+
+def _whole(model: str) -> tuple[Recipe, dict[str, Path]]:
+    """The recipe of a model without adapters, and the folder of each pass; none if it is in no folder of ours."""
     folder = Path(model) if os.path.isdir(model) else pull(model)
     if folder is None:  # a miniature, or somebody's model of the hub
         base, revision = hub_id(model)
-        known = Recipe(name="base", model=ModelSection(base=base, revision=revision))
-        return known, load_backbone(known.model, section)
+        return Recipe(name="base", model=ModelSection(base=base, revision=revision)), {}
     written = folder / RECIPE_FILE
     known = load_saved(written) if written.is_file() else Recipe(name="base", model=ModelSection(base=model))
     folders = pass_folders(folder, known)
     if not all((place / "config.json").is_file() for place in folders.values()):
         remedy = "name a run, an adapter, a merged folder, mini/NAME or a hub id"
         raise RunError(Problem(model, "the folder holds no adapter and no model", remedy))
+    return known, folders
+
+
+def _open_whole(model: str, section: QuantizationSection | None) -> tuple[Recipe, Backbone]:
+    """A model without adapters; of a split format, one model for each pass."""
+    known, folders = _whole(model)
+    if not folders:
+        return known, load_backbone(known.model, section)
     dtype = known.model.dtype
     loaded = {name: load_backbone(ModelSection(base=str(place), dtype=dtype), section) for name, place in folders.items()}
     first = next(iter(loaded.values()))

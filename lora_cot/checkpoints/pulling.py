@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from lora_cot.checkpoints.layout import (
     RECIPE_FILE,
     VISION_ENCODER,
     adapter_in,
+    holds_model,
     pass_folders,
 )
-from lora_cot.errors import Problem, RunError
+from lora_cot.errors import AccessError, HubError, LoraCotError, Problem, RunError, nearest
 from lora_cot.recipe import load_saved
 
 TELLING = (RECIPE_FILE, ADAPTER_CONFIG, f"*/{ADAPTER_CONFIG}", CONFIG, f"*/{CONFIG}")
@@ -41,27 +43,30 @@ def pull(model: str) -> Path | None:
     """Folder in the hub's cache of what this package pushed, or of somebody's PEFT adapter, whole.
 
     None if it is a folder here, a miniature, or a plain model, which transformers looks for by itself; also if there is no
-    such repository, or no way to it and nothing in the cache.
+    way to the hub, for the plain model may be in its cache.
 
     Args:
         model: a hub id, REPO or REPO@REVISION.
 
     Raises:
-        RunError: the repository is not open to this user, or not all of it can be had.
+        RunError: it looks like a folder here that is missing; there is no such repository or revision; or not all of it can
+            be had.
+        AccessError: the repository is not open to this user, or the token is wrong.
+        HubError: the hub failed.
     """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     repo, revision = hub_id(model)
-    if not _is_repo(repo) or os.path.lexists(model):
+    if os.path.lexists(model):
+        return None
+    _check_here(model)
+    if not _is_repo(repo):
         return None
     try:
         folder = _download(repo, revision, TELLING)
-    except GatedRepoError:
-        remedy = "accept its licence on its hub page, then run `hf auth login`"
-        raise RunError(Problem(model, "access to this repository is not granted", remedy)) from None
-    except RevisionNotFoundError:
-        raise RunError(Problem(model, f"this repository has no revision '{revision}'")) from None
-    except (HfHubHTTPError, OSError, ValueError):  # ValueError: a name that the hub would not give
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a name that the hub would not give
+        if found := _explained(model, error):
+            raise found from None
         return None
     if adapter_in(folder) is None and not (folder / RECIPE_FILE).is_file():
         return None
@@ -72,6 +77,51 @@ def pull(model: str) -> Path | None:
         raise RunError(
             Problem(model, what, "check the network, and run it again: what is there is not loaded twice")
         ) from None
+
+
+def _check_here(model: str) -> None:
+    """See that a path is not only mistyped: one whose folder holds models of ours means one of them.
+
+    Raises:
+        RunError: it names none of them.
+    """
+    parent = Path(model).parent
+    if "/" not in model or "@" in model or model.startswith("mini/") or not parent.is_dir():
+        return
+    there = []
+    with suppress(OSError):  # of a folder that may not be looked into
+        there = [path.name for path in parent.iterdir() if path.is_dir() and (adapter_in(path) or holds_model(path))]
+    if there:
+        other = f"; a repository of the hub is {model}@main" if _is_repo(model) else ""
+        raise RunError(Problem(model, "no such folder", nearest(Path(model).name, there) + other))
+
+
+def _explained(model: str, error: Exception) -> LoraCotError | None:
+    """Why the hub does not give a repository; None if it was not reached, or cannot have one of that name."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error.__cause__, HfHubHTTPError):  # of an answer that may be another the next time
+        error = error.__cause__
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    status = error.response.status_code
+    if isinstance(error, RevisionNotFoundError):
+        return RunError(Problem(model, f"this repository has no revision '{hub_id(model)[1]}'"))
+    if isinstance(error, GatedRepoError) or status == 403:
+        remedy = "accept its licence on its hub page, then run `hf auth login`"
+        return AccessError(Problem(model, "access to this repository is not granted", remedy), status)
+    if isinstance(error, RepositoryNotFoundError):
+        wants, remedy = "wants a token", "run `hf auth login`"
+        if get_token():
+            wants, remedy = "this token may not read", "take a token that may read it"
+        what = f"no such folder, and no such repository on the hub, or a private one that {wants}"
+        return RunError(Problem(model, what, f"check the name; for a private one {remedy}"))
+    if status == 401:
+        remedy = "run `hf auth login`, or unset HF_TOKEN"
+        return AccessError(Problem(model, "the hub does not take this token", remedy), status)
+    remedy = "try again later" if status >= 500 or status in (408, 425, 429) else "check the name"
+    return HubError(Problem(model, f"the hub answered {status}", remedy))
 
 
 def _is_repo(name: str) -> bool:

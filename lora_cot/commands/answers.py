@@ -13,7 +13,10 @@ from lora_cot.options import (
     AsJson,
     Candidates,
     Data,
+    Engine,
+    EngineModel,
     JudgeAdapter,
+    KeyFile,
     Model,
     Quantize,
     Scorer,
@@ -37,14 +40,18 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
     quantization: Quantize = "auto",
+    engine: Engine = None,
+    engine_model: EngineModel = None,
+    api_key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
     search = search_keys(strategy, candidates, scorer, judge_adapter)
     how = quantization_name(quantization)
+    server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.evaluation.run import evaluate as run
 
-    report = run(model, benchmark, split, limit, search, output, how, data)
+    report = run(model, benchmark, split, limit, search, output, how, data, server)
     rows = [
         *report.summary.lines(),
         ("valid format", report.format_validity),
@@ -87,16 +94,21 @@ def ask(
     judge_adapter: JudgeAdapter = None,
     trace: Annotated[Path | None, typer.Option(help="HTML file of all candidates and verdicts.")] = None,
     quantization: Quantize = "auto",
+    engine: Engine = None,
+    engine_model: EngineModel = None,
+    api_key_file: KeyFile = None,
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
     search = search_keys(strategy, candidates, scorer, judge_adapter)
     how = quantization_name(quantization)
+    server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.evaluation.ask import ask as run
+    from lora_cot.evaluation.remote import open_remote
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))
-    opened = open_model(model, how)
+    opened = open_remote(model, server) if server else open_model(model, how)
     print(opened.said, file=sys.stderr)
 
     def show(_number: int, stage: Any) -> None:
@@ -108,3 +120,23 @@ def ask(
     print(f"\nanswer: {completion.parsed.answer or 'none'}")
     if trace is not None:
         print(f"trace: {trace}", file=sys.stderr)
+
+
+def _server(engine: str | None, model: str | None, key_file: Path | None, quantization: str) -> Any:
+    """The server that runs the model; None if this process does.
+
+    Raises:
+        RunError: an option that does not go with the others.
+        AccessError: the file holds no key.
+    """
+    if engine is None:
+        for option, given in (("--engine-model", model), ("--api-key-file", key_file)):
+            if given is not None:
+                raise RunError(Problem(option, "it says how a server is asked, and none is named", "add --engine URL"))
+        return None
+    if quantization != "auto":
+        raise RunError(Problem("--quantization", "the server has loaded the model as it was started", "drop it, or --engine"))
+    from lora_cot.engines.chat import read_key
+    from lora_cot.evaluation.remote import Server
+
+    return Server(engine, model, read_key(key_file))

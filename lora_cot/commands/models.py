@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_cot.errors import LoraCotError, RunError
+from lora_cot.errors import LoraCotError, Problem, RunError
 from lora_cot.options import (
     AsJson,
     Onto,
@@ -30,6 +30,7 @@ def train(
     from lora_cot.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    _check_public(push, public)
     if push:
         from lora_cot.publishing.push import check_ready
 
@@ -78,10 +79,13 @@ def merge(
     """Merge an adapter into its base and prove that the result is the same model. A merge that was stopped goes on."""
     from dataclasses import asdict
 
+    _check_public(push, public)
     if push:
+        from lora_cot.checkpoints.opening import find_adapter, saved_recipe
         from lora_cot.publishing.push import check_ready
 
-        check_ready(push, public, "merged")
+        adapter = find_adapter(run)
+        check_ready(push, public, "merged", saved_recipe(adapter) if adapter else None, verify)
     from lora_cot.merging.merge import lines
     from lora_cot.merging.merge import merge as run_merge
 
@@ -109,6 +113,12 @@ def push(
     print_rows(report.to_json(), as_json, lines(report))
     if report.refused:
         raise RunError(report.refused)
+
+
+def _check_public(push: str | None, public: bool) -> None:
+    if public and not push:
+        what = "there is no push whose repository it could open"
+        raise RunError(Problem("--public", what, "add --push REPO, or leave it out"))
 
 
 def _whole(folder: Path) -> Path:

@@ -51,7 +51,7 @@ class Candidate:
     """The generated text, its stop string included."""
     tokens: int
     logprob: float
-    """Sum of the tokens' log-probabilities at temperature 1, in nats."""
+    """Sum of the tokens' log-probabilities at temperature 1, in nats; nan where it is not known."""
     ended: Ended
     state: Any
     """Where a further extension goes on from."""
@@ -59,6 +59,8 @@ class Candidate:
     """From the ask to its end."""
     problem: str = ""
     """Why there is none, if it failed."""
+    tokens_shared: bool = False
+    """Its tokens were not counted: they are its share of those of several candidates."""
 
     @property
     def mean_logprob(self) -> float:

@@ -114,17 +114,19 @@ class _CausalRows(Rows):
     def step(self) -> torch.Tensor:
         """See `Rows.step`."""
         input_ids = torch.tensor(self.tokens, device=self.device)[:, None]
-        return self.forward(input_ids, self.known(1), (self.buffer.length - self.padding)[:, None])
+        mask = self.known(1) if self.is_padded else None  # without one attention is faster
+        return self.forward(input_ids, mask, (self.buffer.length - self.padding)[:, None])
 
-    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor) -> torch.Tensor:
         """Feed tokens; returns logits (B, V) after the last.
 
         Args:
             input_ids: (B, T).
-            mask: (B, all positions) 0 at padding.
+            mask: (B, all positions) 0 at padding; None if there is none.
             positions: (B, T) each token's number in its text.
         """
         count = input_ids.shape[1]
+        length = self.buffer.length + count
         self.buffer.reserve(count)
         output = self._decoder.backbone.model(
             input_ids=input_ids,
@@ -134,7 +136,7 @@ class _CausalRows(Rows):
             use_cache=True,
             logits_to_keep=1,
             # for every position up to now, though only the last are computed: older transformers looks it up there
-            **{name: value.expand(-1, mask.shape[1], *value.shape[2:]) for name, value in self._held.items()},
+            **{name: value.expand(-1, length, *value.shape[2:]) for name, value in self._held.items()},
         )
         self.buffer.grown(count)
         return output.logits[:, -1]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
+from lora_cot.engines.completions import Answer, ListedModel, Reply, read_answer, read_models
+from lora_cot.engines.retries import Retries
 from lora_cot.errors import AccessError, EngineError, Problem, RejectedError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -28,18 +32,10 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 CONNECT_SECONDS = 10.0
 MOST_BYTES = 32 * 2**20
 """Of an answer; a server that sends more is not one that is asked here."""
+ENCODED = re.compile(r"data:[\w/.+-]+;base64,[A-Za-z0-9+/=]*|[A-Za-z0-9+/=]{80,}")
+"""What an image looks like in a server's words about a request: it is not repeated."""
+RUNNING = "see that the server runs and is not overloaded"
 Read = TypeVar("Read")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One choice of a chat completion."""
-
-    text: str
-    finish_reason: str = ""
-    """stop, length, content_filter, …"""
-    refusal: str = ""
-    """The server's own words for why it does not answer."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +63,13 @@ class Patience:
         return max(asked or 0.0, own * random.uniform(0.5, 1.0))
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
+@dataclass(frozen=True)
+class _Fault:
+    """Why there is no answer, where another try may bring one."""
 
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-
-
-class _Model(BaseModel):
-    id: str
-
-
-class _Models(BaseModel):
-    data: list[_Model]
+    what: str
+    asked: float | None = None
+    """Seconds that the server asks to wait."""
 
 
 class ChatServer:
@@ -104,9 +87,8 @@ class ChatServer:
         """
         self.url, self.patience, self._key = base_url(url), patience or Patience(), key
         self._closed = threading.Event()
-        timeout = httpx2.Timeout(self.patience.timeout_seconds, connect=CONNECT_SECONDS, pool=None)
         limits = httpx2.Limits(max_connections=None)
-        self._client = httpx2.Client(timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {})
+        self._client = httpx2.Client(limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {})
 
     def close(self) -> None:
         """End all waits between tries; nothing can be asked afterwards."""
@@ -124,13 +106,30 @@ class ChatServer:
             RejectedError: it takes this request for wrong.
             EngineError: it gave no answer, however often it was asked.
         """
-        found = self._ask("POST", "chat/completions", body, _Completion.model_validate_json)
-        return [
-            Reply(self._hide(c.message.content or ""), c.finish_reason or "", self._hide(c.message.refusal or ""))
-            for c in found.choices
-        ]
+        return self.ask(body).replies
+
+    def ask(self, body: Mapping[str, Any], until: float | None = None, retries: Retries | None = None) -> Answer:
+        """The whole chat completion.
+
+        Args:
+            body: see `complete`.
+            until: on `time.monotonic`'s clock; it is waited for no longer.
+            retries: of the search that asks; without, only `patience` bounds them.
+
+        Raises:
+            AccessError, RejectedError, EngineError: see `complete`.
+        """
+        return self._ask("POST", "chat/completions", body, lambda data: read_answer(data, self._hide), until, retries)
 
     def models(self) -> list[str] | None:
+        """The names of the models that the server lists; None if it has no list.
+
+        Raises:
+            AccessError, EngineError: see `listed`.
+        """
+        return None if (found := self.listed()) is None else [model.id for model in found]
+
+    def listed(self) -> list[ListedModel] | None:
         """The models that the server lists; None if it has no list.
 
         Raises:
@@ -138,42 +137,70 @@ class ChatServer:
             EngineError: it gave no answer.
         """
         try:
-            return [model.id for model in self._ask("GET", "models", None, _models).data]
+            return self._ask("GET", "models", None, read_models)
         except RejectedError as error:  # AccessError is one: a server without such a list answers 404
             if error.status in (401, 403):
                 raise
             return None
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[bytes], Read]) -> Read:
-        tried, content = 0, None if body is None else json.dumps(body).encode()
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        read: Callable[[bytes], Read],
+        until: float | None = None,
+        retries: Retries | None = None,
+    ) -> Read:
+        tried, content, retries = 0, None if body is None else json.dumps(body).encode(), retries or Retries.unbounded()
         while True:
-            tried, asked = tried + 1, None
-            try:
-                status, headers, data = self._send(method, path, content)
-                if 200 <= status < 300:
-                    return read(data)
-                fault = f"it answers {status}{self._told(data)}"
-                if status not in (408, 425, 429) and status < 500:
-                    raise self._refused(path, status, fault, headers.get("location", ""))
-                asked = retry_after(headers.get("retry-after", ""))
-            except ValidationError:
-                fault = "its answer is no chat completion" if body else "its answer is no list of models"
-            except httpx2.RequestError as error:
-                fault = _in_words(error, self.patience.timeout_seconds)
-            wait = self.patience.wait(tried, asked)
-            if wait is None or self._closed.wait(wait):
-                more = f", and asks to wait {asked:.0f} s" if asked else ""
-                what = f"no answer after {tried} {'try' if tried == 1 else 'tries'}: {fault}{more}"
-                raise EngineError(Problem(self.url, what, "see that the server runs and is not overloaded"))
+            tried, begin = tried + 1, time.monotonic()
+            if retries.circuit.is_open:
+                raise EngineError(Problem(self.url, f"{retries.circuit.most} requests in a row got no answer", RUNNING))
+            seconds = min(self.patience.timeout_seconds, math.inf if until is None else max(until - begin, 0.001))
+            got = self._try(method, path, content, read, seconds)
+            if not isinstance(got, _Fault):
+                retries.circuit.tell(True)
+                if isinstance(got, EngineError):
+                    raise got
+                return got
+            wait, now = self.patience.wait(tried, got.asked), time.monotonic()
+            late = until is not None and now + (wait or 0) >= until
+            spent = wait is not None and not retries.take(now - begin + wait)
+            if wait is None or late or spent or self._closed.wait(wait):
+                if not late:  # a deadline of ours says nothing of the server
+                    retries.circuit.tell(False)
+                more = f", and asks to wait {got.asked:.0f} s" if got.asked else ""
+                more += "; the search has no tries left" if spent else ""
+                what = f"no answer after {tried} {'try' if tried == 1 else 'tries'}: {got.what}{more}"
+                raise EngineError(Problem(self.url, what, RUNNING))
 
-    def _send(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx2.Headers, bytes]:
+    def _try(
+        self, method: str, path: str, content: bytes | None, read: Callable[[bytes], Read], seconds: float
+    ) -> Read | _Fault | EngineError:
+        """What was read; a fault that may pass; or the error of one that will not."""
+        try:
+            status, headers, data = self._send(method, path, content, seconds)
+            if 200 <= status < 300:
+                return read(data)
+        except ValidationError:
+            return _Fault("its answer is no chat completion" if content else "its answer is no list of models")
+        except httpx2.RequestError as error:
+            return _Fault(_in_words(error, seconds))
+        fault = f"it answers {status}{self._told(data)}"
+        if status not in (408, 425, 429) and status < 500:
+            return self._refused(path, status, fault, headers.get("location", ""))
+        return _Fault(fault, retry_after(headers.get("retry-after", "")))
+
+    def _send(self, method: str, path: str, content: bytes | None, seconds: float) -> tuple[int, httpx2.Headers, bytes]:
         """Status, headers and body; a server that sends its answer in drops has no more time than another."""
         if self._closed.is_set():
             raise httpx2.ReadError("closed")
-        end = time.monotonic() + self.patience.timeout_seconds
+        end = time.monotonic() + seconds
         headers = {"Content-Type": "application/json"} if content else {}
-        data = bytearray()
-        with self._client.stream(method, f"{self.url}/{path}", content=content, headers=headers) as response:
+        timeout = httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds), pool=None)
+        data, url = bytearray(), f"{self.url}/{path}"
+        with self._client.stream(method, url, content=content, headers=headers, timeout=timeout) as response:
             for piece in response.iter_bytes():
                 data += piece
                 if time.monotonic() > end:
@@ -201,15 +228,11 @@ class ChatServer:
             text = error["message"] if isinstance(error, dict) else error
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
-        line = " ".join(self._hide(str(text)).split())
+        line = " ".join(ENCODED.sub("…", self._hide(str(text))).split())
         return f": {line[:200]}" if line else ""
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-def _models(data: bytes) -> _Models:
-    return _Models.model_validate_json(data)
 
 
 def base_url(url: str) -> str:

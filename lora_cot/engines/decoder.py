@@ -80,6 +80,7 @@ class Rows(ABC):
     def _arrange(self) -> None:
         """Make anew what changes with the rows, and not from step to step."""
         self.padding = torch.tensor(self.buffer.padding, device=self.device)
+        self.is_padded = any(self.buffer.padding)
 
     @abstractmethod
     def step(self) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_cot.checkpoints.opening import Opened
 from lora_cot.data.images import open_image
-from lora_cot.engines.local import LocalEngine
+from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.pages import image_uri, render
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import OnStage, answer
@@ -16,7 +16,7 @@ from lora_cot.types import Exchange, Sample
 
 
 def ask(
-    opened: Opened,
+    opened: Opened | OpenedRemote,
     image: Path,
     question: str,
     search: dict[str, Any] | None = None,
@@ -26,7 +26,7 @@ def ask(
     """The model's answer to a question about an image.
 
     Args:
-        opened: the model.
+        opened: the model, here or on a server: `open_model`, `open_remote`.
         image: a file.
         question: as a user would type it.
         search: keys of the recipe's search section to change.
@@ -38,8 +38,8 @@ def ask(
         SearchError: the strategy is not defined for the model's format.
     """
     config = SearchSection.model_validate({**opened.recipe.search.model_dump(), **(search or {})})
-    cot_format = opened.recipe.format.build().spelled(opened.backbone.family.tag_style)
-    engine = LocalEngine(opened.backbone, cot_format, opened.recipe.data.max_pixels)
+    cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
+    engine = engine_of(opened, cot_format)
     sample = Sample("question", (Exchange(question),), (image,))
     (completion,) = answer(engine, cot_format, [sample], config, on_stage)
     if trace is not None:

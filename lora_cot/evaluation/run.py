@@ -13,10 +13,10 @@ from typing import Any
 
 from lora_cot.checkpoints.opening import Opened, Quantization, open_model
 from lora_cot.data.rows import shortened
-from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import DataError, Problem
 from lora_cot.evaluation.benchmarks import Benchmark, Wanted, check_split, find
 from lora_cot.evaluation.metrics import Share
+from lora_cot.evaluation.remote import OpenedRemote, Server, engine_of, open_remote
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
@@ -77,6 +77,7 @@ def evaluate(
     output: Path | None = None,
     quantization: Quantization = "auto",
     data: str | None = None,
+    server: Server | None = None,
 ) -> EvalReport:
     """A model on a benchmark.
 
@@ -89,15 +90,14 @@ def evaluate(
         output: JSONL with each question's text, answer and verdict.
         quantization: how the base is loaded.
         data: where the benchmark's files are; where the recipe's data are, if not given and they are the same questions.
+        server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
 
     Raises:
-        RunError: no such benchmark, split or model, or no files of its questions are named.
-        DataError: none of the questions can be asked.
+        RunError, DataError: no such benchmark, split or model, or none of its questions can be asked; see `open_remote`.
     """
     if benchmark is not None:
         check_split(benchmark, split)  # before a model is loaded for nothing
-    opened = open_model(model, quantization)
-    print(opened.said, file=sys.stderr)
+    opened = _open(model, quantization, server)
     recipe, told = opened.recipe, opened.recipe.evaluation
     if benchmark is None or benchmark == told.benchmark:
         benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
@@ -126,6 +126,12 @@ def evaluate(
     )
 
 
+def _open(model: str, quantization: Quantization, server: Server | None) -> Opened | OpenedRemote:
+    opened = open_remote(model, server) if server else open_model(model, quantization)
+    print(opened.said, file=sys.stderr)
+    return opened
+
+
 def _judged(
     chosen: Benchmark, samples: Sequence[Sample], completions: Sequence[Completion], cot_format: CotFormat
 ) -> list[Judged]:
@@ -135,9 +141,9 @@ def _judged(
     ]
 
 
-def _questions(opened: Opened, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
+def _questions(opened: Opened | OpenedRemote, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
     """What can be asked, and how many problems the rest has, which are told."""
-    found, most_images = find(name).load(wanted), opened.backbone.family.most_images
+    found, most_images = find(name).load(wanted), opened.family.most_images
     limit = math.inf if most_images is None else most_images
     samples = [sample for sample in found.samples if len(sample.images) <= limit]
     what = f"more images than the {most_images} that this model sees"
@@ -168,13 +174,14 @@ def _keys(recipe: Recipe, source: str | None) -> dict[str, Any]:
     return next((section.model_dump() for section in sections), {})
 
 
-def _answer_all(opened: Opened, samples: Sequence[Sample], config: SearchSection) -> list[Completion]:
+def _answer_all(opened: Opened | OpenedRemote, samples: Sequence[Sample], config: SearchSection) -> list[Completion]:
     from tqdm import tqdm
 
-    cot_format = opened.recipe.format.build().spelled(opened.backbone.family.tag_style)
-    engine = LocalEngine(opened.backbone, cot_format, opened.recipe.data.max_pixels)
+    cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
+    engine = engine_of(opened, cot_format)
     size = opened.recipe.evaluation.batch_size
-    opened.backbone.prepare(samples, opened.recipe.data.max_pixels)
+    if isinstance(opened, Opened):
+        opened.backbone.prepare(samples, opened.recipe.data.max_pixels)
     completions: list[Completion] = []
     with tqdm(total=len(samples), desc=config.strategy, unit="question", file=sys.stderr, mininterval=2) as bar:
         for begin in range(0, len(samples), size):

@@ -40,19 +40,42 @@ class Sum:
         """First row of each block, and the one after its last."""
         return [(begin, min(begin + self.many, len(self.source))) for begin in range(0, len(self.source), self.many)]
 
-    def rows(self, begin: int, end: int) -> torch.Tensor:
+    def rows(self, begin: int, end: int) -> tuple[torch.Tensor, int]:
         """Merged rows begin to end, a block, in the tensor's own type; the next call in the same thread overwrites them.
+
+        Returns:
+            The rows; and how many of their values are other than what was merged onto.
 
         Raises:
             MergeError: a sum is not finite.
         """
         block = _read(self.source, self.packed, begin, end)
+        before = self._before(block, begin, end)
         _apply(block, begin, end, self.step.change or Change(), self.adapter, self.lengths)
         out = _buffer("out", end - begin, block.shape[1], FLOATS[self.step.dtype]).copy_(block)
         if out.numel() and not all(torch.isfinite(bound) for bound in out.aminmax()):  # isfinite(out) takes 30 times as long
             what = f"the merged tensor {self.step.name} holds values that are not finite"
             raise MergeError(Problem(str(self.adapter.path), what, "the adapter's update is too large for the base's type"))
-        return out
+        if before is None:
+            return out, out.numel()
+        differ = torch.ne(out, before, out=_buffer("differ", len(out), out.shape[1], torch.bool))
+        return out, int(torch.count_nonzero(differ))
+
+    def _before(self, block: torch.Tensor, begin: int, end: int) -> torch.Tensor | None:
+        """Rows begin to end of what is merged onto, in the tensor's own type; None if the adapter alone has them."""
+        if self.packed:
+            return _buffer("before", len(block), block.shape[1], FLOATS[self.step.dtype]).copy_(block)
+        return _flat(_of_base(self.step))[begin:end] if self.step.file else None
+
+    def unmerged(self, places: torch.Tensor) -> torch.Tensor:
+        """(places, width) what these rows were before any change, in float32."""
+        pieces = [place // self.many * self.many for place in places.tolist()]
+        ends = [min(begin + self.many, len(self.source)) for begin in pieces]
+        found = [
+            _read(self.source, self.packed, begin, end)[place - begin].clone()
+            for begin, end, place in zip(pieces, ends, places.tolist(), strict=True)
+        ]
+        return torch.stack(found)
 
 
 def prepare(step: Step, adapter: TensorFile, four_bit: FourBit | None, pool: Executor) -> Sum:

@@ -67,6 +67,8 @@ class Adapter:
     """By parameter of the base."""
     stays_tied: bool
     """Weights that the base ties are meant to stay so: PEFT's ensure_weight_tying."""
+    placed: Any
+    """The base's classes with PEFT's layers in them, on the meta device."""
 
 
 def read_adapter(folder: Path, model: Any) -> Adapter:
@@ -105,7 +107,7 @@ def read_adapter(folder: Path, model: Any) -> Adapter:
     if missing:
         what = f"it lacks {len(missing)} tensors that its configuration speaks of, {missing[0]} among them"
         raise AdapterError(Problem(str(folder), what, "the adapter was not saved whole: save it again"))
-    return Adapter(file, changes, bool(getattr(config, "ensure_weight_tying", False)))
+    return Adapter(file, changes, bool(getattr(config, "ensure_weight_tying", False)), placed.get_base_model())
 
 
 def _changes(model: Any, keys: set[str], folder: Path) -> dict[str, Change]:

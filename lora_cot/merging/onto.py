@@ -14,12 +14,12 @@ import torch
 from lora_cot.backbones import Family
 from lora_cot.backbones.hub import quietly
 from lora_cot.backbones.loading import choose_dtype, family_of, resolve_base
-from lora_cot.backbones.quantization import quantized_layers
-from lora_cot.errors import MergeError, Problem
+from lora_cot.backbones.quantization import quantize_layers, quantized_layers
+from lora_cot.errors import AdapterError, MergeError, Problem
 from lora_cot.merging.arithmetic import FourBit
 from lora_cot.merging.base import SMALL, base_folder, read_base
 from lora_cot.merging.checkpoint import FLOATS
-from lora_cot.merging.deltas import read_adapter
+from lora_cot.merging.deltas import Adapter, read_adapter
 from lora_cot.merging.plan import Plan, make_plan
 from lora_cot.merging.stream import write_safely, write_weights
 from lora_cot.recipe import Recipe
@@ -64,13 +64,30 @@ def make_ready(recipe: Recipe, adapter: Path, onto: Onto) -> Ready:
     if onto == "dequantized":
         four_bit = _four_bit(recipe, name, family)
         assert recipe.quantization is not None
-        quantized = quantized_layers(_on_meta(config), family, recipe.quantization, four_bit.dtype)
+        exchanged = _on_meta(config)
+        quantize_layers(exchanged, family, recipe.quantization, four_bit.dtype)
+        quantized = quantized_layers(exchanged)
     model = _on_meta(config)
     base = read_base(folder, model, family)
-    plan = make_plan(base, read_adapter(adapter, model), quantized)
+    placed = read_adapter(adapter, model)
+    _check_looked_up(placed, family)
+    plan = make_plan(base, placed, quantized)
     types = [step.dtype for output in plan.outputs for step in output.steps if step.file and step.dtype in FLOATS]
     dtype = str(FLOATS[max(set(types), key=types.count)]).removeprefix("torch.")
     return Ready(onto, plan, family, four_bit, config, dtype)
+
+
+def _check_looked_up(adapter: Adapter, family: Family) -> None:
+    """Raise if a low-rank change is of T5's `shared`, which is one weight with both embeddings and the head, and never called.
+
+    Raises:
+        AdapterError: it is; PEFT's model would be its base, and PEFT's merge would change all four.
+    """
+    change = adapter.changes.get("shared.weight")
+    if family.is_encoder_decoder and change and change.low_rank:
+        what = "it adapts `shared`, which T5 looks nothing up in: it does nothing, and merged it would change the head"
+        remedy = "adapt encoder.embed_tokens, decoder.embed_tokens or lm_head"
+        raise AdapterError(Problem(str(adapter.file.path.parent), what, remedy))
 
 
 def _on_meta(config: Any) -> Any:
@@ -93,14 +110,17 @@ def _four_bit(recipe: Recipe, base: str, family: Family) -> FourBit:
     return FourBit(section.bnb_4bit_quant_type, double, dtype)
 
 
-def write_model(ready: Ready, recipe: Recipe, folder: Path) -> None:
+def write_model(ready: Ready, recipe: Recipe, folder: Path) -> dict[str, int]:
     """The merged model's folder: weights, configuration, and the base's own processor, tokenizer and licence.
 
+    Returns:
+        How many values of each changed tensor are other than what was merged onto.
+
     Raises:
-        MergeError: a merged value is not finite.
+        MergeError: a merged value is not finite, or not what PEFT's own merge makes of it.
         RunError: the disk is full.
     """
-    write_weights(ready.plan, folder, ready.four_bit)
+    changed = write_weights(ready.plan, folder, ready.four_bit)
     for path in sorted(ready.plan.base.iterdir()):
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in SMALL):
             shutil.copyfile(path, folder / path.name)
@@ -110,6 +130,7 @@ def write_model(ready: Ready, recipe: Recipe, folder: Path) -> None:
     if ready.family.is_encoder_decoder:
         name = resolve_base(recipe.model.base)
         ready.family.save_whole(ready.family.load_processor(name, recipe.model), folder)
+    return changed
 
 
 def _config_text(ready: Ready) -> str | None:

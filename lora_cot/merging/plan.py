@@ -64,6 +64,10 @@ class Plan:
     """Tensor that the base lacks → file it is in."""
     unties: bool
     """Weights that the base ties are two in the merged model."""
+    parameters: Mapping[str, str]
+    """Tensor of the base → parameter of the model."""
+    tied: tuple[tuple[str, ...], ...]
+    """Parameters that the base makes one weight."""
 
     @property
     def size(self) -> int:
@@ -104,7 +108,7 @@ def make_plan(base: Base, adapter: Adapter, quantized: frozenset[str] = frozense
     for step in (step for file in steps.values() for step in file if step.change):
         _check_fits(step, adapter)
     outputs = tuple(_output(file, steps[file.path.name]) for file in files)
-    return Plan(base.folder, adapter, outputs, added, unties)
+    return Plan(base.folder, adapter, outputs, added, unties, parameters, base.tied)
 
 
 def _check_homes(base: Base, adapter: Adapter, where: Mapping[str, str], changes: Mapping[str, Any], apart: Any) -> None:

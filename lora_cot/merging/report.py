@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from lora_cot.cards.support import SUPPORT
 from lora_cot.merging.onto import Onto
@@ -16,11 +16,17 @@ class Bound:
     """How near a merged model must be to the adapter on the same base weights."""
 
     kl: float
-    """Mean nats a token, at most."""
+    """Mean nats a token, at most, however far the adapter moved its base."""
+    rounding: float
+    """Mean nats a token that are allowed however little it did."""
     top1_agreement: float
     """Share of tokens, at least."""
     answers_equal: float
     """Share of greedy answers, at least."""
+
+    def beside(self, moved: float) -> Bound:
+        """The bound where the adapter moved its base by so many nats a token: a tenth of that, between the two."""
+        return replace(self, kl=max(self.rounding, min(self.kl, SHARE * moved)))
 
     def broken(self, found: Agreement) -> Iterator[str]:
         """What is not kept, in words."""
@@ -34,18 +40,20 @@ class Bound:
             yield f"{found.answers_equal} of {found.questions} greedy answers are the same, and {least}"
 
 
+SHARE = 0.1
+"""Of what the adapter moved its base by: what its merge may lose."""
 BOUNDS = {
-    "float32": Bound(1e-8, 0.999, 1.0),
-    "float16": Bound(1e-3, 0.99, 0.0),
-    "bfloat16": Bound(5e-3, 0.98, 0.0),
+    "float32": Bound(1e-8, 1e-8, 0.999, 1.0),
+    "float16": Bound(1e-3, 1e-6, 0.99, 0.0),
+    "bfloat16": Bound(5e-3, 1e-5, 0.98, 0.0),
 }
 """By the coarsest precision there is: of the merged weights, or of what they or the adapter are computed in. In float32 only
 the order of sums differs: measured 1e-15 to 1e-12 on tiny models of every family, random and taught, where a scale that is
 wrong by 10 % gave 4e-9 to 2e-3; every answer must be the same. In 16 bits the merged weight is rounded, which the adapter's
 sum is not: measured (bfloat16) 1e-7 on random models and 1.2e-4 on a taught one, with top-1 of 0.986 and more, and answers
-that part where two tokens are nearly tied: how many is reported and refuses nothing. The bound leaves deeper models forty
-times that; a scale that is wrong by 10 % shows in it where the adapter moved its base by 0.4 nats a token. float16 was not
-measured."""
+that part where two tokens are nearly tied: how many is reported and refuses nothing. KL grows with the square of a mistake,
+so a tenth of what the adapter moved lets a scale pass that is wrong by 10 %: that is found in the weights (`proof`). float16
+was not measured."""
 
 
 def bound_of(*dtypes: str) -> Bound:
@@ -64,9 +72,15 @@ class MergeReport:
     """full: the base's own weights. dequantized: what the 4-bit weights stand for that the adapter was trained on."""
     dtype: str
     probes: int
-    """Held-out samples; 0 if nothing was measured."""
+    """Samples; 0 if nothing was measured."""
+    probes_from: Literal["held_out", "train"] | None
+    """train: of those that were trained on, for the recipe names no others. None: nothing was measured."""
     with_images: int
     """How many of them show an image."""
+    changed_tensors: int
+    """Tensors of the merged model that differ from what the adapter was merged onto."""
+    changed_values: int
+    """How many of their values do."""
     adapter_vs_merged: Agreement | None
     """On the same base weights: the merge's own error."""
     bound: Bound
@@ -99,15 +113,22 @@ def lines(report: MergeReport) -> list[tuple[str, Any]]:
     rows = [("merged into", f"{report.base}, {what} ({report.dtype})"), ("folder", report.folder)]
     if report.losses:
         rows.append(("loss on gold answers", ", ".join(f"{name} {loss:.4f}" for name, loss in report.losses.items())))
-    if report.probes:
-        rows.append(("measured on", f"{report.probes} held-out samples, {report.with_images} of them with images"))
+    rows.append(("changed", f"{report.changed_values:,} values in {report.changed_tensors} tensors"))
+    if report.probes_from:
+        rows.append(("measured on", probes_words(report.probes, report.probes_from, report.with_images)))
     rows += [(name, _words(agreement)) for name, agreement in measured(report)]
-    rows += [] if report.verified else [("verified", "no: nothing was loaded")]
+    rows += [] if report.verified else [("verified", "no model was loaded; some rows of each tensor were held against PEFT's")]
     own, moved = report.adapter_vs_merged, report.base_vs_merged
     if own and moved and own.kl > 0.1 * moved.kl:
         what = f"rounding to {report.dtype} takes {own.kl:.2g} nats a token, where the adapter's own effect is {moved.kl:.2g}"
         rows.append(("note", what))
     return [*rows, ("serve it with", SUPPORT[report.family].line())]
+
+
+def probes_words(probes: int, probes_from: str, with_images: int) -> str:
+    """What a merge was measured on."""
+    kind = "held-out samples" if probes_from == "held_out" else "samples that were trained on (none are held out)"
+    return f"{probes} {kind}, {with_images} of them with images"
 
 
 def _words(agreement: Agreement) -> str:

@@ -15,7 +15,8 @@ from lora_cot.errors import Problem, RunError
 from lora_cot.merging.plan import Plan
 from lora_cot.merging.stream import write_safely
 
-STATE, LOCK = "merge.json", "lock"
+STATE, LOCK, KEPT = "merge.json", "lock", "kept"
+REPORT = "merge_report.json"
 
 
 def staging_folder(output: Path) -> Path:
@@ -27,8 +28,8 @@ def staging_folder(output: Path) -> Path:
 def staged(output: Path) -> Iterator[Path]:
     """The folder that an output grows in, for one process alone.
 
-    It outlives whatever stops a merge, for the next call to go on with, but not a merge whose result was refused or that
-    came to its end.
+    It outlives whatever stops a merge, for the next call to go on with, a result that was refused among it; but not a merge
+    that would end alike, or that came to its end.
 
     Raises:
         RunError: the output is there already, or another process is writing it.
@@ -69,9 +70,9 @@ def _exists(output: Path) -> RunError:
 
 def _is_final(error: BaseException) -> bool:
     """Whether calling it again would end alike."""
-    from lora_cot.errors import AdapterError, BackboneError, MergeError
+    from lora_cot.errors import AdapterError, BackboneError, MergeError, UnprovenError
 
-    return isinstance(error, MergeError | AdapterError | BackboneError)
+    return isinstance(error, MergeError | AdapterError | BackboneError) and not isinstance(error, UnprovenError)
 
 
 def begin(folder: Path, made_of: Mapping[str, Any]) -> None:
@@ -91,6 +92,28 @@ def begin(folder: Path, made_of: Mapping[str, Any]) -> None:
     write_safely(state, json.dumps(made_of, indent=2))
 
 
+def keep(model: Path, place: Path, report: Mapping[str, Any]) -> None:
+    """Put a model that was chosen, with its report, where the output grows."""
+    write_safely(model / REPORT, json.dumps(report, indent=2) + "\n")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    model.rename(place)
+
+
+def put_back(place: Path, models: Mapping[str, Path]) -> None:
+    """Undo what `keep` did in a call that was stopped after it: the model need not be merged anew.
+
+    Args:
+        place: where it was put.
+        models: where it came from, by what it was merged onto.
+    """
+    if (place / REPORT).is_file():
+        model = models.get(json.loads((place / REPORT).read_text(encoding="utf-8"))["onto"])
+        if model and not model.exists():
+            model.parent.mkdir(parents=True, exist_ok=True)
+            place.rename(model)
+    shutil.rmtree(place, ignore_errors=True)
+
+
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():
@@ -99,17 +122,19 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def fingerprint(plans: Sequence[Plan], quantization: Any) -> dict[str, Any]:
-    """What a merge is made of, as far as it decides its bytes.
+def fingerprint(plans: Sequence[Plan], sections: Mapping[str, Any]) -> dict[str, Any]:
+    """What a merge is made of, as far as it decides its bytes: the device too, whose kernels make the 4-bit weights.
 
     Args:
         plans: of all its models.
-        quantization: the recipe's keys, with the precision.
+        sections: the recipe's keys of the base and of its quantisation.
     """
     import bitsandbytes
     import peft
     import torch
     import transformers
+
+    import lora_cot
 
     base, adapters = {}, {}
     for plan in plans:
@@ -120,8 +145,17 @@ def fingerprint(plans: Sequence[Plan], quantization: Any) -> dict[str, Any]:
         for path in (plan.adapter.file.path, plan.adapter.file.path.with_name("adapter_config.json")):
             with path.open("rb") as opened:
                 adapters[str(path.resolve())] = hashlib.file_digest(opened, "sha256").hexdigest()
-    versions = {package.__name__: package.__version__ for package in (torch, transformers, peft, bitsandbytes)}
-    return {"form": 1, "boot": _boot(), "base": base, "adapters": adapters, "quantization": quantization, "versions": versions}
+    versions = {package.__name__: package.__version__ for package in (torch, transformers, peft, bitsandbytes, lora_cot)}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "form": 2,
+        "boot": _boot(),
+        "device": device,
+        "base": base,
+        "adapters": adapters,
+        "recipe": dict(sections),
+        "versions": versions,
+    }
 
 
 def _boot() -> str:

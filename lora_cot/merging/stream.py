@@ -7,10 +7,11 @@ written, so that whatever kills the merge, a file under its own name is whole; u
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from lora_cot.merging.arithmetic import FourBit, Sum, prepare
 from lora_cot.merging.base import INDEX
 from lora_cot.merging.checkpoint import TensorFile
 from lora_cot.merging.plan import Output, Plan, Step, index_text
+from lora_cot.merging.proof import check_output, sampled
 
 CHUNK, BUFFER = 64 << 20, 1 << 20
 """Bytes that a job copies, and at once where the system does not do it by itself."""
@@ -35,24 +37,37 @@ PART = ".part"
 """Ends the name of a file that is not finished."""
 
 
-def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> None:
+CHANGED = ".changed.json"
+"""Ends the name of a file beside a model's folder: by finished file, the tensors that the adapter changed, and how many values
+of each."""
+
+Done = tuple[int, str, int]
+"""Bytes that a job wrote; the tensor they are of, and how many of its values are other than what was merged onto."""
+
+
+def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> dict[str, int]:
     """Write what a merged model's weights are made of: its files and their index, named as the base's.
 
-    Nothing waits for the disk here: see `checkpoints.store.make_durable`.
+    A file is held against PEFT's own merge before it gets its name. Nothing waits for the disk here: see
+    `checkpoints.store.make_durable`.
 
     Args:
         plan: what they hold.
         folder: where to; files in it that an earlier call finished are kept.
         four_bit: how the base was quantised, where the merge is onto that.
 
+    Returns:
+        How many values of each changed tensor are other than what was merged onto.
+
     Raises:
-        MergeError: a merged value is not finite.
+        MergeError: a merged value is not finite, or not what PEFT's own merge makes of it.
         RunError: the disk is full.
     """
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [output for output in plan.outputs if not _is_finished(folder / output.name, output)]
+    changed = _read_changed(folder)
+    todo = [one for one in plan.outputs if one.name not in changed or not _is_finished(folder / one.name, one)]
     if len(todo) < len(plan.outputs):
         done = len(plan.outputs) - len(todo)
         print(f"going on: {done} of {len(plan.outputs)} files are finished in {folder}", file=sys.stderr)
@@ -63,13 +78,32 @@ def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> 
     with _disk(folder), bar, _workers() as (pool, count):
         for output in todo:
             part = folder / (output.name + PART)
+            counts: Counter[str] = Counter()
+            unmerged: dict[str, torch.Tensor] = {}
             with part.open("wb", buffering=0) as file:
                 bar.update(_put(file, 0, memoryview(output.header)))
-                for size in _in_order(pool, 2 * count, _jobs(file, output, plan.adapter.file, four_bit, pool)):
+                jobs = _jobs(file, output, plan.adapter.file, four_bit, pool, unmerged)
+                for size, name, values in _in_order(pool, 2 * count, jobs):
                     bar.update(size)
+                    counts[name] += values
+            check_output(plan, output, part, unmerged)
+            changed[output.name] = dict(+counts)
+            write_safely(_changed_file(folder), json.dumps(changed))
             part.rename(folder / output.name)
     if (plan.base / INDEX).is_file():
         write_safely(folder / INDEX, index_text(plan, (plan.base / INDEX).read_text(encoding="utf-8")))
+    return {name: count for output in plan.outputs for name, count in changed[output.name].items()}
+
+
+def _changed_file(folder: Path) -> Path:
+    return folder.with_name(folder.name + CHANGED)
+
+
+def _read_changed(folder: Path) -> dict[str, dict[str, int]]:
+    """What an earlier call counted."""
+    path = _changed_file(folder)
+    found: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 @contextmanager
@@ -85,9 +119,9 @@ def _workers() -> Iterator[tuple[ThreadPoolExecutor, int]]:
         torch.set_num_threads(count)
 
 
-def _in_order(pool: ThreadPoolExecutor, ahead: int, jobs: Iterator[Callable[[], int]]) -> Iterator[int]:
+def _in_order(pool: ThreadPoolExecutor, ahead: int, jobs: Iterator[Callable[[], Done]]) -> Iterator[Done]:
     """What jobs return; no more than so many are begun ahead."""
-    begun: deque[Future[int]] = deque()
+    begun: deque[Future[Done]] = deque()
     for job in jobs:
         begun.append(pool.submit(job))
         if len(begun) > ahead:
@@ -126,22 +160,30 @@ def _disk(folder: Path) -> Iterator[None]:
 
 
 def _jobs(
-    file: Any, output: Output, adapter: TensorFile, four_bit: FourBit | None, pool: ThreadPoolExecutor
-) -> Iterator[Callable[[], int]]:
-    """The pieces of a file; each job writes one to its place, and returns how many bytes it has."""
+    file: Any,
+    output: Output,
+    adapter: TensorFile,
+    four_bit: FourBit | None,
+    pool: ThreadPoolExecutor,
+    unmerged: dict[str, torch.Tensor],
+) -> Iterator[Callable[[], Done]]:
+    """The pieces of a file, a job each. What sampled rows of 4-bit weights stand for goes to `unmerged`."""
     position = len(output.header)
     for run in _runs(output.steps):
         if _is_copied(run[0]):
             yield from _copies(file, position, run)
         else:
             total = prepare(run[0], adapter, four_bit, pool)
+            if total.packed:
+                unmerged[run[0].name] = total.unmerged(sampled(len(total.source)))
             width = run[0].size // max(len(total.source), 1)
             yield from (partial(_merge, file, position + begin * width, total, begin, end) for begin, end in total.blocks)
         position += sum(step.size for step in run)
 
 
-def _merge(file: Any, position: int, total: Sum, begin: int, end: int) -> int:
-    return _put(file, position, total.rows(begin, end).view(torch.uint8).numpy().data.cast("B"))
+def _merge(file: Any, position: int, total: Sum, begin: int, end: int) -> Done:
+    rows, changed = total.rows(begin, end)
+    return _put(file, position, rows.view(torch.uint8).numpy().data.cast("B")), total.step.name, changed
 
 
 def _runs(steps: tuple[Step, ...]) -> Iterator[list[Step]]:
@@ -183,7 +225,7 @@ def _put(file: Any, position: int, data: memoryview) -> int:
 _one_at_a_time = threading.Lock()
 
 
-def _copies(file: Any, position: int, run: list[Step]) -> Iterator[Callable[[], int]]:
+def _copies(file: Any, position: int, run: list[Step]) -> Iterator[Callable[[], Done]]:
     """Copy the bytes of steps that follow each other, a piece a job."""
     source, last = run[0].file, run[-1].file
     assert source is not None and last is not None
@@ -192,14 +234,14 @@ def _copies(file: Any, position: int, run: list[Step]) -> Iterator[Callable[[], 
         yield partial(_copy, source, start, min(start + CHUNK, end), file, position + start - begin)
 
 
-def _copy(source: TensorFile, start: int, end: int, file: Any, position: int) -> int:
+def _copy(source: TensorFile, start: int, end: int, file: Any, position: int) -> Done:
     """Copy bytes: within the system where it can do that, else through a small buffer."""
     done = start
     with source.path.open("rb") as given:
         while done < end:
             count = _copy_some(given, done, end - done, file, position + done - start)
             done += count or _put(file, position + done - start, memoryview(source.mapped)[done : min(done + BUFFER, end)])
-    return end - start
+    return end - start, "", 0
 
 
 def _copy_some(given: Any, start: int, count: int, file: Any, position: int) -> int:

@@ -13,6 +13,7 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import UNBOUNDED
 from lora_cot.search.strategies import answer
 from lora_cot.types import Sample
 
@@ -74,9 +75,10 @@ class Agreement:
     top1_agreement: float
     """Share of positions where both find the same token likeliest."""
     kl: float
-    """Mean over positions of KL(first ‖ second) in nats, over the whole vocabulary but for one thing: the first's 64
-    likeliest tokens count one by one, and all the others as one. That is at most the KL over single tokens, and differs
-    from it by what happens within the tail."""
+    """Mean over positions of KL(first ‖ second) in nats, over the whole vocabulary but for one thing: 64 tokens count one by
+    one, and all the others as one. They are the likeliest of the model that was recorded first in the merge: the adapter's
+    on the base's own weights where the merge is tried onto both, whichever two are compared. That is at most the KL over
+    single tokens, and differs from it by what happens within the tail."""
     questions: int | None = None
     """How many were answered by both; None if one was not asked."""
     answers_equal: int | None = None
@@ -99,7 +101,7 @@ def choose_probes(samples: Sequence[Sample], recipe: Recipe, cot_format: CotForm
                                            or stage.max_new_tokens)}
         for stage in cot_format.stages
     }  # fmt: skip
-    search = SearchSection.model_validate({**recipe.search.model_dump(), "strategy": "greedy", "stages": budgets})
+    search = SearchSection.model_validate({**recipe.search.model_dump(), "strategy": "greedy", "stages": budgets, **UNBOUNDED})
     return Probes(chosen, asked, search, recipe.data.max_pixels, recipe.evaluation.batch_size)
 
 

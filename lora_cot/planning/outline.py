@@ -12,7 +12,7 @@ from torch import nn
 from lora_cot.adapters.lora import attach
 from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import family_of, resolve_base
-from lora_cot.backbones.quantization import bits_and_bytes, is_quantized
+from lora_cot.backbones.quantization import is_quantized, quantize_layers
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import QuantizationSection
@@ -80,10 +80,8 @@ def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype)
 def quantize(model: nn.Module, family: Family, section: QuantizationSection, dtype: torch.dtype) -> None:
     """Replace layers as transformers does when it loads them, and pack their weights."""
     from bitsandbytes import functional
-    from transformers.integrations import replace_with_bnb_linear
 
-    config: Any = bits_and_bytes(section, family, dtype)
-    replace_with_bnb_linear(model, config.llm_int8_skip_modules, config)
+    config = quantize_layers(model, family, section, dtype)
     # bitsandbytes keeps the first code book it makes, for whatever is quantised later: one without values breaks that.
     with mock.patch.dict(functional.name2qmap):
         for layer in filter(is_quantized, model.modules()):

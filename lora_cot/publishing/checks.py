@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lora_cot.checkpoints.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, VISION_ENCODER, WEIGHTS
+from lora_cot.cards.licences import licence_of, name_problem
+from lora_cot.checkpoints.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, REPORT, VISION_ENCODER, WEIGHTS
 from lora_cot.errors import Problem
 from lora_cot.publishing.privacy import is_place
 from lora_cot.recipe import Recipe
@@ -28,9 +29,9 @@ def check_base(recipe: Recipe, adapters: Iterable[Path]) -> list[Problem]:
     base, encoder = recipe.model.base, recipe.model.vision_encoder
     remedy = "push the merged model instead, or train on a base of the hub"
     problems = []
-    if not _is_public(base):
+    if not is_everybodys(base):
         problems.append(Problem("recipe.yaml · model.base", f"'{Path(base).name}' is on this machine only", remedy))
-    if encoder is not None and not _is_public(encoder):
+    if encoder is not None and not is_everybodys(encoder):
         what = f"'{Path(encoder).name}' is on this machine only"
         problems.append(Problem("recipe.yaml · model.vision_encoder", what, remedy))
     for folder in adapters:
@@ -41,7 +42,30 @@ def check_base(recipe: Recipe, adapters: Iterable[Path]) -> list[Problem]:
     return problems
 
 
-def _is_public(base: str) -> bool:
+def against_public(repo: str, recipe: Recipe | None, verified: bool) -> list[Problem]:
+    """Why a model should not be open to everybody.
+
+    Args:
+        repo: that it is to be pushed to.
+        recipe: of its run, if it is known yet.
+        verified: whether its merge is; an adapter needs none.
+    """
+    problems = []
+    base = recipe.model if recipe else None
+    if base and (ill_named := name_problem(licence_of(base.base, base.revision), repo)):
+        problems.append(Problem(repo, ill_named, "name it so, or push without --public"))
+    if not verified:
+        remedy = "merge again without --no-verify, or push without --public: the card tells it"
+        problems.append(Problem(repo, "the merge was not verified", remedy))
+    return problems
+
+
+def is_verified(folder: Path) -> bool:
+    """Whether a merged model was held against its adapter's."""
+    return _json(folder / REPORT).get("verified") is True
+
+
+def is_everybodys(base: str) -> bool:
     """Whether a base is found by everybody: a hub id, or a miniature of ours."""
     return base.startswith("mini/") or bool(HUB_ID.fullmatch(base) and not is_place(base) and not Path(base).exists())
 

@@ -1,8 +1,12 @@
-"""What of a folder is pushed: files on a list, each read before anything is sent; and what is not, with the reason."""
+"""What of a folder is pushed: files on a list, each checked before anything is sent; and what is not, with the reason.
+
+Texts are read whole; of weights, which may be many GB, the header with the names, and that the size is what it says.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +27,14 @@ from lora_cot.checkpoints.layout import (
     pass_folders,
 )
 from lora_cot.errors import Problem, RunError
-from lora_cot.publishing.checks import check_adapter, check_base, check_model, indexed
-from lora_cot.publishing.privacy import VOCABULARY, file_name, is_place, public_json, public_prose, public_recipe, secrets
+from lora_cot.publishing.checks import check_adapter, check_base, check_model, indexed, is_everybodys, is_verified
+from lora_cot.publishing.privacy import file_name, places, public_json, public_prose, public_recipe, secrets
 from lora_cot.recipe import Recipe, load_saved
 
 ALLOWED = "name a run, an adapter folder or a merged folder that this package wrote"
 LINK = "a link"
+USED = (RECIPE_FILE, "*.jinja")
+"""Texts that a model is run with: a path inside of one of their texts is refused, not changed."""
 REASONS = {
     "a training state": ("optimizer*", "scheduler*", "rng*", "random_states*", "trainer_state*", "training_args*", "scaler*"),
     "it is pickled, which can run code": ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),
@@ -82,6 +88,8 @@ class Contents:
     """Name and reason of what lies there too."""
     notes: tuple[str, ...]
     """What is pushed otherwise than it lies there."""
+    verified: bool
+    """Whether a merged model was held against its adapter's; of an adapter there is no need."""
 
 
 def gather(folder: str | Path, token: str | None = None) -> Contents:
@@ -105,11 +113,15 @@ def gather(folder: str | Path, token: str | None = None) -> Contents:
         problems += check_adapter(one, place) if kind == "adapter" else check_model(one, place)
     links = [name for name, why in left_out if why == LINK and is_named(name.rpartition("/")[2], PUBLIC)]
     problems += [Problem(name, "a link is not followed", "put the file itself there") for name in links]
+    private = (*public_recipe(recipe)[1].values(), *([] if is_everybodys(recipe.model.base) else [recipe.model.base]))
     files, notes = [], []
     for name in names:
         try:
-            file, changed = _public(place, name, recipe, kind)
-            problems += secrets(name, file.content.decode(), token) if isinstance(file.content, bytes) else []
+            file, changed = _public(place, name, recipe, private)
+            if isinstance(file.content, bytes):
+                told = file.content.decode()
+                problems += secrets(name, told, token)
+                problems += places(name, told, private) if is_named(name.rpartition("/")[2], USED) else []
         except ValueError as error:
             problems.append(Problem(name, f"it cannot be read: {' '.join(str(error).split())[:200]}", "make the folder anew"))
             continue
@@ -122,7 +134,8 @@ def gather(folder: str | Path, token: str | None = None) -> Contents:
         left_out += [(f"{path.name}{'/' * path.is_dir()}", _why(path, kind, True)) for path in _others(Path(folder), place)]
         if (Path(folder) / "merged").is_dir():
             notes.append(f"of a run the adapter is pushed; for its merged model name {Path(folder) / 'merged'}")
-    return Contents(place, kind, recipe, tuple(files), tuple(left_out), tuple(notes))
+    verified = kind == "adapter" or all(is_verified(one) for one in passes.values())
+    return Contents(place, kind, recipe, tuple(files), tuple(left_out), tuple(notes), verified)
 
 
 def _place(folder: Path) -> tuple[Path, Literal["adapter", "merged"]]:
@@ -193,8 +206,8 @@ def _why(path: Path, kind: str, in_run: bool = False) -> str:
     return f"not a file that {'an adapter' if kind == 'adapter' else 'a merged model'} is opened with"
 
 
-def _public(place: Path, name: str, recipe: Recipe, kind: str) -> tuple[PushedFile, list[str]]:
-    """A file as others may read it, and what of it was changed. Texts are read whole, weights are not.
+def _public(place: Path, name: str, recipe: Recipe, private: Sequence[str]) -> tuple[PushedFile, list[str]]:
+    """A file as others may read it, and what of it was changed. Texts are read whole; of weights see `checks`.
 
     Raises:
         ValueError: a text that is none.
@@ -207,15 +220,15 @@ def _public(place: Path, name: str, recipe: Recipe, kind: str) -> tuple[PushedFi
     if last == RECIPE_FILE:
         own = recipe if name == RECIPE_FILE else load_saved(path)
         base = own.model.base
-        if kind == "merged" and is_place(base):  # it is opened without
+        if not is_everybodys(base):  # a merged model is opened without it, and an adapter refused
             own = own.model_copy(update={"model": own.model.model_copy(update={"base": file_name(base)})})
-        shown, changed = public_recipe(own)
-        changed = [*(["model.base"] if own.model.base != base else []), *changed]
+        shown, shortened = public_recipe(own)
+        changed = [*(["model.base"] if own.model.base != base else []), *shortened]
         text = shown if changed else text
     elif last.endswith(".json"):
-        text, changed = public_json(last, text)
-    elif last not in VOCABULARY and last.endswith((".md", ".txt")):
-        text, changed = public_prose(text)
+        text, changed = public_json(last, text, private)
+    elif is_named(last, PROSE):
+        text, changed = public_prose(text, private)
     content = text.encode()
     return PushedFile(name, content, len(content)), changed
 

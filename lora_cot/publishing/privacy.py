@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,28 @@ from pydantic import BaseModel
 from lora_cot.errors import Problem
 from lora_cot.recipe import Recipe, dump
 
-TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,})")
-SECRET_KEY = re.compile(r"(^|_)(hub_token|auth_token|access_token|secret|password|api_key)$")
+TOKEN = re.compile(
+    r"\b(hf_|api_org_)[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\b(github_pat_|glpat-|xox[abprs]-)[\w-]{20,}"
+    r"|\bAIza[\w-]{35}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|(?i:aws_secret_access_key\W{1,4})[A-Za-z0-9/+]{40}"
+    r"|(?i:\bbearer)\s+(?=\S*\d)[\w.~+/=-]{16,}|(?i:\bauthorization\W{1,4}basic)\s+[A-Za-z0-9+/=]{16,}"
+    r"|://[^\s/:@]+:[^\s/:@]+@|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+"""Keys of the hubs and clouds that people meet here, by their form; and what stands before a key."""
+SECRET_KEY = re.compile(
+    r"^token$|(^|_)((hub|hf|auth|access|api|refresh|session|bearer)_token|(token_)?secrets?|passw(or)?d|passphrase"
+    r"|api_?key|(secret_)?access_key(_id)?|(secret|private)_key|credentials?|authorization)$"
+)
+"""Of a key in small letters, its words joined by `_`. Most that end in `_token` name one of the vocabulary."""
 ABSOLUTE = re.compile(r"(/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\|file:/)[^\s/\\][^\n]*")
+HOME = re.compile(r"(file:/+)?([A-Za-z]:)?[/\\]+(home|Users)[/\\]+[^/\\]+[/\\]*")
+END = r"[^\s\"'`)\]}>,;|]*"
+"""To where a path goes on in a text."""
+ABSOLUTE_IN_TEXT = (
+    r"file:/+\w", r"(?<![\w/\\])[A-Za-z]:[/\\]+\w", r"(?<!\\)\\{2,4}\w[\w.$-]*\\", r"(?<![\w/])~[\w.-]*/\w",
+    r"(?<![\w/.~<}])/(?!v\d+/)[\w.@+\\-]+/+[\w.@+-]",
+)  # fmt: skip
+"""How one begins; of a single part, or as `/v1/…`, it is rather a route of a server."""
+ADDRESS = r"(?P<address>[A-Za-z][\w+.-]*://[^\s/]\S*)"
 PLACES = ("base", "folder", "base_model_name_or_path", "_name_or_path", "name_or_path")
 """Keys of JSON files that say where something lies, in words that may be a hub id."""
 VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "model.safetensors.index.json")
@@ -33,32 +52,32 @@ def is_place(value: str) -> bool:
         return False
 
 
-def file_name(place: str) -> str:
-    """What is kept of a path: its last part."""
-    return re.split(r"[/\\]", place.rstrip("/\\"))[-1]
+def file_name(place: str, separator: str = r"[/\\]") -> str:
+    """What is kept of a path: its last part; of somebody's home not even that, for it is a name."""
+    if HOME.fullmatch(place) or Path(place) == Path.home():
+        return "~"
+    return re.split(separator, place.rstrip("/\\"))[-1]
 
 
-def public_recipe(recipe: Recipe) -> tuple[str, list[str]]:
-    """A recipe as others may read it, with the keys whose paths were shortened to file names."""
+def public_recipe(recipe: Recipe) -> tuple[str, dict[str, str]]:
+    """A recipe as others may read it; and key → value of the paths that were shortened to file names."""
     values = recipe.model_dump(mode="json")
     typed = {
         key for key, value in _leaves(recipe) if isinstance(value, Path) and key != "model.adapter"
     }  # that may be a hub id
-    changed: list[str] = []
+    changed: dict[str, str] = {}
 
     def shorten(key: str, value: str) -> str:
-        if key not in typed and not is_place(value):
+        if key == "model.base" or not (key in typed or is_place(value)):  # whoever asks has judged the base
             return value
         name = file_name(value)
-        changed.extend([key] if name != value else [])
+        changed.update({key: value} if name != value else {})
         return name
 
-    shortened = _mapped(values, shorten)
-    shortened["model"] = {**shortened["model"], "base": values["model"]["base"]}  # whoever asks has judged it
-    return dump(Recipe.model_validate(shortened)), [key for key in changed if key != "model.base"]
+    return dump(Recipe.model_validate(_mapped(values, shorten))), changed
 
 
-def public_json(name: str, text: str) -> tuple[str, list[str]]:
+def public_json(name: str, text: str, private: Iterable[str] = ()) -> tuple[str, list[str]]:
     """A JSON file as others may read it, with the keys whose paths were shortened; as it is where there are none."""
     changed: list[str] = []
 
@@ -66,6 +85,8 @@ def public_json(name: str, text: str) -> tuple[str, list[str]]:
         if ABSOLUTE.fullmatch(value) or (key.rpartition(".")[2] in PLACES and is_place(value)):
             changed.append(key)
             return file_name(value)
+        value, found = public_prose(value, private)
+        changed.extend([key] if found else [])
         return value
 
     values = json.loads(text)
@@ -75,18 +96,38 @@ def public_json(name: str, text: str) -> tuple[str, list[str]]:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n", changed) if changed else (text, [])
 
 
-def public_prose(text: str) -> tuple[str, list[str]]:
-    """A text for people without the paths of this user's and this working folder, with those that were shortened."""
+def public_prose(text: str, private: Iterable[str] = ()) -> tuple[str, list[str]]:
+    """A text for people, its paths shortened to file names, with what is left of each.
+
+    Args:
+        text: markdown or plain; addresses and hub ids in it stay.
+        private: paths that are known not to be for others, though they may be relative.
+    """
     found: list[str] = []
 
     def shorten(match: re.Match[str]) -> str:
-        found.append(file_name(match.group()))
+        if match["address"]:
+            return match[0]
+        found.append(file_name(match[0], r"/|\\(?!_)"))  # markdown writes \_ for _
         return found[-1]
 
-    for root in sorted({str(Path.home()), str(Path.cwd())}, key=len, reverse=True):
-        if root.count("/") + root.count("\\") > 0 and len(root) > 1:
-            text = re.sub(re.escape(root) + r"[^\s\"'`)\]}>,;]*", shorten, text)
-    return text, found
+    named = {place for place in private if sum(bool(part.strip(".")) for part in re.split(r"[/\\]", place)) > 1}
+    roots = {place for place in (str(Path.home()), str(Path.cwd())) if len(place) > 1}
+    own = [re.escape(place).replace("_", r"\\?_") for place in sorted(named | roots, key=len, reverse=True)]
+    begins = "|".join([*(rf"(?<!\w){place}" for place in own), *ABSOLUTE_IN_TEXT])
+    return re.sub(f"{ADDRESS}|(?:{begins}){END}", shorten, text), found
+
+
+def places(name: str, text: str, private: Iterable[str]) -> list[Problem]:
+    """Paths in a text that a model is run with, so that it cannot be another for others.
+
+    Args:
+        name: of the file.
+        text: its content.
+        private: see `public_prose`.
+    """
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if public_prose(line, private)[1]]
+    return [Problem(f"{name} line {number}", "a path of this machine stands here", "take it out") for number in lines]
 
 
 def secrets(name: str, text: str, token: str | None) -> list[Problem]:
@@ -103,9 +144,13 @@ def secrets(name: str, text: str, token: str | None) -> list[Problem]:
     if name.endswith((".yaml", ".json")) and name not in VOCABULARY and not problems:
         values = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
         for key, value in _texts(values):
-            if value and SECRET_KEY.search(key.rpartition(".")[2]):
+            if value and SECRET_KEY.search(_snake(key.rpartition(".")[2])):
                 problems.append(Problem(f"{name} · {key}", "a secret stands here", remedy))
     return problems
+
+
+def _snake(key: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|-", "_", key).lower()
 
 
 def _mapped(values: Any, change: Any, skipped: Any = (), prefix: str = "") -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_cot.cards.licences import licence_of, name_problem
 from lora_cot.checkpoints.layout import (
     ADAPTER_CONFIG,
     INDEX,
@@ -22,7 +22,7 @@ from lora_cot.checkpoints.layout import (
     pass_folders,
 )
 from lora_cot.errors import AccessError, HubError, LoraCotError, Problem, RunError
-from lora_cot.publishing.checks import check_base
+from lora_cot.publishing.checks import against_public, check_base
 from lora_cot.publishing.contents import Contents, PushedFile, gather
 from lora_cot.publishing.hub import WRITER, Hub, PassingError, Remote, connected
 from lora_cot.recipe import Recipe, load_saved
@@ -92,7 +92,8 @@ def push(folder: str | Path, repo: str, public: bool = False, dry_run: bool = Fa
         dry_run: send nothing; tell what would be. It needs neither network nor token.
 
     Raises:
-        RunError: something is missing, torn or not for others to see; or the repository is of the other visibility.
+        RunError: something is missing, torn or not for others to see; the repository is of the other visibility; or it is
+            public, and the merge is not verified or the base's licence wants another name. Else of these two is warned.
         AccessError: no token, or one that may not write there.
         HubError: the hub failed, again and again; the repository is at its old commit.
     """
@@ -100,25 +101,27 @@ def push(folder: str | Path, repo: str, public: bool = False, dry_run: bool = Fa
 
     token = get_token()
     contents = gather(folder, token)
-    base = contents.recipe.model
-    if ill_named := name_problem(licence_of(base.base, base.revision), repo):
-        contents = replace(contents, notes=(*contents.notes, ill_named))
+    against = against_public(repo, contents.recipe, contents.verified)
+    contents = replace(contents, notes=(*contents.notes, *(problem.what for problem in against)))
     hub = Hub(repo, token)
     with connected():
         if dry_run:
-            return _preview(hub, contents, public)
+            found = _preview(hub, contents, public)
+            return replace(found, refused=(*against, *found.refused)) if public else found
+        _refuse_or_warn(against, public)
         _named(hub, token)
         return _settle(hub, contents, public)
 
 
-def check_ready(repo: str, public: bool, kind: str, recipe: Recipe | None = None) -> None:
+def check_ready(repo: str, public: bool, kind: str, recipe: Recipe | None = None, verified: bool = True) -> None:
     """See before long work whether its result can be pushed at all. Nothing is sent.
 
     Args:
         repo: as in `push`.
         public: as in `push`.
         kind: adapter or merged.
-        recipe: of a run whose adapter is to be pushed.
+        recipe: of the run, if it is known.
+        verified: whether the merge is to be.
 
     Raises:
         RunError: it would be refused.
@@ -126,8 +129,9 @@ def check_ready(repo: str, public: bool, kind: str, recipe: Recipe | None = None
     """
     from huggingface_hub import get_token
 
-    if recipe is not None and (problems := check_base(recipe, ())):
+    if kind == "adapter" and recipe is not None and (problems := check_base(recipe, ())):
         raise RunError(problems)
+    _refuse_or_warn(against_public(repo, recipe, verified), public)
     token = get_token()
     hub = Hub(repo, token)
     with connected():
@@ -135,6 +139,13 @@ def check_ready(repo: str, public: bool, kind: str, recipe: Recipe | None = None
         hub.check_writes()
         if remote := hub.look():
             _check_fits(hub, remote, public, kind)
+
+
+def _refuse_or_warn(against: Sequence[Problem], public: bool) -> None:
+    if against and public:
+        raise RunError(against)
+    for problem in against:
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def _named(hub: Hub, token: str | None) -> None:

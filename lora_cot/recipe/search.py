@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from lora_cot.errors import nearest
 from lora_cot.recipe.sections import Section
 
 ScorerName = Literal["logprob", "self_judge", "reward"]
 OWN_SCORER = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 """A scorer that an installed package brings: package.module:function."""
+
+
+UNBOUNDED: dict[str, None] = {"max_search_tokens": None, "deadline_seconds": None}
+"""Keys of a search that nothing bounds but its stages, for answers that must not depend on time."""
 
 
 class StageSearch(Section):
@@ -76,8 +82,8 @@ class SearchSection(Section):
     """Tokens of all candidates of a question together."""
     deadline_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     """For all the questions that are answered together."""
-    scorer: ScorerName | Annotated[str, Field(pattern=OWN_SCORER)] = "logprob"
-    """Or package.module:function, of an installed package that declares it: see `search/scorers.py`."""
+    scorer: str = "logprob"
+    """One of `ScorerName`; or package.module:function, of an installed package that declares it: see `search/scorers.py`."""
     judge_adapter: bool = True
     """Whether the judge is the fine-tuned model (on) or its base (off)."""
     faithful: bool = False
@@ -86,6 +92,14 @@ class SearchSection(Section):
     """Of the scorer reward: where it is."""
     swires: SwiresSection = SwiresSection()
     stages: dict[str, StageSearch] = Field({})
+
+    @field_validator("scorer")
+    @classmethod
+    def _scorer_is_named(cls, value: str) -> str:
+        names = get_args(ScorerName)
+        if value not in names and not re.fullmatch(OWN_SCORER, value):
+            raise ValueError(f"no scorer '{value}': {nearest(value, names)}, or package.module:function")
+        return value
 
     @property
     def most_candidates(self) -> int:

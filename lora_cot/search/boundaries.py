@@ -6,7 +6,8 @@ boundary; only those of the best standing compete:
 - 0: it reached it, with a text. Of a whole text: it has ended and has an answer.
 - 1: it can be used, but has a fault. Of a stage: closed, but empty or never opened. Of a whole text: an answer, but cut.
 - 2: it missed it: cut at its budget, or ended by the model, but there is a text.
-- 3: nothing was written, or the engine gave nothing.
+- 3: the engine failed in the middle of it.
+- 4: nothing was written.
 
 The tags of other stages inside a stage are quoted text, as they are for the parser: a stage that is closed by another
 one's tag, or that a later stage is opened in, is not closed, and runs to its own tag or its budget.
@@ -162,8 +163,10 @@ def standing(boundary: Boundary, cot_format: CotFormat, path: Path) -> int:
         return 0
     if boundary.kind == "stage" and reached:
         found = path.parsed.get(boundary.stage.name)
-        if found is not None and found.text and (found.closed or not boundary.stop):
+        if found is not None and found.text:
             return 0
         if boundary.stop:
             return 1
-    return 2 if written else 3
+    if not written:
+        return 4
+    return 3 if path.last.ended == "failed" else 2

@@ -127,14 +127,14 @@ class Question:
         """A path that has ended, as a candidate among those that go on."""
         return self._grown(path, boundary, replace(path.last, text="", tokens=0, logprob=0.0, seconds=0.0))
 
-    def select(self, boundary: Boundary, drawn: Sequence[Path], keep: int | None = None) -> Steps[list[Path]]:
+    def select(self, boundary: Boundary, drawn: Sequence[Path]) -> Steps[list[Path]]:
         """The best of the paths, best first: of those of the best standing, as the scorer ranks them."""
         standings = [standing(boundary, self.cot_format, path) for path in drawn]
         field = [place for place, found in enumerate(standings) if found == min(standings)]
         contest = self.contest(boundary, [drawn[place] for place in field])
         verdict = yield from self.judge(contest)
         ranked = [field[place] for place in ranking(contest, verdict)]
-        kept = ranked[: keep or (1 if self.alone else boundary.keep)]
+        kept = ranked[: 1 if self.alone else boundary.keep]
         self.record(boundary, drawn, kept, field, verdict)
         if len(kept) == 1:
             self.log.settle(drawn[kept[0]].numbers)

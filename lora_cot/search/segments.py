@@ -75,9 +75,8 @@ def why(question: Question, boundary: Boundary, path: Path) -> str:
         return question.budget.no_tokens
     if boundary.kind == "stage" and boundary.stop:
         return "complete" if last.ended == "stop" else f"no candidate closed {boundary.stage.name}"
-    if last.ended == "length":
-        return f"no end after {path.tokens} tokens"
-    return "complete"
+    is_over = last.ended == "end" or is_whole(question.cot_format, path)
+    return "complete" if is_over else f"no end after {path.tokens} tokens"
 
 
 def is_cut(boundary: Boundary, path: Path) -> bool:

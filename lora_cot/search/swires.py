@@ -54,6 +54,8 @@ class _Scored:
     unit: str
     usable: bool
     """It can be gone on from."""
+    is_cut: bool
+    """It ended for want of the question's tokens."""
 
 
 def swires(question: Question) -> Steps[Outcome]:
@@ -89,6 +91,8 @@ def _retrace(question: Question, before: Path) -> Steps[tuple[list[_Scored], _Sc
             pool = _ranked([*pool, *found])
         elif found:
             stuck = found[0]
+        if found and found[0].is_cut:  # what is left is for the conclusion
+            question.alone = True
         if not found or question.alone or question.budget.is_late or _is_accepted(question, pool, keep):
             break
     return pool, stuck
@@ -100,18 +104,18 @@ def _without_reasoning(question: Question, before: Path, stuck: _Scored | None) 
     if stuck is not None:
         path = stuck.path
         left = left[left.index(stuck.stage) + stuck.usable :]
-        boundary = stage(question.cot_format, question.config, stuck.stage)
-        if not stuck.usable and not is_cut(boundary, path):
-            return ended(question, path, why(question, boundary, path))
-    question.alone = True
+        if not stuck.usable and not stuck.is_cut:
+            return ended(question, path, why(question, stage(question.cot_format, question.config, stuck.stage), path))
     return (yield from search(question, [_single(question, one) for one in left], path))
 
 
-def _round(question: Question, paths: Sequence[Path], one: Stage, number: int) -> Steps[list[_Scored]]:
-    """Candidates of one stage, best first, each with its own score."""
+def _round(
+    question: Question, paths: Sequence[Path], one: Stage, number: int, count: int | None = None
+) -> Steps[list[_Scored]]:
+    """Candidates of one stage, so many or as many as the settings say, best first, each with its own score."""
     boundary = stage(question.cot_format, question.config, one)
     boundary = replace(boundary, step=f"{one.name}.{number}")
-    drawn = yield from question.draw(paths, boundary)
+    drawn = yield from question.draw(paths, boundary, count)
     if not drawn:
         return []
     standings = [standing(boundary, question.cot_format, path) for path in drawn]
@@ -119,10 +123,10 @@ def _round(question: Question, paths: Sequence[Path], one: Stage, number: int) -
     verdict = yield from _scores(question, boundary, [drawn[place] for place in field])
     usable = min(standings) <= 1
     question.record(boundary, drawn, field if usable else [], field, verdict)
-    scored = [
-        _Scored(replace(path, used=0) if usable else path, one, score, verdict.scored_by, usable)
-        for path, score in zip((drawn[place] for place in field), verdict.scores, strict=True)
-    ]
+    scored = []
+    for path, score in zip((drawn[place] for place in field), verdict.scores, strict=True):
+        rested = replace(path, used=0) if usable else path
+        scored.append(_Scored(rested, one, score, verdict.scored_by, usable, not usable and is_cut(boundary, path)))
     return _ranked(scored)
 
 
@@ -217,7 +221,7 @@ def calibrate(
         before = yield from search(question, [_single(question, one) for one in cot_format.stages[:-2]])
         if before.stopped != "complete":
             return []
-        return (yield from _round(question, [before.path], cot_format.stages[-2], 0))
+        return (yield from _round(question, [before.path], cot_format.stages[-2], 0, 1))
 
     unit = "logprob" if judge is logprob else "reward"
     scored = [found[0] for found in drive([score(sample) for sample in samples]) if found]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lora_cot.formats.answers import ballot
 from lora_cot.search.boundaries import Boundary, Path, whole
@@ -42,9 +43,10 @@ def adaptive(question: Question) -> Steps[Outcome]:
     while len(drawn) < boundary.count:
         more = yield from question.draw([root], boundary, min(ROUND, boundary.count - len(drawn)), len(drawn))
         drawn += more
-        if not more or is_safe(Counter(filter(None, _votes(question, boundary, drawn))), question.config.confidence):
+        if not more or is_safe(Counter(filter(None, _votes(question, drawn))), question.config.confidence):
             break
-    return (yield from _elect(question, boundary, drawn or [root]))
+    found = yield from _elect(question, boundary, drawn or [root])
+    return replace(found, stopped=question.budget.spent) if not more and found.stopped == "complete" else found
 
 
 def is_safe(votes: Mapping[str, int], confidence: float) -> bool:
@@ -63,7 +65,7 @@ def lead(first: int, second: int) -> float:
     return sum(math.comb(draws, count) for count in range(first + 1)) / 2**draws
 
 
-def _votes(question: Question, boundary: Boundary, drawn: Sequence[Path]) -> list[str | None]:
+def _votes(question: Question, drawn: Sequence[Path]) -> list[str | None]:
     """What each of the texts votes for; None: it has no vote."""
     votes = []
     for path in drawn:
@@ -76,7 +78,7 @@ def _votes(question: Question, boundary: Boundary, drawn: Sequence[Path]) -> lis
 def _elect(question: Question, boundary: Boundary, drawn: Sequence[Path]) -> Steps[Outcome]:
     if not drawn[0].candidates:  # the budget was spent before anything was drawn
         return ended(question, drawn[0], question.budget.spent)
-    votes = _votes(question, boundary, drawn)
+    votes = _votes(question, drawn)
     voters = [place for place, vote in enumerate(votes) if vote]
     if not voters:
         (best,) = yield from settle(question, boundary, drawn)

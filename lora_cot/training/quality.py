@@ -11,6 +11,7 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import same
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.search import UNBOUNDED
 from lora_cot.search.strategies import answer
 from lora_cot.search.trace import Completion
 from lora_cot.types import Sample
@@ -49,7 +50,7 @@ def answer_freely(
     backbone.model.eval()
     try:
         engine = LocalEngine(backbone, cot_format, recipe.data.max_pixels)
-        config = recipe.search.model_copy(update={"strategy": "greedy"})
+        config = recipe.search.model_copy(update={"strategy": "greedy", **UNBOUNDED})
         size = recipe.evaluation.batch_size
         completions: list[Completion] = []
         with whole(backbone.model):

@@ -4,7 +4,7 @@ import pytest
 
 from lora_cot.annotation.prompts import messages, verdict_messages, version
 from lora_cot.annotation.verdicts import REASONS, Aside, disagreement, read_verdict, stages_of
-from lora_cot.engines.chat import Reply
+from lora_cot.engines.completions import Reply
 from lora_cot.formats import FORMATS
 from lora_cot.types import Exchange, Sample
 from tests.published import png

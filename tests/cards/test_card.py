@@ -5,9 +5,9 @@ import re
 import pytest
 import yaml
 
-from lora_cot.cards.card import add_evaluation, write_adapter_card
+from lora_cot.cards.card import add_evaluation, write_adapter_card, write_merged_card
 from lora_cot.cards.facts import Facts, hub_data, shown
-from lora_cot.cards.licences import licence_of, name_problem
+from lora_cot.cards.licences import Licence, licence_of, linked, name_problem
 from lora_cot.cards.markdown import text
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.data.sources import load_counted
@@ -24,6 +24,9 @@ PASS = {
     "parts": [{"trained": 1200}],
     "history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}],
 }
+REPORT = {"family": "llava", "onto": "full", "dtype": "float32", "verified": True, "probes": 0, "with_images": 0,
+          "probes_from": None, "changed_tensors": 4, "changed_values": 100,
+          "adapter_vs_merged": None, "base_vs_merged": None, "trained_vs_merged": None}  # fmt: skip
 DATA = {"sha256": "ab" * 32, "used": {"train": [7], "eval": []}, "hub": ["owner/data"]}
 FACTS = Facts("llava", DATA, [PASS], "a GPU", 3.25)
 EVIL = 'x"]: [*a*](javascript:alert(1)) <script>alert(1)</script> | `code` \n---\nlicense: mit\n# big ``` ~~~ {{ y }}'
@@ -149,6 +152,51 @@ def test_the_licence_goes_along(tmp_path):
     front, body = card(tmp_path / "adapter", model={"base": base})
     assert (tmp_path / "adapter" / "LICENSE.txt").read_text() == "terms" and (tmp_path / "adapter" / "NOTICE").is_file()
     assert front["license"] == "llama3.2" and "**Built with Llama.**" in body and str(tmp_path) not in body
+
+
+def test_the_licence_link_leads_somewhere(tmp_path, monkeypatch):
+    """To the file beside the card, where there is one; else to the base's page on the hub; of neither, to nothing."""
+    monkeypatch.setattr("lora_cot.cards.card.licence_of", lambda *_: Licence("other", "own", "LICENSE.txt"))
+    facts = Facts("llava", FACTS.data, FACTS.passes, "a GPU", 1.0)
+    front, body = card(tmp_path, facts, model={"base": "somebody/else", "revision": "v1"})
+    url = "https://huggingface.co/somebody/else/blob/v1/LICENSE.txt"
+    assert front["license_link"] == url and "somebody/else/blob/v1/LICENSE.txt" in body.partition("Its licence is own")[2]
+    front, _ = card(tmp_path, facts, model={"base": "somebody/else"})
+    assert front["license_link"] == url.replace("v1", "main")
+    front, body = card(tmp_path, facts, model={"base": "/models/else"})
+    assert "license_link" not in front and "LICENSE" not in body
+    (tmp_path / "LICENSE.txt").write_text("terms")
+    front, body = card(tmp_path, facts, model={"base": "somebody/else"})
+    assert front["license_link"] == "LICENSE.txt" and "(LICENSE.txt)" in body
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "LICENSE").write_text("not pushed")
+    for link, wanted in (
+        ("https://x.y/L", "https://x.y/L"),
+        ("docs/LICENSE", url.replace("v1/LICENSE.txt", "main/docs/LICENSE")),
+    ):
+        assert linked(Licence("other", "own", link), "somebody/else", None, tmp_path).link == wanted
+
+
+def test_the_licence_goes_along_with_a_split_model(tmp_path):
+    """Beside the card at the top, where its link leads."""
+    (tmp_path / "base").mkdir()
+    base = base_with(tmp_path / "base", LICENSE_txt="terms", README_md="---\nlicense: other\nlicense_link: LICENSE.txt\n---\n")
+    recipe = Recipe.model_validate({"name": "two", "model": {"base": base}, "format": {"name": "two_stage"}})
+    reports = [{**REPORT, "folder": name} for name in ("rationale", "answer")]
+    write_merged_card(tmp_path, recipe, None, reports)
+    assert (tmp_path / "LICENSE.txt").read_text() == "terms"
+    assert "license_link: LICENSE.txt\n" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("verified", "told"), [((True, True), False), ((True, False), True), ((False, False), True)])
+def test_an_unproven_merge_says_so_first(tmp_path, verified, told):
+    """In the first lines, also if only one pass is; not somewhere below."""
+    recipe = Recipe.model_validate({"name": "two", "model": {"base": "a/b"}, "format": {"name": "two_stage"}})
+    names = ("rationale", "answer")
+    reports = [{**REPORT, "folder": name, "verified": one} for name, one in zip(names, verified, strict=True)]
+    write_merged_card(tmp_path, recipe, None, reports)
+    first = (tmp_path / "README.md").read_text().partition("# two\n\n")[2].split("\n\n")[0]
+    assert first.startswith("**Not verified:**") is told
 
 
 def test_data_sets_of_the_hub_are_told_from_files(tmp_path, monkeypatch):

@@ -94,8 +94,8 @@ def test_servers_are_shown_where_there_are_any(made, tmp_path):
     )
     both = blocks(made("llava", "two_stage") / "merged", "sh")[1].splitlines()
     assert [line.split()[2] for line in both] == ["./rationale", "./answer"] and "8001" in both[1]
-    first, second = blocks(made("llava", "four_stage") / "adapter", "sh")[1].splitlines()
-    assert first.startswith("lora-cot merge . --output ../run-merged") and "vllm serve ../run-merged" in second
+    _, first, second = blocks(made("llava", "four_stage") / "adapter", "sh")[1].splitlines()
+    assert first == "lora-cot merge . --output ../run-merged --onto full --no-verify" and "vllm serve ../run-merged" in second
     text = (made("mllama", "four_stage") / "merged" / "README.md").read_text()
     assert "sglang.launch_server --model-path ." in text and "vLLM no (until 0.10.2)" in text
     text = (made("t5_vision", "two_stage") / "merged" / "README.md").read_text()

@@ -1,13 +1,16 @@
 """The client of model servers against a real socket: what is tried again, what is not, and what no text may hold."""
 
 import json
+import re
 import socket
 import time
+from contextlib import nullcontext
 from email.utils import formatdate
 
 import pytest
 
 from lora_cot.engines.chat import KEY_VARIABLE, ChatServer, Patience, base_url, read_key, retry_after
+from lora_cot.engines.retries import Circuit, Retries
 from lora_cot.errors import AccessError, EngineError, RejectedError
 from tests.scripted_server import KEY, Fault, completion, serve
 
@@ -186,6 +189,88 @@ def test_models(ask):
         server.models = Fault(401)
         with pytest.raises(AccessError):
             client.models()
+
+
+def test_a_deadline_bounds_the_answer_and_the_waits():
+    """Neither a slow answer nor a wait before the next try goes beyond it, and the server is not blamed for either."""
+    patient = Patience(timeout_seconds=30, tries=9, first_wait_seconds=30)
+    for fault in (Fault(seconds=1), Fault(500)):
+        with serve([fault]) as server:
+            retries = Retries(Circuit(most=1))
+            begin = time.monotonic()
+            with pytest.raises(EngineError, match="no answer after 1 try"):
+                ChatServer(server.url, None, patient).ask(BODY, begin + 0.2, retries)
+            assert time.monotonic() - begin < 0.8 and not retries.circuit.is_open
+
+
+def test_tries_are_shared():
+    """By all requests of one search, as a count and as seconds with the waits in them; another search has its own."""
+    for count, seconds, asked in ((2, 60, 1 + 2), (99, 0.0, 1)):
+        with serve([Fault(500)]) as server:
+            client, circuit = ChatServer(server.url, None, QUICK), Circuit(most=99)
+            retries = Retries(circuit, count, seconds)
+            for _ in range(2):
+                with pytest.raises(EngineError):
+                    client.ask(BODY, retries=retries)
+            assert len(server.requests) == asked + 1
+            with pytest.raises(EngineError, match="after 3 tries"):
+                client.ask(BODY, retries=Retries(circuit))
+
+
+def test_a_circuit_opens_and_closes(monkeypatch):
+    """After so many in a row, for so long; an answer between, a refusal too, begins the count anew."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    circuit = Circuit(most=2, rest_seconds=5)
+    told = [(False, False), (True, False), (False, False), (False, True)]
+    for answered, opens in told:
+        circuit.tell(answered)
+        assert circuit.is_open is opens
+    now[0] += 5
+    assert not circuit.is_open
+    circuit.tell(False)
+    assert circuit.is_open
+    now[0] += 5
+    circuit.tell(True)
+    circuit.tell(False)
+    assert not circuit.is_open
+
+
+def test_an_answer_begins_the_count_anew():
+    """Requests that fail now and then open nothing."""
+    with serve([Fault(500), "yes", Fault(500), Fault(500)]) as server:
+        client, retries = ChatServer(server.url, None, Patience(tries=1)), Retries(Circuit(most=2))
+        opens = []
+        for fails in (True, False, True, True):
+            with pytest.raises(EngineError) if fails else nullcontext():
+                client.ask(BODY, retries=retries)
+            opens.append(retries.circuit.is_open)
+        assert opens == [False, False, False, True]
+
+
+def test_a_refusal_is_an_answer():
+    """The server lives."""
+    with serve([Fault(400)]) as server:
+        retries = Retries(Circuit(most=1))
+        with pytest.raises(RejectedError):
+            ChatServer(server.url, None, QUICK).ask(BODY, retries=retries)
+        assert not retries.circuit.is_open
+        server.answer = lambda *_: Fault(500)
+        with pytest.raises(EngineError, match="no answer"):
+            ChatServer(server.url, None, Patience(tries=1)).ask(BODY, retries=retries)
+        with pytest.raises(EngineError, match="1 requests in a row got no answer"):
+            ChatServer(server.url, None, QUICK).ask(BODY, retries=retries)
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "image", ["data:image/png;base64,iVBORw0KGgo", "A" * 100, "x data:image/jpeg;base64," + "/9j4+AQ=" * 20]
+)
+def test_an_image_that_is_told_back_is_left_out(ask, image):
+    """Servers repeat what they refuse."""
+    error, _ = ask(Fault(400, {"error": {"message": f"bad url {image} of yours"}}))
+    assert "bad url" in str(error) and "…" in str(error) and "of yours" in str(error)
+    assert not re.search("iVBOR|AAAA|9j4", str(error))
 
 
 def test_a_closed_client_waits_no_longer():

@@ -1,10 +1,13 @@
 """The local engine: what it caches is what a full forward would compute, whatever else is in the batch."""
 
+import random
+
 import pytest
 import torch
 
 from lora_cot.data.collate import batch, encode
 from lora_cot.engines import batch as batch_of_rows
+from lora_cot.engines import sampling
 from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.sampling import draw
 from lora_cot.errors import SearchError
@@ -116,16 +119,29 @@ def test_the_end_token_ends_any_text(engine, monkeypatch):
         assert (found.text, found.tokens, found.ended) == ("", 1, "end")
 
 
-def test_top_p_and_temperature_choose_among_the_likeliest():
-    """A small top_p leaves the likeliest token; draws follow the probabilities."""
-    import random
+@pytest.mark.parametrize("tries", [0, 1, sampling.TRIES], ids=["sorted", "both", "drawn"])
+@pytest.mark.parametrize("top_p", [1.0, 0.7, 0.35])
+def test_draws_follow_the_probabilities_within_top_p(monkeypatch, tries, top_p):
+    """Drawn until within or sorted first, it is the same distribution; a token that crosses top_p is within."""
+    monkeypatch.setattr(sampling, "TRIES", tries)
+    logits = torch.tensor([[0.0, 1.0, 2.0, 0.5, -9.0]]).repeat(8000, 1)
+    tokens, logprobs = draw(logits, [Sampling(2.0, top_p)] * 8000, [random.Random(i) for i in range(8000)])
+    expected = (logits[0] / 2).softmax(-1)
+    within = {1.0: [0, 1, 2, 3, 4], 0.7: [2, 1, 3], 0.35: [2]}[top_p]
+    expected = torch.tensor([float(expected[token]) * (token in within) for token in range(5)])
+    shares = torch.bincount(torch.tensor(tokens), minlength=5) / 8000
+    torch.testing.assert_close(shares, expected / expected.sum(), atol=0.02, rtol=0)
+    assert logprobs[:20] == pytest.approx([float(logits[0].log_softmax(-1)[token]) for token in tokens[:20]])
 
-    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
-    draws = [random.Random(i) for i in range(4000)]
-    assert set(draw(logits, [Sampling(1.0, 0.3)] * 4000, draws)[0]) == {2}
-    tokens = torch.tensor(draw(logits, [Sampling(1.0, 1.0)] * 4000, draws)[0])
-    shares = torch.bincount(tokens, minlength=3) / 4000
-    torch.testing.assert_close(shares, torch.tensor([0.0, 1.0, 2.0]).softmax(-1), atol=0.03, rtol=0)
+
+def test_a_row_draws_its_own_tokens_in_any_batch():
+    """Greedy rows, cold and narrow ones beside it ask nothing of its seed, however often they are drawn again."""
+    torch.manual_seed(0)
+    logits, how = torch.randn(6, 300) * 3, [Sampling(0.6, 0.9), Sampling(), Sampling(1.0, 0.05), Sampling(1.5)] * 2
+    rows = range(6)
+    together = draw(logits, how[:6], [random.Random(f"r{row}") for row in rows])[0]
+    alone = [draw(logits[row : row + 1], [how[row]], [random.Random(f"r{row}")])[0][0] for row in rows]
+    assert together == alone and together[1] == int(logits[1].argmax())
 
 
 def test_verdicts_are_read_from_logits(engine):

@@ -92,7 +92,7 @@ def test_shapes_compare_short_answers(gold, as_right, as_wrong):
     assert not right(SHAPES, as_wrong, sample)
 
 
-ANY_BACKBONE = SimpleNamespace(family=SimpleNamespace(most_images=None))
+ANY_FAMILY = SimpleNamespace(most_images=None)
 
 
 @pytest.fixture
@@ -102,7 +102,11 @@ def evaluate(monkeypatch):
 
     def evaluated(recipe=None, **keys):
         recipe = Recipe(name="x", model=ModelSection(base="x"), **(recipe or {}))
-        monkeypatch.setattr(run, "open_model", lambda *_: SimpleNamespace(recipe=recipe, said="", backbone=ANY_BACKBONE))
+        monkeypatch.setattr(
+            run,
+            "open_model",
+            lambda *_: SimpleNamespace(recipe=recipe, said="", family=ANY_FAMILY),
+        )
         monkeypatch.setattr(run, "_answer_all", answers)
         return run.evaluate("a model", **keys)
 

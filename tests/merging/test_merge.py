@@ -1,6 +1,7 @@
 """A merged model is the adapter's model, and nothing is written unless that was measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lora_cot.errors import MergeError, RunError
-from lora_cot.merging import merge as merging
+from lora_cot.merging import measure
 from lora_cot.merging.merge import merge
 from lora_cot.training.run import train
 
@@ -97,7 +98,7 @@ def test_an_adapter_that_changes_nothing_is_refused(run, tmp_path):
 def test_a_merge_that_went_wrong_is_refused(run, tmp_path, monkeypatch):
     """Were the merged weights not the adapter's model, no folder would appear."""
     adapter = copy_adapter(run, tmp_path, lambda name, tensor: tensor)
-    load = merging.load_backbone
+    load = measure.load_backbone
 
     def spoiled(model, quantization=None):
         backbone = load(model, quantization)
@@ -106,13 +107,31 @@ def test_a_merge_that_went_wrong_is_refused(run, tmp_path, monkeypatch):
                 backbone.model.lm_head.weight.mul_(-1)
         return backbone
 
-    monkeypatch.setattr(merging, "load_backbone", spoiled)
+    monkeypatch.setattr(measure, "load_backbone", spoiled)
     with pytest.raises(MergeError, match=r"agree on .* of \d+ tokens, and must on 99.9%"):
         merge(adapter, onto="full")
-    assert nothing_written(tmp_path)
+    assert not (tmp_path / "adapter-merged").exists()
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
     """What is no run and no adapter cannot be merged."""
     with pytest.raises(RunError, match="no adapter to merge here"):
         merge(tmp_path)
+
+
+@pytest.mark.parametrize(("here", "wanted"), [(".", "merged"), ("adapter", "adapter-merged")])
+def test_where_one_stands(run, tmp_path, monkeypatch, here, wanted):
+    """`lora-cot merge .` in a run's folder leaves `merged` in it; in an adapter's, a folder beside it."""
+    from typer.testing import CliRunner
+
+    from lora_cot.cli import app
+
+    mine = tmp_path / "run"
+    mine.mkdir()
+    copy_adapter(run, mine, lambda name, tensor: tensor)
+    monkeypatch.chdir(mine / here)
+    done = CliRunner().invoke(app, ["merge", ".", "--onto", "full", "--no-verify", "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert (mine / wanted / "merge_report.json").is_file()
+    assert sorted(path.name for path in mine.iterdir()) == ["adapter", wanted]
+    assert (Path.cwd() / json.loads(done.stdout.splitlines()[-1])["folder"]).resolve() == mine / wanted

@@ -11,9 +11,11 @@ import pytest
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+import lora_cot
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.errors import RunError
 from lora_cot.merging import arithmetic, stream
+from lora_cot.merging import merge as merging
 from lora_cot.merging.merge import merge
 from lora_cot.merging.staging import LOCK, STATE
 from tests.conftest import ROOT
@@ -103,12 +105,15 @@ def test_a_file_that_was_cut_off_is_written_again(adapter, whole, tmp_path, monk
     assert bytes_of(tmp_path / "merged") == whole
 
 
-@pytest.mark.parametrize("kind", ["adapter", "base", "boot"])
+@pytest.mark.parametrize("kind", ["adapter", "base", "boot", "version", "device", "features"])
 def test_of_other_things_it_begins_again(adapter, tmp_path, monkeypatch, capsys, published, kind):
-    """What was finished of another adapter or base, or before the machine stopped, is not kept."""
+    """What was finished of another adapter or base, by another version, or before the machine stopped, is not kept."""
     mine = tmp_path / "adapter"
     shutil.copytree(adapter, mine)
     staging = interrupted(mine, tmp_path / "merged", monkeypatch)
+    changed = {"boot": ('"boot": "', '"boot": "0'), "device": ('"device": "cpu', '"device": "gpu')}
+    changed["version"] = (f'"lora_cot": "{lora_cot.__version__}', '"lora_cot": "0.0.1')
+    changed["features"] = ('"vision_features": null', '"vision_features": "clip"')
     if kind == "adapter":
         path = mine / "adapter_model.safetensors"
         save_file({name: tensor * 2 for name, tensor in load_file(path).items()}, path)
@@ -117,10 +122,46 @@ def test_of_other_things_it_begins_again(adapter, tmp_path, monkeypatch, capsys,
         write_recipe(recipe_of(base), mine)
     else:
         text = (staging / STATE).read_text()
-        (staging / STATE).write_text(text.replace('"boot": "', '"boot": "0'))
+        assert changed[kind][0] in text
+        (staging / STATE).write_text(text.replace(*changed[kind]))
     merge(mine, tmp_path / "merged", verify=False)
     told = capsys.readouterr().err
     assert "the merge begins again" in told and "going on" not in told
+
+
+def two_adapters(published, tmp_path):
+    """Of a split format, each in a folder of its own."""
+    for name in ("rationale", "answer"):
+        make_adapter(published("llava"), tmp_path / "adapter" / name, target_modules=layers_of("llava"))
+    write_recipe(recipe_of(published("llava"), format={"name": "two_stage"}), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("late", ["make_durable", "keep", "write_merged_card"])
+def test_stopped_between_the_proof_and_the_name(published, adapter, tmp_path, monkeypatch, capsys, passes, late):
+    """Nothing is merged again: what was put where the output grows is taken back."""
+    mine = adapter if passes == 1 else two_adapters(published, tmp_path)
+    merge(mine, tmp_path / "whole", verify=False)
+    done = getattr(merging, late)
+
+    def stop(*arguments):
+        done(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, late, stop)
+        with pytest.raises(KeyboardInterrupt):
+            merge(mine, tmp_path / "merged", verify=False)
+    assert not (tmp_path / "merged").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(stream, "_put", None)
+    merge(mine, tmp_path / "merged", verify=False)
+    assert capsys.readouterr().err.count("going on: 3 of 3 files are finished") == passes
+    wanted = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*.s*")}
+    found = {path.relative_to(tmp_path / "merged"): path.read_bytes() for path in (tmp_path / "merged").rglob("*.s*")}
+    assert found == wanted and len(found) >= 3 * passes
+    assert not (tmp_path / ".merged.merging").exists()
 
 
 def test_two_do_not_write_one_folder(adapter, tmp_path):

@@ -122,7 +122,7 @@ def test_train_and_merge_push_what_they_made(hub, recipe, capsys):
     app(["train", str(recipe), "--push", REPO], standalone_mode=False)
     assert f"pushed   {hub.url}/{REPO} (commit " in capsys.readouterr().out
     assert "adapter_model.safetensors" in pushed(hub) and "log.jsonl" not in pushed(hub) and hub.repos[REPO].private
-    app(["merge", "runs/run", "--no-verify", "--push", "somebody/whole", "--public", "--json"], standalone_mode=False)
+    app(["merge", "runs/run", "--push", "somebody/whole", "--public", "--json"], standalone_mode=False)
     report = json.loads(capsys.readouterr().out)
     assert report["push"]["kind"] == "merged" and report["push"]["new_commit"]
     assert {"model.safetensors", "config.json", "recipe.yaml", "merge_report.json"} <= set(pushed(hub, "somebody/whole"))
@@ -130,7 +130,7 @@ def test_train_and_merge_push_what_they_made(hub, recipe, capsys):
     app(["merge", REPO, "--no-verify"], standalone_mode=False)
 
 
-def test_what_could_not_be_pushed_is_refused_before_the_work(hub, recipe, make_base, monkeypatch):
+def test_what_could_not_be_pushed_is_refused_before_the_work(hub, recipe, make_base, adapter, monkeypatch):
     """No hours of training for a push that fails: a base on this machine, no token, a repository that is open."""
     hub.put("somebody/open", {"a": b""}, private=False)
     with pytest.raises(RunError, match="the repository is public"):
@@ -140,5 +140,5 @@ def test_what_could_not_be_pushed_is_refused_before_the_work(hub, recipe, make_b
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/none")
     with pytest.raises(AccessError, match="there is no token"):
-        app(["merge", "runs/run", "--push", REPO], standalone_mode=False)
-    assert not (recipe.parent / "runs").exists()
+        app(["merge", str(adapter), "--push", REPO], standalone_mode=False)
+    assert not (recipe.parent / "runs").exists() and not (recipe.parent / "adapter-merged").exists()

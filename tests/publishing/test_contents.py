@@ -134,6 +134,34 @@ def test_paths_of_this_machine_are_not_told(adapter):
     assert "data.train.1.path" not in notes and (adapter / "recipe.yaml").read_text().count("/data/acme")
 
 
+def test_what_the_recipe_hides_is_in_no_other_text(adapter):
+    """Its paths, and any absolute one, are shortened in every text that goes along, notes in JSON files among them."""
+    rewrite_recipe(adapter, data={"train": [{"source": "jsonl", "path": "client/acme.jsonl", "image_root": "/data/acme"}]})
+    told = "rows of client/acme.jsonl in /data/acme, made in /scratch/bob/runs/1 and C:\\Users\\bob\\x"
+    for name in ("README.md", "LICENSE", "NOTICE.txt", "USE_POLICY.md"):
+        (adapter / name).write_text(f"Words.\n{told}\n")
+    (adapter / "card.json").write_text(json.dumps({"device": told, "hub": ["org/data"]}))
+    contents = gather(adapter)
+    wanted = "rows of acme.jsonl in acme, made in 1 and x"
+    for name in ("README.md", "LICENSE", "NOTICE.txt", "USE_POLICY.md"):
+        assert text(contents, name) == f"Words.\n{wanted}\n"
+    assert json.loads(text(contents, "card.json")) == {"device": wanted, "hub": ["org/data"]}
+    notes = "\n".join(contents.notes)
+    assert all(name in notes for name in ("README.md", "LICENSE", "NOTICE.txt", "card.json"))
+
+
+def test_a_path_inside_what_the_model_is_run_with_is_refused(adapter):
+    """To change a prompt would change the model; file and line are named."""
+    stages = [{"name": "A", "cue": "Look in client/rows.jsonl:"}, {"name": "B", "cue": "B:", "is_answer": True}]
+    data = {"train": [{"source": "jsonl", "path": "client/rows.jsonl"}]}
+    rewrite_recipe(adapter, format={"name": "own", "stages": stages}, data=data)
+    with (adapter / "chat_template.jinja").open("a") as file:
+        file.write("{# from /scratch/bob/template #}")
+    lines = refusal(adapter)
+    assert len(lines) == 2 and all("a path of this machine stands here · take it out" in line for line in lines)
+    assert "chat_template.jinja line " in lines[0] and "recipe.yaml line " in lines[1] and "client" not in "".join(lines)
+
+
 def test_what_needs_no_change_is_pushed_as_it_lies(adapter):
     """Byte for byte, by its path."""
     assert all(file.content == adapter / file.name for file in gather(adapter).files)
@@ -169,16 +197,20 @@ def test_the_base_must_be_there_for_others(adapter, base, ok, tmp_path, monkeypa
     rewrite_recipe(adapter, model={"base": base})
     config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
+    Path("mini/llava").mkdir(parents=True)  # a miniature comes before a folder of its name
     if ok:
-        return gather(adapter)
+        assert f"base: {base}\n" in text(gather(adapter), "recipe.yaml")
+        return
     (line,) = refusal(adapter)
     assert line.endswith("'mine' is on this machine only · push the merged model instead, or train on a base of the hub")
 
 
 def test_a_merged_model_of_a_local_base_is_pushed(merged):
     """It is opened without; the recipe keeps the base's name alone."""
-    rewrite_recipe(merged, model={"base": "/models/acme/mine"})
+    rewrite_recipe(merged, model={"base": "models/acme/mine"})
+    (merged / "README.md").write_text("On models/acme/mine.")
     contents = gather(merged)
+    assert text(contents, "README.md") == "On mine."
     assert "base: mine\n" in text(contents, "recipe.yaml") and any("model.base" in note for note in contents.notes)
 
 

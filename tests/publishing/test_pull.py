@@ -1,23 +1,31 @@
 """MODEL may be a hub id: what was pushed opens as it did here, at any commit, and from the cache without a network."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 
+from lora_cot.backbones.loading import load_backbone
+from lora_cot.cards.card import write_adapter_card
+from lora_cot.cards.facts import Facts
 from lora_cot.checkpoints.fingerprints import base_print
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.checkpoints.opening import find_adapter, open_model
 from lora_cot.checkpoints.pulling import hub_id, pull
-from lora_cot.errors import BackboneError, RunError
+from lora_cot.cli import app
+from lora_cot.errors import AccessError, BackboneError, DataError, HubError, RunError
 from lora_cot.evaluation.run import evaluate
 from lora_cot.merging.merge import merge
 from lora_cot.publishing.push import push
 from lora_cot.recipe import Recipe
-from tests.publishing.conftest import BASE
+from lora_cot.recipe.schema import ModelSection
+from tests.publishing.conftest import BASE, SHORT
 
 REPO = "somebody/mine"
 
@@ -166,11 +174,57 @@ def test_merging_by_its_id(hub, adapter, tmp_path, monkeypatch):
     assert torch.allclose(logits("mine-merged"), logits(str(adapter)), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mini/llava", "./a/b", "/a/b", "a", "a/b/c", "a/b@", "somebody/mi ne", "a--b/c", ""])
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def without_data(hub, adapter):
+    """An adapter in a repository, its card written by us; the data that it was trained on are not there."""
+    one = {"name": "four_stage", "steps": 1, "seconds": 1.0, "evaluations": [], "parts": [{"trained": 1}], "history": []}
+    data = {"train": [{"source": "jsonl", "path": "/home/me/private/rows.jsonl"}]}
+    values = {"name": "made", "model": {"base": BASE, "dtype": "float32"}, "data": data, **SHORT}
+    write_recipe(Recipe.model_validate(values), adapter)
+    write_adapter_card(adapter, Facts("llava", {"sha256": "0", "used": {}}, [one], "a GPU", 1.0))
+    push(adapter, REPO)
+    shutil.rmtree(adapter)
+
+
+def test_every_snippet_of_a_pulled_card_works(without_data, hub, tmp_path, monkeypatch, capsys):
+    """In another folder, from the repository alone: asked in Python and as typed, and merged for a server."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(REPO, local_dir=tmp_path / "elsewhere"))
+    monkeypatch.chdir(folder)
+    Image.new("RGB", (56, 56), "red").save("picture.png")
+    card = (folder / "README.md").read_text()
+    exec(compile(blocks(card, "python")[0], "snippet", "exec"), {"__name__": "snippet"})
+    asked, (_, merged, served) = blocks(card, "sh")[0], blocks(card, "sh")[1].splitlines()
+    for line in (asked, merged):
+        app(shlex.split(line)[1:], standalone_mode=False)
+    assert "answer: " in capsys.readouterr().out
+    place = Path(shlex.split(served)[2])
+    assert place.resolve().parent == tmp_path and torch.allclose(logits(str(place)), logits("."), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [REPO, "."])
+def test_a_proof_needs_the_data(without_data, hub, tmp_path, monkeypatch, name):
+    """Which are not in a repository: said with what to do instead."""
+    from huggingface_hub import snapshot_download
+
+    monkeypatch.chdir(snapshot_download(REPO, local_dir=tmp_path / "elsewhere"))
+    with pytest.raises(
+        DataError, match=r"rows.jsonl(.|\n)*verified on the data of the training.* · .* --onto full --no-verify"
+    ):
+        merge(name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["mini/llava", "./a/b", "/a/b", "a", "a/b/c", "somebody/mi ne", "a--b/c", ""])
 def test_what_is_no_hub_id_is_not_looked_for(hub, name):
     """Or finds nothing there."""
     assert pull(name) is None
-    assert all(name.rstrip("@") in path for _, path in hub.requests)
+    assert all(name in path for _, path in hub.requests)
 
 
 def test_a_folder_comes_before_the_hub(hub, adapter, tmp_path, monkeypatch):
@@ -181,11 +235,63 @@ def test_a_folder_comes_before_the_hub(hub, adapter, tmp_path, monkeypatch):
     assert find_adapter("somebody/mine@1") == Path("somebody/mine@1") and hub.requests == []
 
 
-def test_no_access(hub, adapter):
-    """A gated one says so; one that is not there is told as any wrong name."""
+def test_no_access(hub, adapter, monkeypatch, tmp_path):
+    """A gated one says so; one that is not there, or not for this user, is both; a token that is wrong is none of them."""
     push(adapter, REPO)
     hub.repos[REPO].gated = True
-    with pytest.raises(RunError, match="access to this repository is not granted"):
+    with pytest.raises(AccessError, match="access to this repository is not granted"):
         open_model(REPO)
-    with pytest.raises(RunError, match="no adapter to merge here · name a run, an adapter folder or a hub id"):
+    missing = "somebody/none · no such folder, and no such repository on the hub, or a private one that {} "
+    missing += "· check the name; for a private one "
+    with pytest.raises(RunError, match=missing.format("this token may not read") + "take a token that may read it"):
         merge("somebody/none")
+    with pytest.raises(RunError, match="no such repository on the hub"):
+        merge("somebody/none@")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrongwrongwrong0000")
+    with pytest.raises(AccessError, match="the hub does not take this token · run `hf auth login`"):
+        open_model(BASE)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    hub.repos[REPO].gated = False
+    with pytest.raises(RunError, match=missing.replace("none", "mine").format("wants a token") + "run `hf auth login`"):
+        open_model(REPO)
+
+
+def test_a_hub_that_is_down_is_no_missing_model(hub, adapter):
+    """It is told as what it is, with exit code 1; what is in the cache opens all the same."""
+    for status, remedy in ((500, "try again later"), (429, "try again later"), (400, "check the name")):
+        hub.fault = lambda method, path, number, status=status: status
+        with pytest.raises(HubError, match=f"{REPO} · the hub answered {status} · {remedy}") as error:
+            open_model(REPO)
+        assert error.value.exit_code == 1
+    hub.fault = lambda method, path, number: 403
+    with pytest.raises(AccessError, match="access to this repository is not granted"):
+        open_model(REPO)
+    hub.fault = lambda *_: None
+    push(adapter, REPO)
+    before, folder = logits(load_backbone(ModelSection(base=BASE))), pull(REPO)
+    hub.fault = lambda method, path, number: 500
+    assert pull(REPO) == folder and torch.equal(logits(BASE), before)
+
+
+def test_a_mistyped_run_is_looked_for_here(hub, adapter, tmp_path, monkeypatch):
+    """Where models of ours lie, the next name is meant; a repository of that name is reached by its revision."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mini-llava", "other"):
+        shutil.copytree(adapter, tmp_path / "runs" / name / "adapter")
+    (tmp_path / "runs" / "notes").mkdir()
+    asked = len(hub.requests)
+    for typed in ("runs/mini-lava", "./runs/mini-lava", str(tmp_path / "runs" / "mini-lava")):
+        with pytest.raises(RunError) as error:
+            find_adapter(typed)
+        told = f"{typed} · no such folder · did you mean 'mini-llava'? allowed: mini-llava, other"
+        assert str(error.value).startswith(told) and len(hub.requests) == asked
+    assert str(error.value) == told
+    with pytest.raises(RunError, match="a repository of the hub is runs/mini-lava@main"):
+        open_model("runs/mini-lava")
+    with pytest.raises(RunError, match="no such repository on the hub"):
+        open_model("runs/mini-lava@main")
+    assert len(hub.requests) > asked
+    (tmp_path / "somebody" / "notes").mkdir(parents=True)  # a folder that holds nothing of ours hides no repository
+    push(adapter, REPO)
+    assert find_adapter(REPO)

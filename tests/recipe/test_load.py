@@ -168,6 +168,7 @@ def test_a_bad_override_is_refused(write, override, key, match):
         ("training.stage_weights=3", "training.stage_weights"),
         ("search=x", "search"),
         ("search.stages=3", "search.stages"),
+        ("search.reward=3", "search.reward"),
         ("quantization=[]", "quantization"),
     ],
 )
@@ -364,3 +365,11 @@ def test_words_are_texts(text):
     )
     assert recipe.training.library["eval_strategy"] == "no"
     assert recipe.search.judge_adapter == (text in ("on", "yes"))
+
+
+@pytest.mark.parametrize("name", ["selfjudge", "os.system", "a b:c", ":c", "a:b:c"])
+def test_a_scorer_is_one_of_ours_or_a_function(name):
+    """Anything else is refused in one line, with the nearest name."""
+    with pytest.raises(RecipeError, match=r"search\.scorer · .*no scorer '.*allowed: logprob, reward, self_judge, or package"):
+        load_recipe(ROOT / "recipes/mini/llava_four_stage.yaml", [f"search.scorer='{name}'"])
+    assert load_recipe(ROOT / "recipes/mini/llava_four_stage.yaml", ["search.scorer=a.b:c"]).search.scorer == "a.b:c"

@@ -98,7 +98,7 @@ class ScriptedEngine:
 
     def _candidate(self, ask, seed):
         whole, mean, *problem = self.script(ask.state, seed)
-        words, ended = re.findall(r"\s*\S+(?:\s+$)?|\s+$", whole), "failed" if problem else "end"
+        words, ended = re.findall(r"\s*\S+(?:\s+$)?|\s+$", whole), "end"
         text, tokens = "", 0
         for word in words:
             if self._is_over(ask, tokens):
@@ -115,9 +115,10 @@ class ScriptedEngine:
             if ask.sentences and SENTENCE.search(text):
                 ended = "sentence"
                 break
+        ended = "failed" if problem else ended
         self.written[ask.state[0]] += tokens
         state = (ask.state[0], ask.state[1] + text) if ask.keep_states else None
-        return Candidate(text, tokens, mean * tokens, ended, state, problem=problem[0] if ended == "failed" else "")
+        return Candidate(text, tokens, mean * tokens, ended, state, problem="".join(problem))
 
     def _is_over(self, ask, tokens):
         if ask.deadline is None or self.clock is None:
@@ -130,12 +131,23 @@ class ScriptedEngine:
 
 
 def by_stage(table):
-    """A script of {stage: [(text, mean log-probability), …]}; a text that ends in … never closes its stage."""
+    """A script of {stage: [(text, mean log-probability), …]}; a text that ends in … never closes its stage.
 
-    def script(_state, seed):
-        *_, stage, number = seed.split("/")
-        text, mean, *problem = table[stage][int(number)]
-        return ((f"<{stage}> {text}" if text.endswith("…") else f"<{stage}> {text} </{stage}>"), mean, *problem)
+    A candidate that was cut by the question's budget goes on with its own text.
+    """
+
+    def script(state, seed):
+        *_, step, number = seed.split("/")
+        stage = step.removeprefix("more.").split(".")[0]
+        texts = [
+            (f"<{stage}> {text}" if text.endswith("…") else f"<{stage}> {text} </{stage}>", mean, *problem)
+            for text, mean, *problem in table[stage]
+        ]
+        if not step.startswith("more."):
+            return texts[int(number)]
+        written = state[1][state[1].rindex(f"<{stage}>") :]
+        text, *rest = next(one for one in texts if one[0].startswith(written))
+        return text[len(written) :], *rest
 
     return script
 

@@ -231,3 +231,27 @@ def test_a_pass_without_stages_to_search_is_still_refused():
     """A stage search needs a format with stages, whatever passes there are."""
     with pytest.raises(SearchError, match="direct has no stages to search · use greedy or sample, or a format with"):
         answer(ScriptedEngine({}), FORMATS["direct"], [question()], beam())
+
+
+def test_a_pass_that_the_engine_broke_off_is_the_last():
+    """Its text is kept, no answer is asked for, and the other questions go on."""
+    broken = lambda state, _seed: ("so f", -1.0, "gone") if state[0] == "b" else ("so", -1.0)  # noqa: E731
+    engine = two_pass(broken, says("1"))
+    found = answer(engine, TWO_STAGE, [question("a"), question("b")], SearchSection())
+    assert [c.stopped for c in found] == ["complete", "the engine gave no text: gone"]
+    assert found[1].text == "<RATIONALE> so f" and list(engine.asked[1][1]) == ["a"]
+
+
+def test_candidates_of_a_later_pass_go_on_from_the_one_before():
+    """In the trace: their parent is what the pass before ended with."""
+    engine = two_pass(says("a", "b"), says("1", "2"))
+    (completion,) = answer(engine, TWO_STAGE, [question()], beam(2))
+    assert [[c.parent for c in step.candidates] for step in completion.trace] == [[None, None], [1, 1]]
+
+
+def test_the_first_reason_is_told():
+    """Of two passes that were cut."""
+    engine = two_pass(says("so on"), says("1 2 3"))
+    budgets = {"RATIONALE": {"max_new_tokens": 1}, "ANSWER": {"max_new_tokens": 2}}
+    (completion,) = answer(engine, TWO_STAGE, [question()], SearchSection(stages=budgets))
+    assert completion.stopped == "no end after 1 tokens"

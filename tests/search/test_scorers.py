@@ -6,8 +6,9 @@ import pytest
 
 from lora_cot.engines.base import Candidate
 from lora_cot.formats import Stage
-from lora_cot.search.contests import Contest, logprob
+from lora_cot.search.contests import Contest, Verdict, logprob, ranking
 from lora_cot.search.judging import self_judge
+from lora_cot.search.scorers import scored
 from lora_cot.search.trace import Comparison
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import ScriptedEngine, responses
@@ -158,3 +159,17 @@ def test_the_judge_runs_with_or_without_its_adapter(adapter):
 def test_comparisons_are_renumbered():
     """A comparison among those in the running is told by the candidates' numbers among all."""
     assert Comparison(0, 2, 1.5, False, 2).renumbered([1, 3, 4]) == Comparison(1, 4, 1.5, False, 4)
+
+
+def test_of_equal_scores_the_likelier_text_wins():
+    """Whoever gave them."""
+    one = contest(("cat", -2.0), ("dog", -1.0), ("cow", -3.0))
+    (verdict,) = scored(lambda _contests: [[1, 1, 0.5]])([one])
+    assert (verdict.winner, verdict.scores, verdict.scored_by) == (1, [1.0, 1.0, 0.5], "reward")
+
+
+def test_a_ranking_begins_with_the_winner_and_ends_with_what_is_there_already():
+    """Then by score, then by likelihood."""
+    one = contest(("a", -4.0), ("b", -2.0), ("a", -1.0), ("c", -3.0))
+    assert ranking(one, Verdict(3, [0.0, 1.0, 1.0, 2.0])) == [3, 2, 1, 0]
+    assert ranking(one, Verdict(0, [0.0, 0.0, 0.0, 0.0])) == [0, 1, 3, 2]

@@ -1,0 +1,92 @@
+"""A model that a server runs, known here by its recipe alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lora_cot.backbones.base import Family
+from lora_cot.checkpoints.opening import Opened, know_model
+from lora_cot.engines.base import Engine
+from lora_cot.engines.chat import Patience
+from lora_cot.engines.local import LocalEngine
+from lora_cot.engines.remote import RemoteEngine
+from lora_cot.errors import BackboneError, Problem, RunError, nearest
+from lora_cot.formats import CotFormat
+from lora_cot.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a model is served."""
+
+    url: str
+    """Of an OpenAI-compatible server: http://HOST:PORT/v1."""
+    model: str | None = None
+    """Its name there; or, of a split format, PASS=NAME of each, and base=NAME of the model without its adapter, joined by
+    commas. May be left out where it serves one model only."""
+    key: str | None = field(default=None, repr=False)
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True)
+class OpenedRemote:
+    """A served model with what is known of how it was made."""
+
+    engine: RemoteEngine
+    recipe: Recipe
+    family: Family
+
+    @property
+    def said(self) -> str:
+        """Which server answers, and what it can do, for the user."""
+        return str(self.engine)
+
+
+def open_remote(model: str, server: Server) -> OpenedRemote:
+    """A served model, ready to answer.
+
+    Args:
+        model: as `open_model` takes it: its recipe is read, its weights are not.
+        server: which has it loaded.
+
+    Raises:
+        RunError, BackboneError: there is no such model, or none that can be served.
+        AccessError, EngineError: see `RemoteEngine.open`.
+    """
+    recipe, family = know_model(model)
+    if family.is_encoder_decoder:
+        what = f"chat servers run no model of the family {family.name}"
+        raise BackboneError(Problem(model, what, "leave --engine out"))
+    cot_format = recipe.format.build().spelled(family.tag_style)
+    name, others = served_names(server.model, cot_format)
+    pixels = recipe.data.max_pixels
+    engine = RemoteEngine.open(server.url, cot_format, name, server.key, server.patience, others, pixels)
+    return OpenedRemote(engine, recipe, family)
+
+
+def served_names(text: str | None, cot_format: CotFormat) -> tuple[str | None, dict[str, str]]:
+    """The served model's name, and those of passes and of the base.
+
+    Raises:
+        RunError: a name for what there is not, or two for one.
+    """
+    known = [*(one.name for one in cot_format.passes if cot_format.split), "base"]
+    name, others = None, {}
+    for part in [] if text is None else text.split(","):
+        kind, named, value = part.strip().rpartition("=")
+        if not value or (named and kind in others) or (not named and name):
+            raise RunError(Problem("--engine-model", f"'{text}' cannot be read", "NAME, or PASS=NAME,base=NAME"))
+        if named and kind not in known:
+            raise RunError(Problem("--engine-model", f"no '{kind}' in the format {cot_format.name}", nearest(kind, known)))
+        if named:
+            others[kind] = value
+        else:
+            name = value
+    return name, others
+
+
+def engine_of(opened: Opened | OpenedRemote, cot_format: CotFormat) -> Engine:
+    """What runs the model: this process, or the server."""
+    if isinstance(opened, OpenedRemote):
+        return opened.engine
+    return LocalEngine(opened.backbone, cot_format, opened.recipe.data.max_pixels)

@@ -1,0 +1,157 @@
+"""A model that a server runs: its recipe and family are read here, its weights are not."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from lora_cot import open_remote
+from lora_cot.checkpoints import opening
+from lora_cot.commands import answers
+from lora_cot.engines.base import Ask
+from lora_cot.engines.chat import Patience
+from lora_cot.engines.remote import RemoteEngine
+from lora_cot.errors import AccessError, BackboneError, RunError
+from lora_cot.evaluation import ask, run
+from lora_cot.evaluation.remote import Server, served_names
+from lora_cot.formats import FORMATS
+from lora_cot.recipe.load import dump
+from lora_cot.search.trace import Completion, TracedCandidate, TracedStage
+from tests.openai_fake import FakeOpenAI
+from tests.scripted_server import KEY, serve
+
+QUICK = Patience(timeout_seconds=5, tries=1)
+
+
+@pytest.fixture
+def running(monkeypatch):
+    """A server, as `open_remote` takes it; no weights can be loaded meanwhile."""
+    monkeypatch.setattr(opening, "load_backbone", lambda *_: pytest.fail("weights are loaded"))
+    with serve(lambda body, number: FakeOpenAI(name=body["model"])(body, number)) as server:
+        server.models = ["tiny", "base", "r", "a"]
+        yield lambda names: Server(server.url, names, KEY, QUICK)
+
+
+@pytest.fixture
+def folders(make_recipe, tiny_base, tmp_path):
+    """What MODEL may be, without weights: an adapter, its run, and a merged folder."""
+    recipe = make_recipe(tmp_path, "data.max_pixels=12345")
+    adapter = tmp_path / "run" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "recipe.yaml").write_text(dump(recipe))
+    merged = tmp_path / "merged"
+    shutil.copytree(tiny_base, merged, ignore=shutil.ignore_patterns("*.safetensors"))
+    (merged / "recipe.yaml").write_text(dump(recipe))
+    return {"run": adapter.parent, "adapter": adapter, "merged": merged}
+
+
+@pytest.mark.parametrize("kind", ["run", "adapter", "merged"])
+def test_whatever_model_is(running, folders, kind):
+    """Its format and limits are the engine's; what the server can do is told in one line."""
+    opened = open_remote(str(folders[kind]), running("tiny"))
+    assert opened.family.name == "llava" and opened.recipe.name == "tiny"
+    assert opened.engine.cot_format == FORMATS["four_stage"] and opened.engine.max_pixels == 12345
+    assert opened.said.startswith("tiny at http://") and "continues a text" in opened.said
+    assert KEY not in repr(running("tiny"))
+
+
+def test_a_base_without_a_recipe(running, tiny_base):
+    """As `open_model` takes it."""
+    assert open_remote(str(tiny_base), running("tiny")).recipe.name == "base"
+
+
+def test_passes_and_the_base_have_names(running, make_recipe, folders, tmp_path):
+    """Of a split format, each adapter its own; the first one is probed."""
+    recipe = make_recipe(tmp_path, "format.name=two_stage", search={})
+    folder = folders["merged"]
+    for name in ("rationale", "answer"):
+        shutil.copytree(folder, folder / name, ignore=shutil.ignore_patterns("rationale", "answer"))
+    (folder / "recipe.yaml").write_text(dump(recipe))
+    engine = open_remote(str(folder), running("rationale=r,answer=a,base=base")).engine
+    first, second = FORMATS["two_stage"].passes
+    assert (engine.for_pass(first).served.name, engine.for_pass(second).served.name) == ("r", "a")
+    assert engine.for_pass(first).plain(adapter=False).served.name == "base"
+
+
+def test_what_cannot_be_served(running, make_base, tmp_path):
+    """No chat server runs a T5; no folder, no model."""
+    with pytest.raises(BackboneError, match="no model of the family t5_vision · leave --engine out"):
+        open_remote(str(make_base("t5_vision")), running("tiny"))
+    with pytest.raises(RunError, match="holds no adapter and no model"):
+        open_remote(str(tmp_path), running("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (None, (None, {})),
+        ("org/name", ("org/name", {})),
+        ("name, base=other", ("name", {"base": "other"})),
+        ("answer=a,rationale=r", (None, {"answer": "a", "rationale": "r"})),
+    ],
+)
+def test_names(text, wanted):
+    """One, or by pass."""
+    assert served_names(text, FORMATS["two_stage"]) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "a,b", "base=", "base=a,base=b", "answr=a", ","])
+def test_names_that_cannot_be_read(text):
+    """Refused, with what is allowed."""
+    with pytest.raises(RunError, match=r"--engine-model · .* · (NAME, or PASS=NAME|did you mean 'answer')"):
+        served_names(text, FORMATS["two_stage"])
+
+
+def greedy(engine, cot_format, samples, config, on_stage=lambda *_: None):
+    """The simplest search."""
+    done = []
+    for number, ((candidate,), sample) in enumerate(
+        zip(engine.extend([Ask(state, ["a"], 200) for state in engine.start(samples)]), samples, strict=True)
+    ):
+        assert isinstance(engine, RemoteEngine) and candidate.ended == "end"
+        step = TracedStage(None, (TracedCandidate(candidate.text, candidate.tokens, 0.0, 0.0, True, True),))
+        on_stage(number, step)
+        done.append(Completion(sample.id, candidate.text, cot_format.parse(candidate.text), "complete", [step]))
+    return done
+
+
+def test_eval_and_ask_use_it(running, folders, monkeypatch, tmp_path, capsys):
+    """The server's text is what is judged and shown; who answered is told on standard error."""
+    monkeypatch.setattr(run, "answer", greedy)
+    monkeypatch.setattr(ask, "answer", greedy)
+    report = run.evaluate(str(folders["run"]), "shapes", limit=3, output=tmp_path / "o.jsonl", server=running("tiny"))
+    assert report.format_validity.correct == report.format_validity.total == 3
+    assert "tiny at http://" in capsys.readouterr().err
+    outputs = [json.loads(line)["output"] for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert all(text.startswith(" <SUMMARY>") for text in outputs)
+    Image.new("RGB", (32, 32)).save(tmp_path / "i.png")
+    completion = ask.ask(open_remote(str(folders["run"]), running("tiny")), tmp_path / "i.png", "What?")
+    assert completion.parsed.outcome == "complete"
+
+
+def test_options_of_the_command_line(monkeypatch, tmp_path):
+    """They reach the server; without it, or with what only this process decides, they are refused."""
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    seen = []
+
+    def noted(*given):
+        seen.append(given[-1])
+        raise RunError("noted")
+
+    monkeypatch.setattr(run, "evaluate", noted)
+    with pytest.raises(RunError, match="noted"):
+        answers.evaluate("m", engine="http://h/v1", engine_model="tiny", api_key_file=key)
+    assert (seen[0].url, seen[0].model, seen[0].key) == ("http://h/v1", "tiny", KEY)
+    for keys, told in (
+        ({"engine_model": "x"}, "--engine-model · .* · add --engine URL"),
+        ({"api_key_file": key}, "--api-key-file · .* · add --engine URL"),
+        ({"engine": "http://h/v1", "quantization": "nf4"}, "--quantization · the server has loaded the model"),
+    ):
+        with pytest.raises(RunError, match=told):
+            answers.evaluate("m", **keys)
+    with pytest.raises(AccessError):
+        answers.evaluate("m", engine="http://h/v1", api_key_file=tmp_path / "none")
+    assert len(seen) == 1
