@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import http.client
 import ipaddress
 import re
@@ -71,14 +72,14 @@ def _fetch(url: str, fetching: Fetching) -> bytes:
     try:
         connection.request("GET", path, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
         response = connection.getresponse()
-        if response.status != 200:
-            raise _wrong(f"its server answers {response.status}", "redirects are not followed")
         data = response.read(fetching.most_bytes + 1)
     except (OSError, http.client.HTTPException, ValueError, AttributeError):
         raise _wrong("the image could not be fetched") from None
     finally:
         timer.cancel()
         connection.close()
+    if response.status != 200:
+        raise _wrong(f"its server answers {response.status}", "redirects are not followed")
     if connection.aborted:
         raise _wrong(f"fetching the image took longer than {fetching.seconds:g} s")
     if len(data) > fetching.most_bytes:
@@ -133,18 +134,19 @@ class _Pinned(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, seconds: float, secure: bool):
         super().__init__(host, port, timeout=seconds)
         self._address, self._secure = address, secure
+        self._connected: socket.socket | None = None
+        """Kept here too: the connection lets go of it before a response without a length is read."""
         self.aborted = False
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self._connected = self.sock = socket.create_connection((self._address, self.port), self.timeout)
         if self._secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            context = ssl.create_default_context()
+            self._connected = self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
 
     def abort(self) -> None:
         """Time is over: whoever reads gets an end."""
         self.aborted = True
-        try:
-            if self.sock is not None:
-                self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        if self._connected is not None:
+            with contextlib.suppress(OSError):
+                self._connected.shutdown(socket.SHUT_RDWR)

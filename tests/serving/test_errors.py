@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.serving.conftest import chat, chunks, data_uri
+from tests.serving.conftest import chat, data_uri
 
 INSIDE = re.compile(r"0x[0-9a-f]{4}|Traceback|File \"|/home/|/tmp/|/usr/|site-packages|<_io|object at|\.py\b")
 
