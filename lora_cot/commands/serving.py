@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lora_cot.errors import Problem, RunError
-from lora_cot.options import Model, Quantize, quantization_name
+from lora_cot.options import Engine, EngineModel, Model, Quantize, quantization_name
 
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
@@ -23,6 +23,9 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What requests call MODEL; its run's name if not given.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    engine: Engine = None,
+    engine_model: EngineModel = None,
+    engine_key_file: Annotated[Path | None, typer.Option(help="That server's key; OPENAI_API_KEY if not given.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="One line; clients must send it.")] = None,
     quantization: Quantize = "auto",
     rows: Annotated[int, typer.Option(min=1, max=4096, help="Candidates that decode at once, of all requests.")] = 64,
@@ -44,9 +47,10 @@ def serve(
     how = quantization_name(quantization)
     adapters = _named(adapter or [])
     from lora_cot.engines.chat import read_key
+    from lora_cot.evaluation.remote import Server
     from lora_cot.serving.images import Fetching
     from lora_cot.serving.limits import Limits
-    from lora_cot.serving.opening import open_models
+    from lora_cot.serving.opening import open_models, open_served
     from lora_cot.serving.run import serve as run
     from lora_cot.serving.scheduler import Scheduler
     from lora_cot.serving.service import Service
@@ -60,8 +64,15 @@ def serve(
         fetching=Fetching(frozenset(image_host or ())),
         drain_seconds=drain_seconds,
     )
-    scheduler = Scheduler(rows)
-    models, said = open_models(model, name, adapters, how, context, scheduler)
+    if engine is not None:
+        if adapters or quantization != "auto":
+            raise RunError(Problem("--engine", "that server has loaded the model", "drop --adapter and --quantization"))
+        behind = Server(engine, engine_model, read_key(engine_key_file))
+        models, said = open_served(model, name, behind)
+        scheduler = None
+    else:
+        scheduler = Scheduler(rows)
+        models, said = open_models(model, name, adapters, how, context, scheduler)
     print(said, file=sys.stderr)
     run(Service(models, limits, scheduler), host, port, key)
 

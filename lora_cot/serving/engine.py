@@ -61,12 +61,7 @@ class ScheduledEngine:
         """See `Engine.extend`."""
         found = self.scheduler.extend(self.ticket, self.local, asks, self._listener(asks))
         tokens = sum(candidate.tokens for candidates in found for candidate in candidates)
-        if self.is_judge:
-            self.ticket.spent.judge_calls += len(asks)
-            self.ticket.spent.judge_tokens += tokens
-        else:
-            self.ticket.spent.generate_calls += len(asks)
-            self.ticket.spent.generated_tokens += tokens
+        self.ticket.spent.add(self.is_judge, len(asks), tokens)
         return found
 
     def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:

@@ -12,9 +12,11 @@ from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import Opened, Quantization, find_adapter, open_model, saved_recipe
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import Problem, RunError
+from lora_cot.evaluation.remote import Server, open_remote
 from lora_cot.recipe import Recipe
 from lora_cot.serving.local import context_length, served_local
 from lora_cot.serving.models import ServedModel
+from lora_cot.serving.remote import served_remote
 from lora_cot.serving.scheduler import Scheduler
 
 
@@ -40,7 +42,7 @@ def open_models(
         RunError, BackboneError, AdapterError: one of them cannot be opened, or is of another base.
     """
     opened = open_model(model, quantization)
-    first = name or (opened.recipe.name if opened.recipe.name != "base" else Path(model.partition("@")[0]).name)
+    first = _name(name, opened.recipe, model)
     if first in adapters:
         raise RunError(Problem("--adapter", f"two models are called '{first}'", "name MODEL otherwise: --name"))
     is_bare = not hasattr(opened.backbone.model, "peft_config")
@@ -64,6 +66,26 @@ def open_models(
         )
         models.append(served_local(served, engine, cot_format, recipe.search, scheduler, context or context_length(engine)))
     return models, opened.said
+
+
+def open_served(model: str, name: str | None, server: Server) -> tuple[list[ServedModel], str]:
+    """A model that another server runs.
+
+    Args:
+        model: its recipe is read, its weights are not.
+        name: see `open_models`.
+        server: that has it loaded.
+
+    Raises:
+        RunError, BackboneError, EngineError: see `open_remote`.
+    """
+    opened = open_remote(model, server)
+    cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
+    return [served_remote(_name(name, opened.recipe, model), opened.engine, cot_format, opened.recipe.search)], opened.said
+
+
+def _name(name: str | None, recipe: Recipe, model: str) -> str:
+    return name or (recipe.name if recipe.name != "base" else Path(model.partition("@")[0]).name)
 
 
 def _beside(backbone: Backbone, opened: Opened, name: str, path: str) -> tuple[Backbone, Backbone, Recipe]:

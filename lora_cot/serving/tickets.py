@@ -26,6 +26,15 @@ class Spent:
     """That judges wrote; a verdict that is read from odds writes none."""
     judge_prompt_tokens: int = 0
 
+    def add(self, is_judge: bool, calls: int, tokens: int) -> None:
+        """What was drawn, by whom."""
+        if is_judge:
+            self.judge_calls += calls
+            self.judge_tokens += tokens
+        else:
+            self.generate_calls += calls
+            self.generated_tokens += tokens
+
 
 @dataclass(eq=False)
 class Ticket:
