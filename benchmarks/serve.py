@@ -37,6 +37,8 @@ from lora_cot.data.shapes import make_sample
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "Look at the picture. Which shape is at the top left, and how many others have its colour?"
 START_SECONDS = 180
+CLIENT = httpx2.Client(timeout=300)
+"""One for all threads: making one takes longer than an answer of a small model."""
 RAW = {"include_reasoning": False}
 """A model that was taught nothing writes no stage: its text is asked for as it is."""
 
@@ -118,7 +120,7 @@ def body(model: str, number: int, tokens: int, **keys: Any) -> dict[str, Any]:
 def asked(url: str, request: dict[str, Any]) -> tuple[float, int]:
     """Seconds, and tokens of the answer."""
     begin = time.perf_counter()
-    response = httpx2.post(url, json=request, timeout=300)
+    response = CLIENT.post(url, json=request)
     response.raise_for_status()
     return time.perf_counter() - begin, response.json()["usage"]["completion_tokens"]
 
@@ -126,7 +128,7 @@ def asked(url: str, request: dict[str, Any]) -> tuple[float, int]:
 def first_text(url: str, request: dict[str, Any]) -> float:
     """Seconds to the first piece of text of a stream; the rest is read."""
     begin, found = time.perf_counter(), 0.0
-    with httpx2.stream("POST", url, json=request | {"stream": True}, timeout=300) as response:
+    with CLIENT.stream("POST", url, json=request | {"stream": True}) as response:
         for line in response.iter_lines():
             if not found and line.startswith("data: {"):
                 choices = json.loads(line[6:])["choices"]

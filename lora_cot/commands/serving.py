@@ -40,12 +40,10 @@ def serve(
     drain_seconds: Annotated[float, typer.Option(min=0, help="For running requests, when told to end.")] = 30.0,
 ) -> None:
     """Serve a model as OpenAI's API does, with searches inside."""
-    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
-        what = f"the server needs {', '.join(missing)}"
-        raise RunError(Problem("serve", what, "pip install 'lora_cot[serve]'"))
-    how = quantization_name(quantization)
-    adapters = _named(adapter or [])
+    _see_extra()
+    how, adapters = quantization_name(quantization), _named(adapter or [])
+    if engine is not None and (adapters or how != "auto"):
+        raise RunError(Problem("--engine", "that server has loaded the model", "drop --adapter and --quantization"))
     from lora_cot.engines.chat import read_key
     from lora_cot.evaluation.remote import Server
     from lora_cot.serving.images import Fetching
@@ -56,25 +54,27 @@ def serve(
     from lora_cot.serving.service import Service
 
     key = read_key(api_key_file) if api_key_file else None  # before a model is loaded for nothing
-    limits = Limits(
-        max_rows=rows,
-        max_tokens=queue_tokens,
-        max_request_tokens=queue_tokens // 2,
-        max_candidates=candidates,
-        fetching=Fetching(frozenset(image_host or ())),
-        drain_seconds=drain_seconds,
-    )
-    if engine is not None:
-        if adapters or quantization != "auto":
-            raise RunError(Problem("--engine", "that server has loaded the model", "drop --adapter and --quantization"))
-        behind = Server(engine, engine_model, read_key(engine_key_file))
-        models, said = open_served(model, name, behind)
-        scheduler = None
+    bounds = {"max_rows": rows, "max_tokens": queue_tokens, "max_request_tokens": queue_tokens // 2}
+    fetching = Fetching(frozenset(image_host or ()))
+    limits = Limits(**bounds, max_candidates=candidates, fetching=fetching, drain_seconds=drain_seconds)
+    scheduler = None if engine else Scheduler(rows)
+    if scheduler is None:
+        models, said = open_served(model, name, Server(str(engine), engine_model, read_key(engine_key_file)))
     else:
-        scheduler = Scheduler(rows)
         models, said = open_models(model, name, adapters, how, context, scheduler)
     print(said, file=sys.stderr)
     run(Service(models, limits, scheduler), host, port, key)
+
+
+def _see_extra() -> None:
+    """See that what the server needs is installed.
+
+    Raises:
+        RunError: it is not.
+    """
+    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        raise RunError(Problem("serve", f"the server needs {', '.join(missing)}", "pip install 'lora_cot[serve]'"))
 
 
 def _named(adapters: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_cot.formats import CotFormat
 from lora_cot.search.trace import Completion, TracedStage
+from lora_cot.serving.errors import ApiError
 from lora_cot.serving.schema import ChatRequest
 from lora_cot.serving.service import Decided, Done, Event, Question, Text
 from lora_cot.serving.visible import Delta, Visible, whole
@@ -128,10 +129,12 @@ def _reasoning(cot_format: CotFormat, completion: Completion) -> int:
 
 
 class ChatChunks:
-    """Turns what happens into the chunks of a stream."""
+    """Turns what happens into the chunks of a stream, or into the whole answer."""
+
+    end = b"data: [DONE]\n\n"
 
     def __init__(self, request: ChatRequest, question: Question, request_id: str):
-        self._request, self._question = request, question
+        self._request, self._question, self._id = request, question, request_id
         self._head = {
             "id": f"chatcmpl-{request_id}",
             "object": "chat.completion.chunk",
@@ -141,6 +144,14 @@ class ChatChunks:
         self._returned = request.search.returned if request.search else "stages"
         make = question.model.cot_format, request.stops, request.with_reasoning
         self._visible = [Visible(*make) for _ in question.samples]
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The answer in one piece."""
+        return chat_completion(self._request, self._question, completions, self._id)
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """The last event of a stream that cannot go on."""
+        return error.body
 
     def begin(self) -> list[dict[str, Any]]:
         """Before anything is written."""
@@ -162,13 +173,8 @@ class ChatChunks:
 
     def _step(self, event: Decided) -> list[dict[str, Any]]:
         """A stage as it was chosen. What was told token by token is not told again."""
-        deltas: list[Delta] = []
-        step, cot_format = event.step, self._question.model.cot_format
-        if not self._question.streams_tokens:
-            name = (step.stage or "").partition(" ·")[0]
-            passed = next((one for one in cot_format.passes if cot_format.split and one.stages[0].name == name), None)
-            text = "".join(candidate.text for candidate in step.candidates if candidate.chosen)
-            deltas = self._visible[event.number].feed(text, passed)
+        step = event.step
+        deltas = [] if self._question.streams_tokens else self._visible[event.number].feed_step(step)
         if not self._shows_stages or (self._question.streams_tokens and self._returned != "trace"):
             return [self._chunk(event.number, _delta(deltas))] if deltas else []
         stage = decided(step, self._returned == "trace")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from lora_cot.formats import CotFormat
 from lora_cot.formats.parser import StageParser
+from lora_cot.search.trace import TracedStage
 
 Kind = Literal["reasoning", "content"]
 GAP = "\n\n"
@@ -75,6 +76,13 @@ class Visible:
             if event.kind == "text" and event.stage is not None:
                 deltas += self._of_stage(event.stage, event.text)
         return deltas
+
+    def feed_step(self, step: TracedStage) -> list[Delta]:
+        """What the chosen part of a search's step makes certain."""
+        name = (step.stage or "").partition(" ·")[0]
+        passes = self._format.passes if self._format.split else ()
+        passed = next((one for one in passes if one.stages[0].name == name), None)
+        return self.feed("".join(candidate.text for candidate in step.candidates if candidate.chosen), passed)
 
     def finish(self, text: str) -> list[Delta]:
         """What was held back until the end.
