@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -66,6 +67,11 @@ class Candidate:
     def mean_logprob(self) -> float:
         """Log-probability of a token on average: comparable between lengths."""
         return self.logprob / max(self.tokens, 1)
+
+    @property
+    def likelihood(self) -> float:
+        """The same to compare with: the least of all where it is not known."""
+        return -math.inf if math.isnan(self.logprob) else self.mean_logprob
 
 
 class Engine(Protocol):

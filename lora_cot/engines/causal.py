@@ -41,7 +41,7 @@ class CausalDecoder(Decoder):
 
     def rows(self) -> Rows:
         """See `Decoder.rows`."""
-        return _CausalRows(self)
+        return CausalRows(self)
 
     def _forward(self, prompts: Sequence[Prompt], cache: Any) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
         """The model's output for whole prompts, what further positions are ahead of the count, and what was fed."""
@@ -70,7 +70,7 @@ class CausalDecoder(Decoder):
         is masked like any other.
         """
         roots, new = [prompt.root for prompt in prompts if prompt.root], [prompt.ids for prompt in prompts]
-        rows = _CausalRows(self)
+        rows = CausalRows(self)
         rows.join([State(root, 0) for root in roots], [1] * len(roots))
         longest = max(map(len, new))
         ids, is_new = pad(new, 0, left=True), pad([[1] * len(each) for each in new], 0, left=True)
@@ -96,7 +96,7 @@ def _and(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
     return replace(prompt, input_ids=[*prompt.input_ids, *tokens], labels=labels, stage_ids=stages)
 
 
-class _CausalRows(Rows):
+class CausalRows(Rows):
     """See `Rows`."""
 
     def __init__(self, decoder: CausalDecoder):

@@ -25,7 +25,7 @@ from lora_cot.formats import CotFormat, Parsed, Stage
 from lora_cot.recipe.schema import SearchSection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # states hold tensors, which cannot be compared
 class Path:
     """A text as far as it is written: the candidates it is made of."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,14 +53,18 @@ Scorer = Callable[[Sequence[Contest]], list[Verdict]]
 
 
 def logprob(contests: Sequence[Contest]) -> list[Verdict]:
-    """The likeliest text for each token on average."""
-    return [verdict_of(contest, [candidate.mean_logprob for candidate in contest.candidates]) for contest in contests]
+    """The likeliest text for each token on average; a text whose likelihood is not known loses, which counts as a failure."""
+    found = [[candidate.likelihood for candidate in contest.candidates] for contest in contests]
+    return [
+        verdict_of(contest, scores, failures=int(-math.inf in scores and len(scores) > 1))
+        for contest, scores in zip(contests, found, strict=True)
+    ]
 
 
 def verdict_of(contest: Contest, scores: Sequence[float], scored_by: str = "logprob", failures: int = 0) -> Verdict:
     """The verdict of scores; of equal ones the likelier text wins."""
     candidates = contest.candidates
-    winner = max(range(len(scores)), key=lambda k: (scores[k], candidates[k].mean_logprob))
+    winner = max(range(len(scores)), key=lambda k: (scores[k], candidates[k].likelihood))
     return Verdict(winner, scores, scored_by=scored_by, failures=failures)
 
 
@@ -67,7 +72,7 @@ def ranking(contest: Contest, verdict: Verdict) -> list[int]:
     """The candidates, best first: the winner, then by score and likelihood; texts that are there already come last."""
     candidates = contest.candidates
     places = range(len(candidates))
-    order = sorted(places, key=lambda k: (k != verdict.winner, -verdict.scores[k], -candidates[k].mean_logprob))
+    order = sorted(places, key=lambda k: (k != verdict.winner, -verdict.scores[k], -candidates[k].likelihood))
     first: dict[str, int] = {}
     for place in order:
         first.setdefault(contest.texts[place], place)

@@ -59,6 +59,10 @@ def drive(searches: Sequence[Steps[T]]) -> list[T]:
         except StopIteration as end:
             found[number] = end.value
 
+    def serve(numbers: Sequence[int]) -> None:  # a function, so that no answer is held while the next one is made
+        for number, answer in zip(numbers, _answers([waiting.pop(number) for number in numbers]), strict=True):
+            go_on(number, answer)
+
     for number in range(len(searches)):
         go_on(number, None)
     while waiting:
@@ -68,8 +72,7 @@ def drive(searches: Sequence[Steps[T]]) -> list[T]:
             if isinstance(request, kind):
                 groups.setdefault(id(_asked(request)), []).append(number)
         for numbers in groups.values():
-            for number, answer in zip(numbers, _answers([waiting.pop(number) for number in numbers]), strict=True):
-                go_on(number, answer)
+            serve(numbers)
     return [found[number] for number in range(len(searches))]
 
 

@@ -49,7 +49,7 @@ def self_judge(engine: Engine) -> Scorer:
 
 def different(contest: Contest) -> list[int]:
     """One candidate for each different text, the likeliest of its equals, best first."""
-    order = sorted(range(len(contest.texts)), key=lambda i: -contest.candidates[i].mean_logprob)
+    order = sorted(range(len(contest.texts)), key=lambda i: -contest.candidates[i].likelihood)
     seen: dict[str, int] = {}
     for index in order:
         seen.setdefault(contest.texts[index], index)
@@ -58,7 +58,7 @@ def different(contest: Contest) -> list[int]:
 
 def likelier(contest: Contest, a: int, b: int) -> int:
     """The candidate that wins where no judge decides."""
-    return a if contest.candidates[a].mean_logprob >= contest.candidates[b].mean_logprob else b
+    return a if contest.candidates[a].likelihood >= contest.candidates[b].likelihood else b
 
 
 def verdict_of(contest: Contest, winner: int, comparisons: tuple[Comparison, ...], prompts: int, skipped: int) -> Verdict:

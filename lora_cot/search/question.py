@@ -117,7 +117,7 @@ class Question:
             candidate.state,
             parsed,
             text,
-            (*path.candidates, candidate),
+            (*path.candidates, replace(candidate, state=None)),  # or a path would hold the cache of each of its segments
             (*path.numbers, self.log.number()),
             (*path.pieces, (boundary.stage.name, piece(boundary, parsed, candidate))),
             path.used + candidate.tokens,

@@ -28,7 +28,7 @@ def search(question: Question, boundaries: Iterable[Boundary], root: Path | None
     """
     if root is None:
         root = yield from question.start()
-    paths, reason = [root], "complete"
+    paths, reason, root = [root], "complete", None
     for boundary in boundaries:
         running = [path for path in paths if boundary.kind != "sentence" or _goes_on(question, boundary, path)]
         if not running:
@@ -38,6 +38,7 @@ def search(question: Question, boundaries: Iterable[Boundary], root: Path | None
             return ended(question, paths[0], question.budget.spent)
         drawn += [question.carried(path, boundary) for path in paths if path not in running]
         paths = yield from settle(question, boundary, drawn)
+        del drawn, running  # the states of those that lost are let go before the next candidates take memory
         reason = why(question, boundary, paths[0])
         if boundary.kind == "stage":
             if standing(boundary, question.cot_format, paths[0]) > 1:

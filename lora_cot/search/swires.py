@@ -77,9 +77,10 @@ def swires(question: Question) -> Steps[Outcome]:
 
 
 def _retrace(question: Question, before: Path) -> Steps[tuple[list[_Scored], _Scored | None]]:
-    """Reasonings of all rounds, best first; if there is none, the furthest that any round came."""
+    """The best reasonings of all rounds, best first; if there is none, the furthest that any round came."""
     config, (looked, reasoned) = question.config, question.cot_format.stages[-3:-1]
     keep = RELEASED_KEEP if config.faithful else config.swires.keep
+    most = max(keep, RELEASED_CONCLUSIONS if config.faithful else 0)
     pool: list[_Scored] = []
     stuck = None
     for number in range(1 + (RELEASED_RETRACES if config.faithful else config.swires.retraces)):
@@ -88,7 +89,7 @@ def _retrace(question: Question, before: Path) -> Steps[tuple[list[_Scored], _Sc
             kept = [one.path for one in found[:keep]]
             found = (yield from _round(question, kept, reasoned, number)) or found
         if found and found[0].usable and found[0].stage == reasoned:
-            pool = _ranked([*pool, *found])
+            pool = _ranked([*pool, *found])[:most]
         elif found:
             stuck = found[0]
         if found and found[0].is_cut:  # what is left is for the conclusion
@@ -151,7 +152,7 @@ def _scores(question: Question, boundary: Boundary, paths: Sequence[Path]) -> St
 def _ranked(pool: Sequence[_Scored]) -> list[_Scored]:
     """Best first; scores of different units are not compared, but likelihoods are."""
     if len({one.unit for one in pool}) > 1:
-        return sorted(pool, key=lambda one: -one.path.last.mean_logprob)
+        return sorted(pool, key=lambda one: -one.path.last.likelihood)
     return sorted(pool, key=lambda one: -one.score)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -143,8 +144,14 @@ class Completion:
         }
 
 
+def _finite(one: Any) -> dict[str, Any]:
+    """Numbers that are not known are null: JSON has no other word for them."""
+    unknown = {key for key, value in vars(one).items() if isinstance(value, float) and not math.isfinite(value)}
+    return {key: None if key in unknown else value for key, value in asdict(one).items()}
+
+
 def _plain(step: TracedStage) -> dict[str, Any]:
-    candidates, comparisons = [asdict(one) for one in step.candidates], [asdict(one) for one in step.comparisons]
+    candidates, comparisons = ([_finite(one) for one in found] for found in (step.candidates, step.comparisons))
     return {**vars(step), "candidates": candidates, "comparisons": comparisons}
 
 

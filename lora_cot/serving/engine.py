@@ -77,7 +77,7 @@ class ScheduledEngine:
         if tell is None or self.is_judge or len(asks) != 1 or len(asks[0].seeds) != 1:
             return None
         state: State = asks[0].state
-        growing = Growing(self.local.texts, state.last if state.begun else None)
+        growing = Growing(self.local.texts, state.tail)
 
         def listen(ids: Sequence[int]) -> None:
             if new := growing.more(ids):

@@ -52,6 +52,20 @@ def test_logprob_takes_the_likeliest_token_by_token():
     assert (verdict.winner, verdict.scores, verdict.comparisons) == (1, [-2.0, -1.0, -1.0], ())
 
 
+def test_a_likelihood_that_is_not_known_loses_and_is_counted():
+    """A server without log-probabilities: where all are unknown the first wins, and the trace says that nothing was scored."""
+    for means, winner, failures in (
+        ((math.nan, -3.0), 1, 1),
+        ((-3.0, math.nan), 0, 1),
+        ((math.nan,) * 2, 0, 1),
+        ((-3.0, -1.0), 1, 0),
+    ):
+        (verdict,) = logprob([contest(("a", means[0]), ("b", means[1]))])
+        assert (verdict.winner, verdict.failures) == (winner, failures)
+        (verdict,), _ = judged(lambda _: [math.nan, math.nan], contest(("a", means[0]), ("b", means[1])))
+        assert (verdict.winner, verdict.failures) == (winner, 1)
+
+
 @pytest.mark.parametrize("better", ["cat", "dog"])
 def test_both_orders_are_asked(better):
     """Each pair is shown both ways round, and the better text wins however likely the other is."""

@@ -1,5 +1,7 @@
 """Segments: what differs between whole answers, sentences and stages, how wide beams go on, and how a search ends early."""
 
+import weakref
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -286,6 +288,86 @@ def test_one_pass_is_within_the_budget_too(clock):
     assert (few.text, few.stopped) == ("on and on", "out of tokens: max_search_tokens is 3")
     late = answer(engine, FOUR_STAGE, [question("late")], SearchSection(deadline_seconds=2))[0]
     assert (late.text, late.stopped) == ("on and", "out of time: deadline_seconds is 2")
+
+
+class Tensor(tuple):
+    """A state that cannot be compared, as one that holds tensors."""
+
+    def __eq__(self, _other):
+        raise RuntimeError("the truth of a tensor")
+
+    __hash__ = tuple.__hash__
+
+
+class Opaque(ScriptedEngine):
+    """An engine whose states are its own business."""
+
+    def start(self, samples):
+        return [Tensor(state) for state in super().start(samples)]
+
+    def extend(self, asks):
+        drawn = super().extend(asks)
+        return [[replace(c, state=c.state and Tensor(c.state)) for c in candidates] for candidates in drawn]
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "two_pass"])
+def test_states_are_handed_on_and_not_looked_at(strategy):
+    """A search never compares them."""
+    script = by_stage(GOOD)
+
+    def write(state, seed):
+        if seed.split("/")[-2].split(".")[0] in STAGES:
+            return script(state, seed)
+        return four(seed[-1])[len(state[1]) :], -1.0
+
+    completion = ask(Opaque(write), search(strategy, 4, keep=2, swires={"cutoff": 0.0}))
+    assert completion.stopped == "complete"
+
+
+class Held:
+    """A state that can be seen to be alive."""
+
+    def __init__(self, state):
+        self.state = state
+
+
+class Counting(ScriptedEngine):
+    """An engine that notes how many states are alive when it is asked, and how many it is asked about."""
+
+    def __init__(self, script):
+        super().__init__(script)
+        self.alive, self.counts = weakref.WeakSet(), []
+
+    def held(self, state):
+        found = Held(state)
+        self.alive.add(found)
+        return found
+
+    def start(self, samples):
+        return [self.held(state) for state in super().start(samples)]
+
+    def extend(self, asks):
+        self.counts.append((len(self.alive), len({id(ask.state) for ask in asks})))
+        drawn = super().extend([replace(ask, state=ask.state.state) for ask in asks])
+        return [[replace(c, state=c.state and self.held(c.state)) for c in candidates] for candidates in drawn]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("strategy", ["stage_beam", "sentence_beam"])
+def test_states_that_lost_are_let_go(strategy, keep):
+    """They are caches on a GPU: while candidates are drawn there are none but those that are gone on from."""
+    script = by_stage(GOOD)
+    write = lambda state, seed: script(state, seed) if "sentence" not in seed else (four(seed[-1])[len(state[1]) :], -1.0)  # noqa: E731
+    engine = Counting(write)
+    answer(engine, FOUR_STAGE, [question(name) for name in "abc"], search(strategy, 4, keep=keep))
+    assert len(engine.counts) == 4 and all(alive == asked for alive, asked in engine.counts)
+
+
+def test_swires_holds_what_it_may_conclude():
+    """Of all rounds' reasonings only as many as get a conclusion, and what it went back to."""
+    engine = Counting(by_stage(GOOD))
+    answer(engine, FOUR_STAGE, [question()], search("swires", 4, swires={"cutoff": 9.0, "retraces": 3}))
+    assert engine.counts[-1] == (1 + 2, 2)
 
 
 class Idle(ScriptedEngine):
