@@ -3,7 +3,7 @@
     python benchmarks/soak.py [--seconds 600] [--json]
 
 Clients mix single answers, streams, searches, images, wrong requests, and requests that are given up in the middle. What may not
-happen: any other status, a queue that grows, memory that grows, or an engine that stops. The exit status says so.
+happen: any other status, a queue or memory that grows, an engine that stops. The exit status says so.
 """
 
 from __future__ import annotations
