@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--seconds 600] [--json]
 
-Clients mix single answers, streams, searches, images, wrong requests, and requests that are given up in the middle. What may not
+Clients mix single answers, streams, searches, images, wrong requests, and requests that are given up midway. What may not
 happen: any other status, a queue or memory that grows, an engine that stops. The exit status says so.
 """
 

@@ -2,13 +2,13 @@
 
 One line, read left to right:
 
-    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation
+    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation → serving
 
 `recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
 base; `validation` says what is wrong with the rows; `adapters` attach LoRA by part; `training` runs TRL's trainer with
 losses by stage; `checkpoints` are folders; `merging` writes one model and proves it, `cards` tell of it; `engines` run a model
-for a `search`; `evaluation` says what it is worth, `serving` answers for many, and `planning`, before anything is loaded, what it will take. `annotation`
-has a teacher write the reasoning that rows lack, and `publishing` puts what was made on the hub.
+for a `search`; `evaluation` says what it is worth, `serving` answers for many, and `planning`, before anything is loaded, what
+it will take. `annotation` has a teacher write the reasoning that rows lack, and `publishing` puts what was made on the hub.
 """
 
 from __future__ import annotations
