@@ -2,13 +2,13 @@
 
 One line, read left to right:
 
-    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation
+    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation → serving
 
 `recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
 base; `validation` says what is wrong with the rows; `adapters` attach LoRA by part; `training` runs TRL's trainer with
 losses by stage; `checkpoints` are folders; `merging` writes one model and proves it, `cards` tell of it; `engines` run a model
-for a `search`; `evaluation` says what it is worth, and `planning`, before anything is loaded, what it will take. `annotation`
-has a teacher write the reasoning that rows lack, and `publishing` puts what was made on the hub.
+for a `search`; `evaluation` says what it is worth, `serving` answers for many, and `planning`, before anything is loaded, what
+it will take. `annotation` has a teacher write the reasoning that rows lack, and `publishing` puts what was made on the hub.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lora_cot.planning.plan import plan
     from lora_cot.publishing.push import push
     from lora_cot.recipe.load import load_recipe
+    from lora_cot.serving.run import serve
     from lora_cot.validation.run import validate
 
 __version__ = "0.1.0.dev0"
@@ -44,6 +45,7 @@ __all__ = [
     "plan",
     "push",
     "score",
+    "serve",
     "train",
     "validate",
 ]
@@ -60,6 +62,7 @@ _HOMES = {
     "plan": "planning.plan",
     "push": "publishing.push",
     "score": "evaluation.predictions",
+    "serve": "serving.run",
     "train": "evaluation.after",
     "validate": "validation.run",
 }

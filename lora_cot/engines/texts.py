@@ -69,3 +69,26 @@ class Texts:
             return False
         window = [*before, *ids][-2 * len(stop) :]
         return self._raw(window).count(stop) > self._raw(window[:-1]).count(stop)
+
+
+class Growing:
+    """The text of tokens as they come; a character that is not whole yet is held back."""
+
+    def __init__(self, texts: Texts, after: Sequence[int]):
+        """
+        Args:
+            texts: decodes.
+            after: what was generated before.
+        """
+        self._texts, self._after = texts, list(after)
+        self._begin, self._told = 0, 0
+
+    def more(self, ids: Sequence[int]) -> str:
+        """What is new in the text of all tokens so far."""
+        before = [*self._after, *ids[: self._begin]][-TAIL:]
+        text = self._texts.text(ids[self._begin :], before)
+        new = text[self._told :]
+        self._told = len(text)
+        if len(ids) - self._begin >= TAIL:
+            self._begin, self._told = len(ids), 0
+        return new

@@ -55,8 +55,8 @@ def test_judges_read_what_their_prompts_share_once(each_chat, looks):
         assert len(seen) == first, "an image was looked at again"
         ids = [plain.texts.tokenizer(option, add_special_tokens=False)["input_ids"][0] for option in "12"]
         for prompt, found in zip(prompts, scores, strict=True):
-            begun = engine._told_apart(("1", "2"))[0]
-            expected = full_logits(plain, prompt, begun).log_softmax(-1)[engine._told_apart(("1", "2"))[1]].tolist()
+            options = engine.told_apart(("1", "2"))
+            expected = full_logits(plain, prompt, options.begun).log_softmax(-1)[list(options.firsts)].tolist()
             assert found == pytest.approx(expected, abs=1e-5), (prompt, ids)
         seen.clear()
         seen += [1] * first
