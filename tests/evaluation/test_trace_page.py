@@ -11,6 +11,7 @@ from lora_cot.evaluation.trace_page import WIDTH, rows, trace_page
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.trace import Comparison, Completion, TracedCandidate, TracedStage
+from tests.browser import PROGRAM, Browser
 from tests.evaluation.searches import QUESTION, SEARCHES, search
 
 VOID = {"meta", "img", "rect", "path", "br", "hr", "input", "link"}
@@ -233,3 +234,36 @@ def test_only_settings_that_matter_are_listed():
     assert "temperature" not in page_of(strategy="greedy") and "temperature: 0.6" in page_of(strategy="sample")
     page = page_of(strategy="stage_beam", stages={"CAPTION": {"keep": 2}}, max_search_tokens=9)
     assert "candidates: 4" in page and "stages.CAPTION.keep: 2" in page and "max_search_tokens: 9" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
+def test_a_browser_draws_it(tmp_path):
+    """Its console is silent; lines end at their cards; a card unfolds by keyboard; only the tree scrolls sideways."""
+    browser = Browser(tmp_path / "profile")
+    try:
+        for strategy in SEARCHES:
+            file = tmp_path / f"{strategy}.html"
+            file.write_text(drawn(strategy)[1])
+            for width, dark in ((360, True), (1200, False)):
+                browser.look(width, 800, dark)
+                browser.goto(file.as_uri())
+                assert browser.js("document.documentElement.scrollWidth") <= width
+                assert browser.js(ENDS_APART) == []
+            browser.js("document.querySelector('.node summary').focus()")
+            browser.press("Enter")
+            assert browser.js("document.querySelector('.node .more').checkVisibility()")
+        assert browser.errors == []
+    finally:
+        browser.close()
+
+
+ENDS_APART = """[...document.querySelectorAll(".step")].flatMap((step) => {
+  const ends = [...step.querySelectorAll(".lines path")].map((path) => {
+    const box = path.ownerSVGElement.getBoundingClientRect(), end = path.getPointAtLength(path.getTotalLength());
+    return box.left + (end.x / 1000) * box.width;
+  });
+  return [...step.querySelectorAll(".cards > li:not(.vote)")].map((card) => card.getBoundingClientRect())
+    .filter((box) => !ends.some((end) => Math.abs(end - (box.left + box.right) / 2) < 2)).map((box) => [box.left, ends]);
+})"""
+"""Cards that no line ends at."""
