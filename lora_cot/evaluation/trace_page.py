@@ -194,7 +194,7 @@ def _bar(step: TracedStage, candidate: TracedCandidate) -> float | None:
     if step.scored_by == "logprob":
         return 100 * math.exp(min(candidate.score, 0.0))
     low, high = min(0.0, *scores), max(scores)
-    return 100 * (candidate.score - low) / (high - low) if high > low else 100.0
+    return 100 * (candidate.score - low) / (high - low) if high > low else None
 
 
 def _verdict(step: TracedStage, comparison: Comparison, place: int) -> tuple[str, str]:

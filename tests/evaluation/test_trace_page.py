@@ -1,5 +1,6 @@
 """The page of a search: every candidate once, the chosen path marked, lines that join, nothing from outside."""
 
+import functools
 import math
 import re
 from dataclasses import replace
@@ -49,6 +50,7 @@ class Page(HTMLParser):
             element["text"] += data
 
 
+@functools.cache
 def drawn(strategy):
     completion, config = search(strategy)
     return completion, trace_page(QUESTION, ["data:image/png;base64,AA"], completion, config)
@@ -212,11 +214,11 @@ def test_a_candidate_that_came_to_nothing_says_why(keys, shown):
         ("logprob", [0.0, -math.log(2), None, math.nan], [100, 50, None, None]),
         ("wins", [2.0, 1.0, 0.0], [100, 50, 0]),
         ("reward", [3.0, -1.0, 1.0], [100, 0, 50]),
-        ("reward", [0.0, 0.0], [100, 100]),
+        ("wins", [0.0, 0.0], [None, None]),
     ],
 )
 def test_scores_are_lengths(unit, scores, bars):
-    """A token's mean probability as it is; others between the least, or zero, and the best."""
+    """A token's mean probability as it is; others between the least, or zero, and the best, if they differ."""
     (row,) = rows([TracedStage("A", tuple(candidate(n, score=score) for n, score in enumerate(scores)), scored_by=unit)])
     assert [card.bar and round(card.bar, 6) for card in row.cards] == bars
 

@@ -63,6 +63,13 @@ TOKENS = [{**said(word), "stage": {"name": "SUMMARY"}} for word in ("I ", "will 
     {"content": EVIL},
     {"stage": decided(None, ["a", "b", "c"], "b", "logprob")},
 ]
+ALONE = decided(None, [], "b", "logprob") | {"candidates": [candidate("b", -0.2, True)], "comparisons": []}
+STREAMS = {
+    "tokens": TOKENS,
+    "greedy": [TOKENS[0], {"content": "2"}, {"stage": ALONE}],
+    "sampled": [{**said("I count."), "content": "2", "stage": ALONE}],
+}
+"""By the first word of a question; stages of a beam for any other."""
 
 
 class Fake(ThreadingHTTPServer):
@@ -135,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         self.tell({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
 
     def stream(self, kind):
-        deltas = TOKENS if kind == "tokens" else BEAM
+        deltas = STREAMS.get(kind, BEAM)
         self.chunk({"role": "assistant", "content": ""})
         self.wfile.write(b": ping\n\n")
         self.chunk(deltas[0])

@@ -106,11 +106,21 @@ def test_an_answer_without_a_search_arrives_word_by_word(browser, serve):
     """Its stages by name; one whole text with candidates stands beside; what is wrong with it is told."""
     serve()
     ask(browser, "tokens please")
-    assert shown(browser, ".stage > h3") == ["SUMMARY", "CAPTION", "Reasoning"]
+    assert shown(browser, ".stage > h3") == ["SUMMARY", "CAPTION", "Whole answer"]
     assert shown(browser, ".stage > .text") == ["I will count.", "Two.", ""]
     assert shown(browser, ".answer .text") == [f"The {EVIL}"]
     assert "The text is not as the format wants it: </CONCLUSION> is missing" in browser.text(".turn")
     assert "The answer was cut before its end." in browser.text(".turn")
+
+
+def test_a_text_that_was_told_already_is_not_shown_again(browser, serve):
+    """The step of greedy decoding; a whole text that was not told before is shown."""
+    serve()
+    ask(browser, "greedy please")
+    assert shown(browser, ".stage > h3") == ["SUMMARY"] and shown(browser, ".answer .text") == ["2"]
+    ask(browser, "sampled please", f"document.querySelectorAll('.turn').length == 2 && {DONE}")
+    assert shown(browser, ".turn:last-child .stage > h3") == ["Whole answer"]
+    assert shown(browser, ".turn:last-child .candidates > summary") == ["1 candidate"]
 
 
 def test_a_further_question_holds_what_was_said(browser, serve, picture):

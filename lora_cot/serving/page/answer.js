@@ -15,13 +15,18 @@ export function addChunk(turn, chunk) {
   turn.content += delta.content ?? "";
   const reasoning = delta.reasoning_content ?? delta.reasoning ?? "";
   const decided = Array.isArray(delta.stage?.candidates);
-  if (!reasoning && !decided) return null;
+  if (!reasoning && (!decided || isTold(turn, delta.stage))) return null;
   const stage = stageOf(turn, delta.stage ? delta.stage.name : undefined);
   stage.text += stage.text ? reasoning : reasoning.trimStart(); // the gap to the stage before
   if (!decided) return null;
   const { candidates, comparisons, score, scored_by, seconds } = delta.stage;
   Object.assign(stage, { candidates, comparisons, score, scored_by, seconds });
   return stage.name ?? "The answer";
+}
+
+/** Whether a step is a whole text that was told as it was written, and had no rival. */
+function isTold(turn, { name, candidates }) {
+  return name === null && candidates.length === 1 && Boolean(turn.stages.length || turn.content);
 }
 
 /** Steps of a search are told once each, so that two of one name are two; pieces of a text go on with the last one. */

@@ -46,7 +46,7 @@ export class TurnView {
 }
 
 function newStage(stage) {
-  return make("section", { class: "stage" }, make("h3", {}, stage.name ?? "Reasoning"), make("p", { class: "text" }));
+  return make("section", { class: "stage" }, make("h3", {}, stage.name ?? "Whole answer"), make("p", { class: "text" }));
 }
 
 function showStage(element, stage) {
