@@ -282,10 +282,13 @@ def test_it_works_by_keyboard(browser, serve):
     assert browser.js("document.querySelector('.candidates').open")
     browser.js("document.querySelector('#question').focus()")
     browser.type("slow")
+    browser.press("Tab")
     browser.press("Enter")
     browser.wait("document.querySelectorAll('.turn').length == 2 && document.querySelectorAll('.stage').length == 4")
+    assert browser.js("document.activeElement.id") == "stop"
     browser.press("Escape")
     browser.wait(DONE)
+    assert browser.js("document.activeElement.id") == "question"
     assert "Stopped." in browser.text(".turn:last-child") and browser.text("#status") == "Stopped."
 
 

@@ -124,8 +124,10 @@ async function follow(turn, view, body, controller) {
 
 function setRunning(controller) {
   running = controller;
+  const hadFocus = [at("ask"), at("stop")].includes(document.activeElement); // what is hidden or disabled loses it
   at("ask").disabled = Boolean(controller);
   at("stop").hidden = !controller;
+  if (hadFocus) at(controller ? "stop" : "question").focus();
 }
 
 function wireImages() {
@@ -161,10 +163,7 @@ function wireForm() {
     at("form").requestSubmit();
   };
   window.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
-  at("stop").onclick = () => {
-    running?.abort();
-    box.focus();
-  };
+  at("stop").onclick = () => running?.abort();
 }
 
 function wireHistory() {
