@@ -11,6 +11,8 @@ from lora_cot.backbones.loading import load_backbone
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.sources import load_mixture
 from lora_cot.engines.image_parts import image_part
+from lora_cot.engines.remote import RemoteEngine
+from lora_cot.errors import AccessError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import DataSection, ModelSection
 from tests.merging.conftest import PUBLISHED, rewrite
@@ -60,7 +62,7 @@ def asked(make_base, tmp_path_factory):
 
     flags = ("--reasoning-parser-plugin", PLUGIN, "--reasoning-parser", "lora_cot")
     with served(base, folder / "vllm.log", *flags) as address:
-        yield ask, FOUR_STAGE.gold(sample.last)
+        yield ask, FOUR_STAGE.gold(sample.last), address
 
 
 def whole(answer):
@@ -76,7 +78,7 @@ def streamed(answer):
 
 def test_the_conclusion_is_the_content(asked):
     """The stages before it are the reasoning, and are counted as such."""
-    ask, gold = asked
+    ask, gold, _ = asked
     answer = ask()
     assert answer.status_code == 200, answer.text
     *before, conclusion = (gold[stage.name] for stage in FOUR_STAGE.stages)
@@ -88,7 +90,7 @@ def test_the_conclusion_is_the_content(asked):
 @pytest.mark.parametrize("tokens", [300, 60, 25, 4])
 def test_a_stream_tells_what_a_whole_answer_tells(asked, tokens):
     """However far it comes; cut, the rest stands in the content."""
-    ask, _ = asked
+    ask, *_ = asked
     found = whole(ask(max_tokens=tokens))
     assert found == streamed(ask(max_tokens=tokens, stream=True)) and found[1]
 
@@ -97,3 +99,9 @@ def test_structured_outputs_are_refused(asked):
     """With a reason."""
     answer = asked[0](response_format={"type": "json_object"})
     assert answer.status_code == 400 and "structured outputs do not go with" in answer.text
+
+
+def test_searches_are_refused_behind_it(asked):
+    """They would not see the tags: the server is found out before use."""
+    with pytest.raises(AccessError, match="it does not stop at a stop string"):
+        RemoteEngine.open(asked[2], FOUR_STAGE)
