@@ -8,7 +8,8 @@ from typing import Any
 from lora_cot.checkpoints.opening import Opened
 from lora_cot.data.images import open_image
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
-from lora_cot.pages import image_uri, render
+from lora_cot.evaluation.trace_page import trace_page
+from lora_cot.pages import image_uri
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import OnStage, answer
 from lora_cot.search.trace import Completion
@@ -43,14 +44,8 @@ def ask(
     sample = Sample("question", (Exchange(question),), (image,))
     (completion,) = answer(engine, cot_format, [sample], config, on_stage)
     if trace is not None:
-        page = render(
-            "trace.html",
-            title="How the answer was found",
-            question=question,
-            images=[image_uri(open_image(image, opened.recipe.data.max_pixels))],
-            completion=completion,
-            strategy=config.strategy,
-        )
+        picture = image_uri(open_image(image, opened.recipe.data.max_pixels))
+        page = trace_page(question, [picture], completion, config)
         trace.parent.mkdir(parents=True, exist_ok=True)
         trace.write_text(page, encoding="utf-8")
     return completion
