@@ -189,7 +189,7 @@ class LocalEngine:
                 batch.step()
         return [[job.candidates[number] for number in range(len(job.ask.seeds))] for job in jobs]
 
-    def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:
+    def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
         """See `Engine.choose`; an option counts by the first token in which it differs from the others.
 
         Raises:

@@ -148,6 +148,7 @@ def _completion(sample_id: str, text: str, cot_format: CotFormat, stopped: str, 
         sum(candidate.tokens for candidate in drawn if candidate.chosen),
         sum(candidate.tokens for candidate in drawn),
         sum(step.judge_prompts for step in log.steps),
+        sum(step.judge_tokens for step in log.steps),
     )
 
 
