@@ -223,6 +223,16 @@ def test_score_judges_what_there_is_and_lists_the_rest(scienceqa):
     assert plain.returncode == 0 and "  NAT" in plain.stdout and "of 1" in plain.stdout
 
 
+def test_score_of_m3cots_own_form_needs_no_data(tmp_path):
+    """By domain, topic and overall, with counts."""
+    row = {key: value for key, value in published.m3cot_record().items() if key not in ("image", "question", "context")}
+    path = published.json_lines(tmp_path / "p.jsonl", [row | {"messages": ["Which?", "[Answer] (A)"]}])
+    done = command("score", "--benchmark", "m3cot", "--predictions", path, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(report[name] == {"correct": 1, "total": 1} for name in ("science", "natural-science", "Avg"))
+
+
 def test_score_is_light(scienceqa):
     """It needs neither torch nor a model."""
     arguments = ["lora-cot", "score", *map(str, scienceqa)]

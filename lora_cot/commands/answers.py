@@ -65,7 +65,7 @@ def evaluate(
 
 def score(
     benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")],
-    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's or A-OKVQA's official form.")],
+    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's, A-OKVQA's or M3CoT's own form.")],
     data: Data = None,
     split: Split = None,
     rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,

@@ -64,7 +64,7 @@ class EvalReport:
         plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | Summary)}
         shares = {"accuracy": self.accuracy.to_json(), "format_validity": self.format_validity.to_json()}
         groups = {name: share.to_json() for name, share in self.groups.items()}
-        told = {key: getattr(self.summary, key) for key in ("unanswered", "rouge_l", "failure_modes")}
+        told = {key: getattr(self.summary, key) for key in ("metric", "unanswered", "rouge_l", "failure_modes")}
         return {**plain, **shares, **told, "groups": groups}
 
 
