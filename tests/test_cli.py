@@ -183,6 +183,7 @@ evalution: {}
     ("option", "value", "expected"),
     [
         ("--strategy", "stage_bean", "no strategy 'stage_bean' · did you mean 'stage_beam'? allowed: adaptive, best_of_n, "),
+        ("--format", "cot", "no format 'cot' · allowed: answer_first, answer_only, direct, "),
         ("--scorer", "selfjudge", "no scorer 'selfjudge' · did you mean 'self_judge'? allowed: logprob, reward, self_judge"),
         ("--judge-adapter", "no", "'no' is neither on nor off"),
         ("--quantization", "nf8", "no quantisation 'nf8' · did you mean 'nf4'? allowed: auto, nf4, none"),

@@ -80,6 +80,7 @@ def test_a_region_is_cut_as_its_box_says(folder):
         ({"steps": "It is."}, "steps · Input should be a valid list"),
         ({"steps": ["a", " "]}, "steps.1 · empty · a step is a text or a box"),
         ({"steps": [[0, 0, 10]]}, "steps.0 · neither a text nor a box · a box is [left, top, right, bottom], whole numbers"),
+        ({"steps": [[0, 0, 10, 5, 7]]}, "steps.0 · neither a text nor a box"),
         ({"steps": [[0, 0, 10.5, 5]]}, "steps.0 · neither a text nor a box"),
         ({"steps": [[0, 0, True, 5]]}, "steps.0 · neither a text nor a box"),
         ({"steps": [{"text": "It is."}]}, "steps.0 · neither a text nor a box"),
@@ -155,6 +156,13 @@ def test_a_file_is_known_by_its_key(tmp_path, text, name, expected):
     (tmp_path / name).write_text(text)
     assert is_demonstrations(tmp_path / name) is expected
     assert not is_demonstrations(tmp_path / "none.yaml")
+
+
+def test_a_list_is_not_read_to_its_end(tmp_path, monkeypatch):
+    """A data set can be far larger than any file of demonstrations."""
+    (tmp_path / "x.json").write_text("[]")
+    monkeypatch.delattr("lora_cot.data.demonstrations._value")
+    assert not is_demonstrations(tmp_path / "x.json")
 
 
 @settings(max_examples=60)
