@@ -33,6 +33,9 @@ def evaluate(
     benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
     data: Data = None,
     split: Split = None,
+    cot_format: Annotated[
+        str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")
+    ] = None,
     strategy: Strategy = None,
     candidates: Candidates = None,
     scorer: Scorer = None,
@@ -51,7 +54,7 @@ def evaluate(
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.evaluation.run import evaluate as run
 
-    report = run(model, benchmark, split, limit, search, output, how, data, server)
+    report = run(model, benchmark, split, limit, search, output, how, data, server, cot_format)
     rows = [
         *report.summary.lines(),
         ("valid format", report.format_validity),
@@ -65,7 +68,7 @@ def evaluate(
 
 def score(
     benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")],
-    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's or A-OKVQA's official form.")],
+    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's, A-OKVQA's or M3CoT's own form.")],
     data: Data = None,
     split: Split = None,
     rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,

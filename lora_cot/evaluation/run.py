@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lora_cot.data.rows import shortened
 from lora_cot.errors import DataError, Problem
 from lora_cot.evaluation.benchmarks import Benchmark, Wanted, check_split, find
 from lora_cot.evaluation.metrics import Share
-from lora_cot.evaluation.remote import OpenedRemote, Server, engine_of, open_remote
+from lora_cot.evaluation.remote import OpenedRemote, Server, check_format, engine_of, in_format, open_remote
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
@@ -64,7 +64,7 @@ class EvalReport:
         plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | Summary)}
         shares = {"accuracy": self.accuracy.to_json(), "format_validity": self.format_validity.to_json()}
         groups = {name: share.to_json() for name, share in self.groups.items()}
-        told = {key: getattr(self.summary, key) for key in ("unanswered", "rouge_l", "failure_modes")}
+        told = {key: getattr(self.summary, key) for key in ("metric", "unanswered", "rouge_l", "failure_modes")}
         return {**plain, **shares, **told, "groups": groups}
 
 
@@ -78,6 +78,7 @@ def evaluate(
     quantization: Quantization = "auto",
     data: str | None = None,
     server: Server | None = None,
+    format_name: str | None = None,
 ) -> EvalReport:
     """A model on a benchmark.
 
@@ -91,13 +92,15 @@ def evaluate(
         quantization: how the base is loaded.
         data: where the benchmark's files are; where the recipe's data are, if not given and they are the same questions.
         server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
+        format_name: a built-in format to ask in; the recipe's if not given; see `in_format`.
 
     Raises:
         RunError, DataError: no such benchmark, split or model, or none of its questions can be asked; see `open_remote`.
     """
     if benchmark is not None:
         check_split(benchmark, split)  # before a model is loaded for nothing
-    opened = _open(model, quantization, server)
+    check_format(format_name)
+    opened = _open(model, quantization, server, format_name)
     recipe, told = opened.recipe, opened.recipe.evaluation
     if benchmark is None or benchmark == told.benchmark:
         benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
@@ -110,24 +113,32 @@ def evaluate(
     judged = _judged(chosen, samples, completions, recipe.format.build())
     if output is not None:
         _write(output, judged, completions)
-    count = len(completions)
     return EvalReport(
         benchmark,
         split,
         model,
         config.strategy,
         summarise(chosen, judged),
-        Share(sum(c.parsed.outcome == "complete" for c in completions), count),
+        Share(sum(c.parsed.outcome == "complete" for c in completions), len(completions)),
         left_out,
-        sum(c.generated_tokens for c in completions) / count,
-        sum(c.kept_tokens for c in completions) / count,
-        sum(c.judge_calls for c in completions) / count,
-        seconds / count,
+        *_costs(completions),
+        seconds / len(completions),
     )
 
 
-def _open(model: str, quantization: Quantization, server: Server | None) -> Opened | OpenedRemote:
-    opened = open_remote(model, server) if server else open_model(model, quantization)
+def _costs(completions: Sequence[Completion]) -> tuple[float, float, float]:
+    """Tokens, kept tokens and judge calls of a question."""
+    sums = (sum(getattr(c, cost) for c in completions) for cost in ("generated_tokens", "kept_tokens", "judge_calls"))
+    generated, kept, judged = (total / len(completions) for total in sums)
+    return generated, kept, judged
+
+
+def _open(model: str, quantization: Quantization, server: Server | None, format_name: str | None) -> Opened | OpenedRemote:
+    if server:
+        opened: Opened | OpenedRemote = open_remote(model, server, format_name)
+    else:
+        loaded = open_model(model, quantization)
+        opened = loaded if format_name is None else replace(loaded, recipe=in_format(loaded.recipe, format_name))
     print(opened.said, file=sys.stderr)
     return opened
 

@@ -31,6 +31,10 @@ def benchmark_files(tmp_path):
             return str(published.scienceqa(folder, {str(n): published.problem() for n in range(3)}, {split: ["0", "1", "2"]}))
         if name == "aokvqa":
             return str(published.aokvqa(folder, [published.aokvqa_record(n) for n in range(3)], split))
+        if name == "m3cot":
+            return str(published.m3cot(folder, [published.m3cot_record(n) for n in range(3)], split))
+        if name == "llava_wild":
+            return str(published.llava_wild(folder))
         if name == "mmmu":
             rows = [published.mmmu_row(n) for n in range(3)]
             published.parquet(folder / f"{split}-00000.parquet", rows, [f"image_{n}" for n in range(1, 8)])
@@ -46,7 +50,9 @@ def right(benchmark, text, sample):
 
 def test_an_unknown_benchmark_is_refused():
     """The error names the nearest one and all there are."""
-    with pytest.raises(RunError, match=r"no benchmark 'shape' · did you mean 'shapes'[?] allowed: aokvqa, mmmu, "):
+    with pytest.raises(
+        RunError, match=r"no benchmark 'shape' · did you mean 'shapes'[?] allowed: aokvqa, llava_wild, m3cot, mmmu, "
+    ):
         find("shape")
 
 
@@ -66,7 +72,7 @@ def test_a_benchmark_can_be_run(name, benchmark_files):
             assert benchmark.groups(sample)
 
 
-@pytest.mark.parametrize("name", ["scienceqa", "aokvqa", "mmmu"])
+@pytest.mark.parametrize("name", ["scienceqa", "aokvqa", "mmmu", "m3cot", "llava_wild"])
 def test_a_benchmark_without_its_files_is_refused(name):
     """Its questions do not come along; the option that names them is told."""
     with pytest.raises(RunError, match=f"--data · the questions of {name} do not come along · name the folder"):

@@ -138,7 +138,7 @@ def test_options_of_the_command_line(monkeypatch, tmp_path):
     seen = []
 
     def noted(*given):
-        seen.append(given[-1])
+        seen.append(next(one for one in given if isinstance(one, Server)))
         raise RunError("noted")
 
     monkeypatch.setattr(run, "evaluate", noted)
