@@ -64,7 +64,7 @@ class ScheduledEngine:
         self.ticket.spent.add(self.is_judge, len(asks), tokens)
         return found
 
-    def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:
+    def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
         """See `Engine.choose`."""
         with self.encoding:
             prompts, weighed = self.local.encode(samples), self.local.told_apart(options)

@@ -49,11 +49,11 @@ class CountingEngine:
         self.ticket.spent.add(self.is_judge, len(asks), sum(c.tokens for candidates in found for c in candidates))
         return found
 
-    def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:
+    def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
         """See `Engine.choose`."""
         self.ticket.check()
         self.ticket.spent.judge_calls += len(samples)
-        return self.remote.choose(samples, options)
+        return self.remote.choose(samples, options, deadline)
 
 
 def served_remote(name: str, engine: RemoteEngine, cot_format: CotFormat, search: SearchSection) -> ServedModel:
