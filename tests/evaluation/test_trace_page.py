@@ -167,6 +167,14 @@ def test_votes_stand_together():
     assert len(rows(search("best_of_n")[0].trace)[0].groups) == 1
 
 
+@pytest.mark.parametrize(("chosen", "order"), [(3, ["c", "b", "a", None]), (None, ["b", "a", "c", None])])
+def test_the_winner_of_a_vote_stands_first(chosen, order):
+    """Even with fewer votes than another, if they weigh more; then as many votes as there are."""
+    answers = [None, "a", "b", "c", "b"]
+    step = TracedStage(None, tuple(candidate(n, answer=a, chosen=n == chosen) for n, a in enumerate(answers)))
+    assert [group.answer for group in rows([step])[0].groups] == order
+
+
 def test_rounds_are_told():
     """How often adaptive asked again."""
     step = TracedStage(None, (candidate(), candidate(1)), rounds=3)
