@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lora_cot.errors import LoraCotError
     from lora_cot.evaluation.after import train
     from lora_cot.evaluation.ask import ask
+    from lora_cot.evaluation.calibration import calibrate
     from lora_cot.evaluation.predictions import score
     from lora_cot.evaluation.remote import open_remote
     from lora_cot.evaluation.run import evaluate
@@ -37,6 +38,7 @@ __all__ = [
     "LoraCotError",
     "annotate",
     "ask",
+    "calibrate",
     "evaluate",
     "load_recipe",
     "merge",
@@ -54,6 +56,7 @@ _HOMES = {
     "LoraCotError": "errors",
     "annotate": "annotation.run",
     "ask": "evaluation.ask",
+    "calibrate": "evaluation.calibration",
     "evaluate": "evaluation.run",
     "load_recipe": "recipe.load",
     "merge": "merging.merge",

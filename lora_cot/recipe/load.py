@@ -15,6 +15,7 @@ from lora_cot.errors import FormatError, Problem, RecipeError, nearest
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.libraries import OWNED, key_model
 from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe
+from lora_cot.recipe.search import SearchSection
 
 LIBRARY_SECTIONS = ("quantization", "lora", "training")
 SOURCES = tuple(get_args(kind.model_fields["source"].annotation)[0] for kind in get_args(get_args(AnySource)[0]))
@@ -33,7 +34,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values = _read(Path(path))
     problems = _override(values, overrides)
     recipe, found = _validated(values)
-    problems += found + _library_problems(values) + _format_problems(values)
+    problems += found + _library_problems(values) + _format_problems(values) + _search_problems(values)
     if problems:
         raise RecipeError(problems).at(str(path))
     assert recipe is not None
@@ -235,6 +236,17 @@ def _models_in(annotation: Any) -> Any:
         inner = _models_in(argument)
         found += inner if isinstance(inner, list) else [inner] if inner is not None else []
     return found[0] if len(found) == 1 else found or None
+
+
+def _search_problems(values: dict[str, Any]) -> list[Problem]:
+    """A search that is not defined: found here, and not when a model has been trained for it."""
+    try:
+        section = SearchSection.model_validate(values.get("search", {}))
+    except ValidationError:
+        return []  # reported with the rest of the recipe
+    model = _mapping(values.get("model"))
+    is_t5 = model.get("vision_features") is not None or str(model.get("base", "")).startswith("mini/t5")
+    return section.problems(is_encoder_decoder=is_t5)
 
 
 def _format_problems(values: dict[str, Any]) -> list[Problem]:

@@ -27,8 +27,8 @@ from pydantic import BaseModel, FiniteFloat
 from lora_cot.engines.chat import ChatServer, Patience
 from lora_cot.engines.image_parts import image_part
 from lora_cot.engines.retries import Circuit, Retries
-from lora_cot.errors import AccessError, DataError, EngineError, LoraCotError, Problem, SearchError
-from lora_cot.recipe.search import RewardSection
+from lora_cot.errors import AccessError, DataError, EngineError, LoraCotError, SearchError
+from lora_cot.recipe.search import NO_SERVER, RewardSection
 from lora_cot.search.contests import Contest, Scorer, Verdict, logprob, verdict_of
 
 AT_ONCE = 8
@@ -50,7 +50,7 @@ def reward(section: RewardSection | None) -> Scorer:
         AccessError: it is no address; or, as it is called: nothing ever answered there, or only with a key.
     """
     if section is None:
-        raise SearchError(Problem("search.reward.url", "the scorer reward has no server", "name its address"))
+        raise SearchError(NO_SERVER)
     patience, url = Patience(section.timeout_seconds, section.tries), section.url
     ChatServer(url).close()  # refuses what is no address
     retries, has_answered = Retries(Circuit()), False

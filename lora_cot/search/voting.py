@@ -1,8 +1,9 @@
 """Search by votes: whole answers are drawn, and the answer that most of them give wins.
 
 `majority` is self-consistency (Wang et al. 2023, arXiv 2203.11171). `adaptive` draws on only while the lead can be lost
-(Adaptive-Consistency, Aggarwal et al. 2023, arXiv 2305.11860, its Beta criterion), with the seeds of `majority`: what it
-draws is the beginning of what that would draw.
+(Adaptive-Consistency, Aggarwal et al. 2023, arXiv 2305.11860, its Beta criterion), with the seeds of `majority`: without a
+budget of tokens, which is shared out otherwise, what it draws is the beginning of what that would draw. Ours is that two
+votes of two are enough, and that it counts heads even where votes are weighted.
 
 Answers count as the same by `formats.answers.ballot`. An answer that was not finished has no vote. A tie goes to the
 better-scored candidate, and the text that is returned is the best-scored one with the winning answer; where nobody has

@@ -156,6 +156,18 @@ def test_greedy_candidates_are_one(running):
         assert [c.spent for c in found] == [found[0].tokens, 0, 0] and len({c.mean_logprob for c in found}) == 1
 
 
+def test_what_a_search_is_charged(running):
+    """Copies of one reply nothing; a share of what several took is told as one in the trace."""
+    for habits, temperature, shared in (({}, 0.0, False), ({}, 0.6, False), ({"logprobs": False}, 0.6, True)):
+        engine, _, _ = running(**habits)
+        config = SearchSection(strategy="best_of_n", candidates=3, temperature=temperature)
+        (completion,) = answer(engine, FORMAT, [sample()], config)
+        tokens = [candidate.tokens for candidate in completion.trace[0].candidates]
+        assert [candidate.tokens_shared for candidate in completion.trace[0].candidates] == [shared] * 3
+        assert all(tokens) if temperature else tokens == [completion.kept_tokens, 0, 0]
+        assert completion.generated_tokens == sum(tokens)
+
+
 def test_sentences(running):
     """A candidate ends with a sentence too; sentence by sentence is the text in one piece."""
     engine, _, _ = running()
