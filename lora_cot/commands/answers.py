@@ -20,6 +20,7 @@ from lora_cot.options import (
     Model,
     Quantize,
     Scorer,
+    Settings,
     Split,
     Strategy,
     print_rows,
@@ -37,6 +38,7 @@ def evaluate(
     candidates: Candidates = None,
     scorer: Scorer = None,
     judge_adapter: JudgeAdapter = None,
+    settings: Settings = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
     quantization: Quantize = "auto",
@@ -46,21 +48,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
-    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    search = search_keys(strategy, candidates, scorer, judge_adapter, settings)
     how = quantization_name(quantization)
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.evaluation.run import evaluate as run
 
     report = run(model, benchmark, split, limit, search, output, how, data, server)
-    rows = [
-        *report.summary.lines(),
-        ("valid format", report.format_validity),
-        ("left out", report.left_out),
-        ("tokens a question", f"{report.tokens_per_question:.1f} ({report.kept_tokens_per_question:.1f} kept)"),
-        ("judge prompts a question", f"{report.judge_calls_per_question:.1f}"),
-        ("seconds a question", f"{report.seconds_per_question:.3f}"),
-    ]
-    print_rows(report.to_json(), as_json, rows)
+    print_rows(report.to_json(), as_json, report.lines())
 
 
 def score(
@@ -92,6 +86,7 @@ def ask(
     candidates: Candidates = None,
     scorer: Scorer = None,
     judge_adapter: JudgeAdapter = None,
+    settings: Settings = None,
     trace: Annotated[Path | None, typer.Option(help="HTML file of all candidates and verdicts.")] = None,
     quantization: Quantize = "auto",
     engine: Engine = None,
@@ -99,7 +94,7 @@ def ask(
     api_key_file: KeyFile = None,
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
-    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    search = search_keys(strategy, candidates, scorer, judge_adapter, settings)
     how = quantization_name(quantization)
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.checkpoints.opening import open_model

@@ -9,7 +9,7 @@ from lora_cot.checkpoints.opening import Opened
 from lora_cot.data.images import open_image
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.pages import image_uri, render
-from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.load import change_search
 from lora_cot.search.strategies import OnStage, answer
 from lora_cot.search.trace import Completion
 from lora_cot.types import Exchange, Sample
@@ -29,15 +29,16 @@ def ask(
         opened: the model, here or on a server: `open_model`, `open_remote`.
         image: a file.
         question: as a user would type it.
-        search: keys of the recipe's search section to change.
+        search: values by key of the recipe's search section, inner ones dotted.
         on_stage: told of each stage as it is decided.
         trace: an HTML file of all candidates, verdicts and winners.
 
     Raises:
+        RecipeError: the search has no such key or value.
         DataError: the image cannot be opened.
         SearchError: the strategy is not defined for the model's format.
     """
-    config = SearchSection.model_validate({**opened.recipe.search.model_dump(), **(search or {})})
+    config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)
     sample = Sample("question", (Exchange(question),), (image,))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from lora_cot.evaluation.remote import OpenedRemote, Server, engine_of, open_rem
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.load import change_search
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import answer
 from lora_cot.search.trace import Completion
@@ -34,15 +37,16 @@ class EvalReport:
     split: str
     model: str
     strategy: str
+    candidates: int
+    scorer: str
     summary: Summary
     format_validity: Share
     left_out: int
     """Problems of questions that cannot be asked, such as an image that is not there; they count nowhere."""
-    tokens_per_question: float
-    """Tokens generated, those of lost candidates included."""
-    kept_tokens_per_question: float
-    judge_calls_per_question: float
-    seconds_per_question: float
+    totals: dict[str, float]
+    """Costs of all questions by the names of `Completion.totals`; `generated_tokens` are those of lost candidates too."""
+    stopped: dict[str, int]
+    """Questions whose search ended early, by the reason without its particulars."""
 
     @property
     def accuracy(self) -> Share:
@@ -59,13 +63,40 @@ class EvalReport:
         """Questions without an answer; they count as wrong."""
         return self.summary.unanswered
 
+    @property
+    def per_question(self) -> dict[str, float]:
+        """Costs of one question."""
+        names = {
+            "tokens": "generated_tokens",
+            "kept_tokens": "kept_tokens",
+            "judge_calls": "judge_prompts",
+            "seconds": "seconds",
+        }
+        count = self.format_validity.total
+        return {f"{name}_per_question": self.totals[total] / count for name, total in names.items()}
+
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people: accuracy, and beside it tokens and seconds."""
+        spent = self.totals
+        tokens, kept, prompts, seconds = self.per_question.values()
+        judged = f"{spent['flips']} flips, {spent['skipped_judgements']} not needed, {spent['judge_failures']} failed"
+        rows: list[tuple[str, Any]] = [
+            *self.summary.lines(),
+            ("valid format", self.format_validity),
+            ("left out", self.left_out),
+            ("tokens a question", f"{tokens:.1f} ({kept:.1f} kept), {spent['generated_tokens']} in all"),
+            ("judge prompts a question", f"{prompts:.1f} ({judged} in all)"),
+            ("seconds a question", f"{seconds:.3f}, {spent['seconds']:.1f} in all"),
+        ]
+        return rows + [(f"stopped: {reason}", count) for reason, count in self.stopped.items()]
+
     def to_json(self) -> dict[str, Any]:
         """One JSON object."""
         plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | Summary)}
         shares = {"accuracy": self.accuracy.to_json(), "format_validity": self.format_validity.to_json()}
         groups = {name: share.to_json() for name, share in self.groups.items()}
         told = {key: getattr(self.summary, key) for key in ("unanswered", "rouge_l", "failure_modes")}
-        return {**plain, **shares, **told, "groups": groups}
+        return {**plain, **self.per_question, **shares, **told, "groups": groups}
 
 
 def evaluate(
@@ -86,13 +117,14 @@ def evaluate(
         benchmark: name of a benchmark; the recipe's if not given, its split and limit too.
         split: one of its splits; its first if not given.
         limit: first so many questions.
-        search: keys of the recipe's search section to change.
+        search: values by key of the recipe's search section, inner ones dotted: `{"keep": 2, "swires.mean": -0.1}`.
         output: JSONL with each question's text, answer and verdict.
         quantization: how the base is loaded.
         data: where the benchmark's files are; where the recipe's data are, if not given and they are the same questions.
         server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
 
     Raises:
+        RecipeError: the search has no such key or value.
         RunError, DataError: no such benchmark, split or model, or none of its questions can be asked; see `open_remote`.
     """
     if benchmark is not None:
@@ -102,7 +134,7 @@ def evaluate(
     if benchmark is None or benchmark == told.benchmark:
         benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
     chosen, split = find(benchmark), check_split(benchmark, split)
-    config = SearchSection.model_validate({**recipe.search.model_dump(), **(search or {})})
+    config = change_search(recipe.search, search or {}, recipe.format)
     samples, left_out = _questions(opened, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
     begin = time.perf_counter()
     completions = _answer_all(opened, samples, config)
@@ -110,20 +142,24 @@ def evaluate(
     judged = _judged(chosen, samples, completions, recipe.format.build())
     if output is not None:
         _write(output, judged, completions)
-    count = len(completions)
     return EvalReport(
         benchmark,
         split,
         model,
         config.strategy,
+        config.candidates,
+        config.scorer,
         summarise(chosen, judged),
-        Share(sum(c.parsed.outcome == "complete" for c in completions), count),
+        Share(sum(c.parsed.outcome == "complete" for c in completions), len(completions)),
         left_out,
-        sum(c.generated_tokens for c in completions) / count,
-        sum(c.kept_tokens for c in completions) / count,
-        sum(c.judge_calls for c in completions) / count,
-        seconds / count,
+        _totals(completions, seconds),
+        dict(Counter(re.split(":| after ", c.stopped)[0] for c in completions if c.stopped != "complete")),
     )
+
+
+def _totals(completions: Sequence[Completion], seconds: float) -> dict[str, float]:
+    """Costs of all questions together; the time is that of the whole evaluation, the making of its engine included."""
+    return {name: sum(c.totals[name] for c in completions) for name in completions[0].totals} | {"seconds": seconds}
 
 
 def _open(model: str, quantization: Quantization, server: Server | None) -> Opened | OpenedRemote:
@@ -204,5 +240,6 @@ def _write(output: Path, judged: Sequence[Judged], completions: Sequence[Complet
                 "right": one.verdict.credit == 1,
                 "format": completion.parsed.outcome,
                 "stopped": completion.stopped,
+                "totals": completion.totals,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
