@@ -55,6 +55,10 @@ def evaluate(
 
     report = run(model, benchmark, split, limit, search, output, how, data, server)
     print_rows(report.to_json(), as_json, report.lines())
+    _warn_of_judging(report.scorer, report.totals["judge_failures"])
+    if report.failed:
+        print(f"error: the engine gave no text for {report.failed} questions", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def score(
@@ -112,9 +116,15 @@ def ask(
     completion = run(opened, image, question, search, show, trace)
     if completion.stopped != "complete":
         print(f"stopped early: {completion.stopped}", file=sys.stderr)
+    _warn_of_judging(search.get("scorer", opened.recipe.search.scorer), completion.judge_failures)
     print(f"\nanswer: {completion.parsed.answer or 'none'}")
     if trace is not None:
         print(f"trace: {trace}", file=sys.stderr)
+
+
+def _warn_of_judging(scorer: str, failures: float) -> None:
+    if failures:
+        print(f"the scorer {scorer} gave no verdict {failures:g} times: likelihood decided instead", file=sys.stderr)
 
 
 def _server(engine: str | None, model: str | None, key_file: Path | None, quantization: str) -> Any:

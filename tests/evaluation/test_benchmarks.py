@@ -94,7 +94,7 @@ def test_shapes_compare_short_answers(gold, as_right, as_wrong):
     assert not right(SHAPES, as_wrong, sample)
 
 
-ANY_FAMILY = SimpleNamespace(most_images=None)
+ANY_FAMILY = SimpleNamespace(most_images=None, tag_style="xml")
 
 
 @pytest.fixture
@@ -108,10 +108,10 @@ def evaluate(monkeypatch):
             "open_model",
             lambda *_: SimpleNamespace(recipe=recipe, said="", family=ANY_FAMILY),
         )
-        monkeypatch.setattr(run, "_answer_all", lambda *given: answered or written(*given))
+        monkeypatch.setattr(run, "answers", lambda *given: zip(given[2], answered or written(*given), strict=True))
         return run.evaluate("a model", **keys)
 
-    def written(_opened, samples, config):
+    def written(_opened, _format, samples, config):
         evaluated.config = config
         gold = [FORMATS["direct"].parse(sample.last.answer if n % 2 else "") for n, sample in enumerate(samples)]
         return [
@@ -141,25 +141,28 @@ def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, 
     """Its totals are those of the questions, which the file of answers has too; people and programs read the same."""
     found = [Completion("", "", FORMATS["direct"].parse(""), stopped, [STEP], 3, 12, 4, 0.5) for stopped in STOPPED]
     report = evaluate(answered=found, limit=5, output=tmp_path / "out.jsonl", search={"candidates": 6, "swires.keep": 1})
-    assert report.totals == {**SPENT, "judge_failures": 5, "seconds": report.totals["seconds"]}
+    assert report.totals == {**SPENT, "judge_failures": 5, "seconds": 2.5}
     assert report.stopped == {"no end": 2, "out of time": 1}
     rows = [json.loads(line)["totals"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows == [one.totals for one in found] and rows[0]["seconds"] == 0.5
     monkeypatch.setattr(run, "evaluate", lambda *_: report)
     answers.evaluate("a model", as_json=True)
     printed = json.loads(capsys.readouterr().out)
-    assert {key: printed[key] for key in ("strategy", "candidates", "scorer", "stopped")} == {
+    assert {key: printed[key] for key in ("strategy", "candidates", "scorer", "seed", "flip_rate", "stopped")} == {
         "strategy": "greedy",
         "candidates": 6,
         "scorer": "logprob",
+        "seed": 0,
+        "flip_rate": 1.0,
         "stopped": report.stopped,
     }
     assert (printed["totals"], printed["tokens_per_question"], printed["judge_calls_per_question"]) == (report.totals, 12, 4)
     assert printed["seconds_per_question"] == report.totals["seconds"] / 5
     answers.evaluate("a model")
     told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(" "))
+    assert told["search"].strip() == "greedy, 6 candidates, scorer logprob, seed 0"
     assert told["tokens a question"].strip() == "12.0 (3.0 kept), 60 in all"
-    assert told["judge prompts a question"].strip() == "4.0 (10 flips, 15 not needed, 5 failed in all)"
+    assert told["judge prompts a question"].strip() == "4.0 (10 flips (100.0% of pairs), 15 not needed, 5 failed in all)"
     assert told["seconds a question"].strip() == f"{report.totals['seconds'] / 5:.3f}, {report.totals['seconds']:.1f} in all"
     assert (told["stopped: no end"].strip(), told["stopped: out of time"].strip()) == ("2", "1")
 

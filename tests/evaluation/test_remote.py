@@ -13,7 +13,7 @@ from lora_cot.engines.base import Ask
 from lora_cot.engines.chat import Patience
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import AccessError, BackboneError, RunError
-from lora_cot.evaluation import ask, run
+from lora_cot.evaluation import ask, asking, run
 from lora_cot.evaluation.remote import Server, served_names
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
@@ -119,7 +119,7 @@ def greedy(engine, cot_format, samples, config, on_stage=lambda *_: None):
 
 def test_eval_and_ask_use_it(running, folders, monkeypatch, tmp_path, capsys):
     """The server's text is what is judged and shown; who answered is told on standard error."""
-    monkeypatch.setattr(run, "answer", greedy)
+    monkeypatch.setattr(asking, "answer", greedy)
     monkeypatch.setattr(ask, "answer", greedy)
     report = run.evaluate(str(folders["run"]), "shapes", limit=3, output=tmp_path / "o.jsonl", server=running("tiny"))
     assert report.format_validity.correct == report.format_validity.total == 3
