@@ -187,6 +187,7 @@ def measured(
 def one(cell: Cell, asked: Mapping[str, Any], folder: Path, output: Path) -> dict[str, Any]:
     """Report and verdicts of one evaluation."""
     answers = output / "answers.jsonl"
+    answers.unlink(missing_ok=True)  # of an evaluation that was stopped: it may be another one's
     report = evaluate(str(folder), "shapes", "test", asked["limit"], asked["search"], answers)
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     answers.unlink()

@@ -91,7 +91,7 @@ def ask(
     scorer: Scorer = None,
     judge_adapter: JudgeAdapter = None,
     settings: Settings = None,
-    trace: Annotated[Path | None, typer.Option(help="HTML file of all candidates and verdicts.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="File of all candidates and verdicts: .html or .json.")] = None,
     quantization: Quantize = "auto",
     engine: Engine = None,
     engine_model: EngineModel = None,
@@ -103,10 +103,12 @@ def ask(
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.evaluation.ask import ask as run
+    from lora_cot.evaluation.ask import check_trace
     from lora_cot.evaluation.remote import open_remote
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))
+    check_trace(trace)
     opened = open_remote(model, server) if server else open_model(model, how)
     print(opened.said, file=sys.stderr)
 

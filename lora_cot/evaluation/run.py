@@ -156,15 +156,20 @@ def evaluate(
     with KeptRows(output, setting) if output else nullcontext() as kept:
         done = _answered(opened, chosen, samples, config, kept)
     cot_format = recipe.format.build()
+    summary = summarise(chosen, [judged(chosen, cot_format, one) for one in done])
+    return _report((benchmark, split, model), config, summary, left_out, done)
+
+
+def _report(
+    asked: tuple[str, str, str], config: SearchSection, summary: Summary, left_out: int, done: Sequence[Answered]
+) -> EvalReport:
     return EvalReport(
-        benchmark,
-        split,
-        model,
+        *asked,
         config.strategy,
         config.candidates,
         config.scorer,
         config.seed,
-        summarise(chosen, [judged(chosen, cot_format, one) for one in done]),
+        summary,
         Share(sum(one.parsed.outcome == "complete" for one in done), len(done)),
         left_out,
         {name: sum(one.totals.get(name, 0) for one in done) for name in done[-1].totals},
