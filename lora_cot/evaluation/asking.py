@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from lora_cot.checkpoints.opening import Opened
+from lora_cot.data.images import image_size
+from lora_cot.data.labels import Encoded
 from lora_cot.engines.retries import Circuit
 from lora_cot.errors import DataError, EngineError, Problem
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
@@ -47,8 +51,15 @@ def answers(
         with suppress(DataError):  # told of its question, when that is asked
             opened.backbone.prepare(samples, opened.recipe.data.max_pixels)
 
+    check = fitting(opened, cot_format) if isinstance(opened, Opened) else lambda _: None  # a server checks for itself
+
+    def ask_all(batch: Sequence[Sample]) -> list[Completion]:
+        for sample in batch:
+            check(sample)
+        return answer(engine, cot_format, batch, config)
+
     def ask(batch: Sequence[Sample]) -> list[Completion]:
-        return each(lambda part: answer(engine, cot_format, part, config), batch, cot_format)
+        return each(ask_all, batch, cot_format)
 
     with tqdm(total=len(samples), desc=config.strategy, unit="question", file=sys.stderr, mininterval=2) as bar:
         for begin in range(0, len(samples), size):
@@ -67,6 +78,28 @@ def each(ask: Ask, batch: Sequence[Sample], cot_format: CotFormat) -> list[Compl
             return [Completion(batch[0].id, "", cot_format.parse(""), f"{UNASKABLE}: {error}")]
     middle = len(batch) // 2
     return each(ask, batch[:middle], cot_format) + each(ask, batch[middle:], cot_format)
+
+
+def fitting(opened: Opened, cot_format: CotFormat) -> Callable[[Sample], None]:
+    """A check that a question's first prompt is no longer than the model's positions, beyond which it writes nonsense.
+
+    The check raises DataError: it is longer; an image's header cannot be read.
+    """
+    backbone, max_pixels = opened.backbone, opened.recipe.data.max_pixels
+    encoder = backbone.encoder(cot_format.passes[0])
+    config: Any = backbone.base_model.config
+    most = getattr(config.get_text_config(), "max_position_embeddings", math.inf)  # a T5 counts distances: they have no end
+
+    def check(sample: Sample) -> None:
+        sizes = [image_size(image, max_pixels) for image in sample.images]
+        unseen = Encoded([], [], [], {}, len(sizes), [[] for _ in sizes])
+        text = len(encoder.prompt(sample, [], unseen).input_ids)
+        images = sum(backbone.family.image_tokens(encoder.processor, sizes)) if sizes else 0
+        if text + images > most:
+            what = f"its prompt takes {text + images} tokens ({images} of images), more than the {most} of the model"
+            raise DataError(Problem(sample.id, what, "shorten it, or scale its images down", "too_long"))
+
+    return check
 
 
 def patiently(ask: Ask, batch: Sequence[Sample], circuit: Circuit) -> list[Completion]:

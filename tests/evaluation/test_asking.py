@@ -9,8 +9,10 @@ import pytest
 import typer
 
 from lora_cot.checkpoints import opening
+from lora_cot.checkpoints.opening import open_model
 from lora_cot.commands import answers
 from lora_cot.data import shapes
+from lora_cot.data.collate import encode
 from lora_cot.data.rows import Collected
 from lora_cot.engines.chat import Patience
 from lora_cot.engines.retries import Circuit
@@ -19,6 +21,7 @@ from lora_cot.evaluation import asking, run
 from lora_cot.evaluation.benchmarks import BENCHMARKS
 from lora_cot.evaluation.remote import Server, open_remote
 from lora_cot.recipe.load import dump
+from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import STRATEGIES, answer
 from tests.openai_fake import FakeOpenAI
 from tests.scripted_server import Fault, serve
@@ -229,3 +232,17 @@ def test_tries_are_bounded_where_nothing_is_open():
 
     assert [one.sample_id for one in asking.patiently(failing, SCENES[:3], Circuit())] == [s.id for s in SCENES[:3]]
     assert asked == [3] * 5
+
+
+def test_a_prompt_that_is_too_long_is_its_own_question_s_problem(tiny_base, monkeypatch):
+    """Counted before it is read, its image's slots too; one that just fits is asked."""
+    opened = open_model(str(tiny_base))
+    config, text = SearchSection(max_search_tokens=2), opened.backbone.base_model.config.get_text_config()
+    cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
+    sample = SCENES[0]
+    whole = len(encode(opened.backbone.encoder(cot_format), sample, training=False).input_ids)
+    told = f"{asking.UNASKABLE}: {sample.id} · its prompt takes {whole} tokens"
+    for most, expected in ((whole, "out of tokens"), (whole - 1, told)):
+        monkeypatch.setattr(text, "max_position_embeddings", most)
+        found = {one.id: answer.stopped for one, answer in asking.answers(opened, cot_format, SCENES[:1], config)}
+        assert found[sample.id].startswith(expected)

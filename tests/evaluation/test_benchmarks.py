@@ -147,7 +147,9 @@ def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, 
     assert rows == [one.totals for one in found] and rows[0]["seconds"] == 0.5
     monkeypatch.setattr(run, "evaluate", lambda *_: report)
     answers.evaluate("a model", as_json=True)
-    printed = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert "the scorer logprob gave no verdict 5 times: likelihood decided instead" in said.err
+    printed = json.loads(said.out)
     assert {key: printed[key] for key in ("strategy", "candidates", "scorer", "seed", "flip_rate", "stopped")} == {
         "strategy": "greedy",
         "candidates": 6,
