@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_cot.errors import RunError
+from lora_cot.options import search_keys
 from tests import published
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,13 +188,32 @@ evalution: {}
         ("--format", "cot", "no format 'cot' · allowed: answer_first, answer_only, direct, "),
         ("--scorer", "selfjudge", "no scorer 'selfjudge' · did you mean 'self_judge'? allowed: logprob, reward, self_judge"),
         ("--judge-adapter", "no", "'no' is neither on nor off"),
+        ("--set", "keep", "an override is written key=value"),
+        ("--set", "kep=2", "unknown key · did you mean 'keep'?"),
+        ("--set", "keep=two", "Input should be a valid integer"),
         ("--quantization", "nf8", "no quantisation 'nf8' · did you mean 'nf4'? allowed: auto, nf4, none"),
     ],
 )
 def test_eval_refuses_unknown_names_before_a_model_is_loaded(option, value, expected):
     """The option is named, not the model, which does not exist either."""
     (line,) = refusal("eval", "no/such/model", option, value)
-    assert line.startswith(f"error: {option} · {expected}")
+    assert line.startswith(f"error: {option}") and f" · {expected}" in line
+
+
+def test_any_key_of_a_search_can_be_set():
+    """Beside the options that some have; a key that is told twice is refused, whichever way."""
+    given = search_keys("stage_beam", 8, None, "off", ["keep=2", "swires.mean=-1e-1", "stages.CAPTION.candidates=3"])
+    assert given == {
+        "strategy": "stage_beam",
+        "candidates": 8,
+        "judge_adapter": False,
+        "keep": 2,
+        "swires.mean": -0.1,
+        "stages.CAPTION.candidates": 3,
+    }
+    for option, settings in ((None, ["keep=1", "keep=2"]), (3, ["candidates=4"])):
+        with pytest.raises(RunError, match=r"--set (keep|candidates) · it is given twice"):
+            search_keys(None, option, None, None, settings)
 
 
 def test_ask_refuses_a_missing_image_before_a_model_is_loaded(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,8 +14,7 @@ from pydantic import BaseModel, ValidationError
 from lora_cot.errors import FormatError, Problem, RecipeError, nearest
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.libraries import OWNED, key_model
-from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe
-from lora_cot.recipe.search import SearchSection
+from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe, SearchSection
 
 LIBRARY_SECTIONS = ("quantization", "lora", "training")
 SOURCES = tuple(get_args(kind.model_fields["source"].annotation)[0] for kind in get_args(get_args(AnySource)[0]))
@@ -51,6 +50,32 @@ def load_saved(path: Path) -> Recipe:
     if recipe is None or problems:
         raise RecipeError(problems).at(str(path))
     return recipe
+
+
+def change_search(
+    section: SearchSection, changes: Mapping[str, Any], cot_format: FormatSection | None = None
+) -> SearchSection:
+    """The section with other values under some dotted keys, such as `keep` or `stages.CAPTION.candidates`.
+
+    Args:
+        section: a recipe's.
+        changes: value by key; a value that holds keys itself takes the place of all that were there.
+        cot_format: has the stages that keys may name; not looked at if None.
+
+    Raises:
+        RecipeError: all mistakes together.
+    """
+    values = section.model_dump(mode="json")
+    problems = [found for key, value in changes.items() for found in _place(values, key, value, "search.")]
+    if cot_format is not None:
+        problems += _format_problems({"format": cot_format.model_dump(mode="json"), "search": values})
+    try:
+        changed = SearchSection.model_validate(values)
+    except ValidationError as error:
+        problems += _problems(error, SearchSection, ("search",))
+    if problems:
+        raise RecipeError(problems)
+    return changed
 
 
 def dump(recipe: Recipe) -> str:
@@ -105,22 +130,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _override(values: dict[str, Any], overrides: Iterable[str]) -> list[Problem]:
-    problems = []
+    changes, problems = parse_overrides(overrides)
+    return problems + [found for key, value in changes for found in _place(values, key, value)]
+
+
+def parse_overrides(overrides: Iterable[str]) -> tuple[list[tuple[str, Any]], list[Problem]]:
+    """(Dotted key, value) of each `key=value`, the value in YAML, and what is wrong with the others."""
+    changes: list[tuple[str, Any]] = []
+    problems: list[Problem] = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            problems.append(Problem(override, "an override is written key=value", "for example training.learning_rate=1e-4"))
+            problems.append(Problem(override, "an override is written key=value", "for example temperature=0.7"))
             continue
         try:
-            value = parse_yaml(text)
+            changes.append((key, parse_yaml(text)))
         except (yaml.YAMLError, ValueError):
             problems.append(Problem(key, f"the value {text!r} is not YAML"))
-            continue
-        problems += _place(values, key, value)
-    return problems
+    return changes, problems
 
 
-def _place(values: Any, key: str, value: Any) -> list[Problem]:
+def _place(values: Any, key: str, value: Any, section: str = "") -> list[Problem]:
     *path, last = key.split(".")
     for step in path:
         if isinstance(values, list) and step.isdecimal() and int(step) < len(values):
@@ -129,14 +159,14 @@ def _place(values: Any, key: str, value: Any) -> list[Problem]:
         if isinstance(values, dict) and values.get(step) is None:
             values[step] = {}
         if not isinstance(values, dict):
-            return [Problem(key, f"'{step}' is inside a value that holds no keys")]
+            return [Problem(section + key, f"'{step}' is inside a value that holds no keys")]
         values = values[step]
     if isinstance(values, list) and last.isdecimal() and int(last) < len(values):
         values[int(last)] = value
     elif isinstance(values, dict):
         values[last] = value
     else:
-        return [Problem(key, f"'{last}' is inside a value that holds no keys")]
+        return [Problem(section + key, f"'{last}' is inside a value that holds no keys")]
     return []
 
 

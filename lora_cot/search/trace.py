@@ -123,14 +123,10 @@ class Completion:
         """Judgements that gave no verdict."""
         return sum(step.failures for step in self.trace)
 
-    def to_json(self) -> dict[str, Any]:
-        """One JSON object.
-
-        `id`, `text`, `stages` (text by name), `answer`, `outcome`, `stopped`; `totals`: `generated_tokens`,
-        `kept_tokens`, `judge_prompts`, `judge_tokens`, `flips`, `skipped_judgements`, `judge_failures`, `seconds`; `steps`:
-        the fields of `TracedStage`, its candidates and comparisons. The tree is in `number` and `parent`.
-        """
-        totals = {
+    @property
+    def totals(self) -> dict[str, float]:
+        """What the answer cost, by name; `judge_prompts` and the three after it are all about judging."""
+        return {
             "generated_tokens": self.generated_tokens,
             "kept_tokens": self.kept_tokens,
             "judge_prompts": self.judge_calls,
@@ -140,6 +136,14 @@ class Completion:
             "judge_failures": self.judge_failures,
             "seconds": self.seconds,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object.
+
+        `id`, `text`, `stages` (text by name), `answer`, `outcome`, `stopped`; `totals`: `generated_tokens`,
+        `kept_tokens`, `judge_prompts`, `judge_tokens`, `flips`, `skipped_judgements`, `judge_failures`, `seconds`; `steps`: the fields
+        of `TracedStage`, its candidates and comparisons. The tree is in `number` and `parent`.
+        """
         return {
             "id": self.sample_id,
             "text": self.text,
@@ -147,7 +151,7 @@ class Completion:
             "answer": self.parsed.answer,
             "outcome": self.parsed.outcome,
             "stopped": self.stopped,
-            "totals": totals,
+            "totals": self.totals,
             "steps": [_plain(step) for step in self.trace],
         }
 
