@@ -117,6 +117,7 @@ class Extension(Call):
             self._found[number].update({first + place: candidate for place, candidate in job.candidates.items()})
             tokens += sum(candidate.tokens for candidate in job.candidates.values())
             self.jobs.remove(job)
+            job.rows.clear()  # rows know their job: a cycle would hold what was read until a collector finds it
         if not self.jobs and not self._waiting and not self.future.done():
             asks = zip(self._asks, self._found, strict=True)
             self.future.set_result([[found[place] for place in range(len(ask.seeds))] for ask, found in asks])

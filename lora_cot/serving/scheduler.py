@@ -110,12 +110,17 @@ class Scheduler:
         if self._broken is not None or self._stopping:
             raise self._broken or RuntimeError("the engine was stopped")
         self._inbox.put(call)
-        while True:
-            try:
-                return call.future.result(timeout=1.0)
-            except TimeoutError:
-                if not self._thread.is_alive() and not call.future.done():
-                    raise RuntimeError("the engine was stopped") from None
+        future = call.future
+        del call
+        try:
+            while True:
+                try:
+                    return future.result(timeout=1.0)
+                except TimeoutError:
+                    if not self._thread.is_alive() and not future.done():
+                        raise RuntimeError("the engine was stopped") from None
+        finally:
+            del future  # an error's traceback holds this frame, which must not hold the error
 
     def _run(self) -> None:
         try:
@@ -157,6 +162,7 @@ class Scheduler:
             if extension.key in self._batches:
                 for job in extension.jobs:
                     self._batches[extension.key][1].drop(job)
+                    job.rows.clear()
             self._extensions.remove(extension)
             extension.cancel()
         for reading in [one for one in self._readings if one.ticket.is_cancelled]:

@@ -283,3 +283,6 @@ class Run:
         self._is_over = True
         with contextlib.suppress(RuntimeError):  # the server is gone
             self._put(event)
+        # what was read of the prompt goes now, and not when a collector finds these cycles
+        question.ticket.on_text = None
+        del event

@@ -1,7 +1,10 @@
 """The surface of /v1/chat/completions on a model that writes nonsense."""
 
+import gc
+
 import pytest
 
+from lora_cot.engines.cache import KeyValues
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
@@ -167,6 +170,27 @@ def test_models_are_listed_with_their_searches(serve):
     assert post(client, model="direct").status_code == 200
     wrong = post(client, model="direct", search={"strategy": "stage_beam"})
     assert wrong.status_code == 400 and "no stages" in wrong.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("keys", [{}, {"stream": True}, {"n": 2, "temperature": 1.0}], ids=str)
+def test_what_was_read_goes_with_its_request(serve, keys):
+    """No cache of keys and values waits for the garbage collector, but that of the request that the engine answered last."""
+    client = serve()
+    post(client, **keys)
+    gc.collect()
+    gc.disable()
+    try:
+        before = roots()
+        for _ in range(3):
+            post(client, image=data_uri(), **keys)
+        assert roots() <= before + keys.get("n", 1)
+    finally:
+        gc.enable()
+
+
+def roots():
+    """Prompts whose keys and values are held."""
+    return sum(isinstance(one, KeyValues) for one in gc.get_objects())
 
 
 def test_stop_strings_end_the_visible_text(serve):
