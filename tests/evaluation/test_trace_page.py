@@ -80,6 +80,8 @@ def test_every_candidate_is_there_once(strategy):
             assert node["tag"] == "details" and node["text"].split()[0] == f"#{one.number}"
             assert node["class"] == f"node {'chosen' if one.chosen else 'kept' if one.kept else 'lost'}"
             assert ("✓ chosen" in node["text"]) == one.chosen and f"{one.tokens} token" in node["text"]
+            is_early = not one.closed and one.ended in ("stop", "sentence", "end")
+            assert ("but not where it was meant to" in node["text"]) == is_early
             wanted = "from the question" if one.parent is None else f"goes on from #{one.parent}"
             assert wanted in node["text"]
     texts = sorted(element["text"] for element in page.found["text"])
@@ -193,9 +195,10 @@ def test_rounds_are_told():
 def test_verdicts_stand_at_the_candidates_and_in_a_table(keys, first, table):
     """With margins, and why one decided nothing."""
     comparison = Comparison(0, 1, keys.pop("margin"), keys.pop("flipped", False), 0, **keys)
-    step = TracedStage("SUMMARY", (candidate(3, chosen=True), candidate(7)), (comparison,), "wins", 2)
+    step = TracedStage("SUMMARY", (candidate(3, chosen=True), candidate(7), candidate(8)), (comparison,), "wins", 2)
     page = Page(page_of(step))
-    one, other = page.found["node"]
+    one, other, third = page.found["node"]
+    assert not re.search(r"won against|lost to", third["text"])
     assert first in one["text"] and "lost to #3" in other["text"]
     judged = page.found["judge"][0]["text"]
     assert "SUMMARY" in judged and "#3 and #7" in judged and table in judged and keys.get("said", "") in judged

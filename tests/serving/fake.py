@@ -67,6 +67,7 @@ ALONE = decided(None, [], "b", "logprob") | {"candidates": [candidate("b", -0.2,
 STREAMS = {
     "tokens": TOKENS,
     "greedy": [TOKENS[0], {"content": "2"}, {"stage": ALONE}],
+    "twice": [{**said("One."), "stage": decided("CAPTION", ["1", "2", "3"], "One.")}] * 2,
     "sampled": [{**said("I count."), "content": "2", "stage": ALONE}],
 }
 """By the first word of a question; stages of a beam for any other."""

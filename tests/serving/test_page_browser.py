@@ -123,6 +123,13 @@ def test_a_text_that_was_told_already_is_not_shown_again(browser, serve):
     assert shown(browser, ".turn:last-child .candidates > summary") == ["1 candidate"]
 
 
+def test_two_steps_of_one_name_are_two(browser, serve):
+    """Each with its own candidates."""
+    serve()
+    ask(browser, "twice")
+    assert shown(browser, ".stage > .text") == ["One.", "One."] and len(shown(browser, ".candidates")) == 2
+
+
 def test_a_further_question_holds_what_was_said(browser, serve, picture):
     """The image once, with the first question."""
     server = serve()
