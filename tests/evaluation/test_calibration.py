@@ -17,6 +17,7 @@ def script(state, seed):
     return f"<{stage}> x </{stage}>", -1.0 if sum(map(ord, state[0])) % 2 else -3.0
 
 
+@pytest.mark.slow
 def test_the_first_questions_of_a_benchmark_are_asked(make_recipe, tmp_path):
     """With the recipe's search and the keys over it; what is measured is what the recipe wants."""
     engine = ScriptedEngine(script)

@@ -5,6 +5,8 @@ import pytest
 from lora_cot.engines.base import Candidate
 from lora_cot.formats import FORMATS, Stage
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.boundaries import whole
+from lora_cot.search.budget import Budget
 from lora_cot.search.contests import Contest
 from lora_cot.search.judging import self_judge
 from lora_cot.search.published import MAX_NEW_TOKENS, published_judge
@@ -112,11 +114,25 @@ def test_tokens_of_verdicts_are_counted_and_bounded():
 
 def test_a_cut_verdict_that_chose_counts():
     """Cut afterwards, it has chosen; cut before, it has not, and likelihood decides."""
-    for says, winner, failures in (("I choose response 2 " + "x " * 300, None, 0), ("x " * 300, 0, 1)):
-        engine = ScriptedEngine(None, says=lambda _prompt, says=says: says)
-        (verdict,) = published_judge(engine.plain())([contest("a", "b")])
-        second = "ab".index(responses(engine.prompts[0])[1])
-        assert (verdict.winner, verdict.failures) == (second if winner is None else winner, failures)
+    for seed in "abcd":
+        for says, failures in (("I choose response 2 " + "x " * 300, 0), ("x " * 300, 1)):
+            engine = ScriptedEngine(None, says=lambda _prompt, says=says: says)
+            (verdict,) = published_judge(engine.plain())([contest("a", "b", seed=seed)])
+            second = "ab".index(responses(engine.prompts[0])[1])
+            assert (verdict.winner, verdict.failures) == (0 if failures else second, failures)
+
+
+def test_a_judge_leaves_half_for_the_winner():
+    """Of what is left of the question's tokens."""
+    budget = Budget(SearchSection(max_search_tokens=41))
+    budget.spend(10)
+    assert budget.for_judges == 15 and Budget(SearchSection()).for_judges is None
+
+
+def test_the_answer_of_a_split_format_is_one():
+    """Its pass is judged by the answer, the pass before it by its words."""
+    stages = [whole(one, SearchSection(), 1).stage for one in FORMATS["two_stage"].passes]
+    assert [stage.is_answer for stage in stages] == [False, True]
 
 
 @pytest.mark.parametrize("most", [60, 100, 200])
@@ -180,7 +196,7 @@ def test_what_says_the_same_is_not_judged():
     assert alike(["(B)", "B"], is_answer=False) == (2, 0)
     assert alike(["3", "3.0", "three"], choices=()) == (0, 2)
     assert alike(["(A)", "(B)"]) == (2, 0)
-    assert alike(["?", "!"], choices=()) == (2, 0)
+    assert alike(["**", "''"], choices=()) == (2, 0)
     assert alike(["a  plan\n", "a plan"], is_answer=False) == (0, 1)
     assert alike(["a long text", "another", "third"], votes=["b", "b", "a"]) == (2, 1)
 
