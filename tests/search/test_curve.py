@@ -203,7 +203,8 @@ def test_a_page_gets_tables_and_picture(report, summary, monkeypatch, tmp_path):
     with Image.open(picture) as image:
         assert image.format == "PNG" and image.width > 800 and image.height > 600
     assert picture.stat().st_size < 150_000
-    for text in ("none", f"{report.END}{report.BEGIN}", f"{report.BEGIN}{report.END}{report.BEGIN}{report.END}"):
+    for marks in ("", "BE" * 2, "EB", "B", "E", "BBE", "BEE"):
+        text = "".join(report.BEGIN if mark == "B" else report.END for mark in marks)
         page.write_text(text)
         with pytest.raises(SystemExit, match="there is no such pair"):
             report.write_docs(summary, page)
