@@ -246,3 +246,19 @@ def test_a_prompt_that_is_too_long_is_its_own_question_s_problem(tiny_base, monk
         monkeypatch.setattr(text, "max_position_embeddings", most)
         found = {one.id: answer.stopped for one, answer in asking.answers(opened, cot_format, SCENES[:1], config)}
         assert found[sample.id].startswith(expected)
+
+
+def test_after_a_rest_only_what_failed_is_asked(monkeypatch):
+    """A candidate that failed and was not chosen is no failure of its question."""
+    asked, circuit = [], SimpleNamespace(is_open=True, rest_seconds=7, most=4)
+    monkeypatch.setattr(asking, "time", SimpleNamespace(sleep=lambda _: None))
+
+    def some(batch):
+        lost = {SCENES[1].id} if not asked else set()
+        asked.append([one.id for one in batch])
+        failed = [SimpleNamespace(chosen=one.id in lost, ended="failed") for one in batch]
+        steps = [SimpleNamespace(candidates=[one]) for one in failed]
+        return [SimpleNamespace(sample_id=s.id, trace=[step]) for s, step in zip(batch, steps, strict=True)]
+
+    assert [one.sample_id for one in asking.patiently(some, SCENES[:3], circuit)] == [s.id for s in SCENES[:3]]
+    assert asked == [[s.id for s in SCENES[:3]], [SCENES[1].id]]
