@@ -205,6 +205,29 @@ def test_verdicts_stand_at_the_candidates_and_in_a_table(keys, first, table):
     assert ("+0.70" in judged) == (comparison.margin == 0.7)
 
 
+def test_a_margin_is_told_as_a_distance():
+    """Whichever of the two it is for."""
+    step = TracedStage("A", (candidate(3), candidate(7, chosen=True)), (Comparison(0, 1, -0.7, False, 1),), "wins", 2)
+    one, other = Page(page_of(step)).found["node"]
+    assert "lost to #7 by 0.70 log-odds" in one["text"] and "won against #3 by 0.70 log-odds" in other["text"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "score", "shown"),
+    [
+        ("wins", 1.0, "1 win"),
+        ("wins", 2.0, "2 wins"),
+        ("logprob", -0.254, "-0.25 nats"),
+        ("logprob", math.nan, "likelihood unknown"),
+        ("reward", 0.12345, "0.123 reward"),
+        ("reward", None, "not in the contest"),
+    ],
+)
+def test_a_score_has_its_unit(unit, score, shown):
+    ((card,),) = [row.cards for row in rows([TracedStage("A", (candidate(score=score),), scored_by=unit)])]
+    assert card.score == shown
+
+
 @pytest.mark.parametrize(
     ("keys", "shown"),
     [

@@ -114,12 +114,14 @@ def test_an_answer_without_a_search_arrives_word_by_word(browser, serve):
 
 
 def test_a_text_that_was_told_already_is_not_shown_again(browser, serve):
-    """The step of greedy decoding; a whole text that was not told before is shown."""
+    """The step of greedy decoding; a whole text is shown that was not told before, or that nothing is seen of but itself."""
     serve()
     ask(browser, "greedy please")
     assert shown(browser, ".stage > h3") == ["SUMMARY"] and shown(browser, ".answer .text") == ["2"]
     ask(browser, "sampled please", f"document.querySelectorAll('.turn').length == 2 && {DONE}")
     assert shown(browser, ".turn:last-child .stage > h3") == ["Whole answer"]
+    assert shown(browser, ".turn:last-child .candidates > summary") == ["1 candidate"]
+    ask(browser, "silent please", f"document.querySelectorAll('.turn').length == 3 && {DONE}")
     assert shown(browser, ".turn:last-child .candidates > summary") == ["1 candidate"]
 
 
