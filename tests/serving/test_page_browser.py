@@ -85,7 +85,11 @@ def test_stages_arrive_and_unfold(browser, serve, picture):
     assert browser.js("document.querySelector('.candidates li').checkVisibility()") is True
     first = shown(browser, ".stage:first-child .candidates ol li")
     assert f"bad {EVIL}" in first[0] and "0 wins · 7 tokens · closed" in first[0]
-    assert "✓ chosen 2 wins" in first[1] and "not in the contest · 7 tokens · failed · no route" in first[3]
+    assert (
+        "✓ chosen 2 wins" in first[1]
+        and "not in the contest · 7 tokens · failed · no route" in first[3]
+        and "no text" in first[3]
+    )
     assert shown(browser, ".stage:first-child .verdicts li") == [
         "2 before 1 by 0.70 log-odds",
         "2 before 3, by likelihood: the verdict changed with the order",
