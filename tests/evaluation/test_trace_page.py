@@ -205,6 +205,18 @@ def test_verdicts_stand_at_the_candidates_and_in_a_table(keys, first, table):
     assert ("+0.70" in judged) == (comparison.margin == 0.7)
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_step_tells_what_its_judge_could_not(count):
+    """Verdicts that changed with the order, judgements that failed or were spared; nothing of none; in all too."""
+    comparisons = (Comparison(0, 1, 0.1, bool(count), 0),) * 2
+    step = TracedStage("A", (candidate(), candidate(1)), comparisons, "wins", 4, skipped=count, failures=count)
+    page = Page(page_of(step))
+    label, cost = page.found["label"][0]["text"], page.found["facts"][0]["text"]
+    for words in ("2 changed with the order", "2 judgements spared", "2 judgements failed: likelihood decided"):
+        assert (words in label) == bool(count)
+    assert ("2 verdicts changed with the order" in cost) == ("2 judgements failed" in cost) == bool(count)
+
+
 def test_a_margin_is_told_as_a_distance():
     """Whichever of the two it is for."""
     step = TracedStage("A", (candidate(3), candidate(7, chosen=True)), (Comparison(0, 1, -0.7, False, 1),), "wins", 2)

@@ -80,6 +80,7 @@ def test_stages_arrive_and_unfold(browser, serve, picture):
     assert shown(browser, ".stage > h3") == ["SUMMARY", "CAPTION", "CONCLUSION"]
     assert shown(browser, ".stage > .text") == ["I will count.", "Two circles.", ""]
     assert shown(browser, ".candidates > summary") == ["4 candidates, number 2 chosen"] * 3
+    assert browser.js("document.querySelector('.answer').checkVisibility()") is True
     assert browser.js("document.querySelector('.candidates li').checkVisibility()") is False
     click(browser, ".candidates summary")
     assert browser.js("document.querySelector('.candidates li').checkVisibility()") is True
