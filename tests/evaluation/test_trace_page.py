@@ -205,6 +205,41 @@ def test_verdicts_stand_at_the_candidates_and_in_a_table(keys, first, table):
     assert ("+0.70" in judged) == (comparison.margin == 0.7)
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_step_tells_what_its_judge_could_not(count):
+    """Verdicts that changed with the order, judgements that failed or were spared; nothing of none; in all too."""
+    comparisons = (Comparison(0, 1, 0.1, bool(count), 0),) * 2
+    step = TracedStage("A", (candidate(), candidate(1)), comparisons, "wins", 4, skipped=count, failures=count)
+    page = Page(page_of(step))
+    label, cost = page.found["label"][0]["text"], page.found["facts"][0]["text"]
+    for words in ("2 changed with the order", "2 judgements spared", "2 judgements failed: likelihood decided"):
+        assert (words in label) == bool(count)
+    assert ("2 verdicts changed with the order" in cost) == ("2 judgements failed" in cost) == bool(count)
+
+
+def test_a_margin_is_told_as_a_distance():
+    """Whichever of the two it is for."""
+    step = TracedStage("A", (candidate(3), candidate(7, chosen=True)), (Comparison(0, 1, -0.7, False, 1),), "wins", 2)
+    one, other = Page(page_of(step)).found["node"]
+    assert "lost to #7 by 0.70 log-odds" in one["text"] and "won against #3 by 0.70 log-odds" in other["text"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "score", "shown"),
+    [
+        ("wins", 1.0, "1 win"),
+        ("wins", 2.0, "2 wins"),
+        ("logprob", -0.254, "-0.25 nats"),
+        ("logprob", math.nan, "likelihood unknown"),
+        ("reward", 0.12345, "0.123 reward"),
+        ("reward", None, "not in the contest"),
+    ],
+)
+def test_a_score_has_its_unit(unit, score, shown):
+    ((card,),) = [row.cards for row in rows([TracedStage("A", (candidate(score=score),), scored_by=unit)])]
+    assert card.score == shown
+
+
 @pytest.mark.parametrize(
     ("keys", "shown"),
     [
@@ -246,9 +281,15 @@ def test_how_it_ended_is_told():
 
 def test_only_settings_that_matter_are_listed():
     """Greedy decoding draws nothing at random; what was changed is always there."""
-    assert "temperature" not in page_of(strategy="greedy") and "temperature: 0.6" in page_of(strategy="sample")
+    assert not re.search("temperature:|candidates:|scorer:", page_of(strategy="greedy"))
+    assert "temperature: 0.6" in page_of(strategy="sample") and "candidates:" not in page_of(strategy="sample")
     page = page_of(strategy="stage_beam", stages={"CAPTION": {"keep": 2}}, max_search_tokens=9)
-    assert "candidates: 4" in page and "stages.CAPTION.keep: 2" in page and "max_search_tokens: 9" in page
+    assert (
+        page.count("strategy: ") == 1
+        and "candidates: 4" in page
+        and "stages.CAPTION.keep: 2" in page
+        and "max_search_tokens: 9" in page
+    )
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ STREAMS = {
     "tokens": TOKENS,
     "greedy": [TOKENS[0], {"content": "2"}, {"stage": ALONE}],
     "twice": [{**said("One."), "stage": decided("CAPTION", ["1", "2", "3"], "One.")}] * 2,
+    "silent": [{"stage": ALONE}],
     "sampled": [{**said("I count."), "content": "2", "stage": ALONE}],
 }
 """By the first word of a question; stages of a beam for any other."""

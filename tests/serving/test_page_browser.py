@@ -80,12 +80,17 @@ def test_stages_arrive_and_unfold(browser, serve, picture):
     assert shown(browser, ".stage > h3") == ["SUMMARY", "CAPTION", "CONCLUSION"]
     assert shown(browser, ".stage > .text") == ["I will count.", "Two circles.", ""]
     assert shown(browser, ".candidates > summary") == ["4 candidates, number 2 chosen"] * 3
+    assert browser.js("document.querySelector('.answer').checkVisibility()") is True
     assert browser.js("document.querySelector('.candidates li').checkVisibility()") is False
     click(browser, ".candidates summary")
     assert browser.js("document.querySelector('.candidates li').checkVisibility()") is True
     first = shown(browser, ".stage:first-child .candidates ol li")
     assert f"bad {EVIL}" in first[0] and "0 wins · 7 tokens · closed" in first[0]
-    assert "✓ chosen 2 wins" in first[1] and "not in the contest · 7 tokens · failed · no route" in first[3]
+    assert (
+        "✓ chosen 2 wins" in first[1]
+        and "not in the contest · 7 tokens · failed · no route" in first[3]
+        and "no text" in first[3]
+    )
     assert shown(browser, ".stage:first-child .verdicts li") == [
         "2 before 1 by 0.70 log-odds",
         "2 before 3, by likelihood: the verdict changed with the order",
@@ -114,12 +119,14 @@ def test_an_answer_without_a_search_arrives_word_by_word(browser, serve):
 
 
 def test_a_text_that_was_told_already_is_not_shown_again(browser, serve):
-    """The step of greedy decoding; a whole text that was not told before is shown."""
+    """The step of greedy decoding; a whole text is shown that was not told before, or that nothing is seen of but itself."""
     serve()
     ask(browser, "greedy please")
     assert shown(browser, ".stage > h3") == ["SUMMARY"] and shown(browser, ".answer .text") == ["2"]
     ask(browser, "sampled please", f"document.querySelectorAll('.turn').length == 2 && {DONE}")
     assert shown(browser, ".turn:last-child .stage > h3") == ["Whole answer"]
+    assert shown(browser, ".turn:last-child .candidates > summary") == ["1 candidate"]
+    ask(browser, "silent please", f"document.querySelectorAll('.turn').length == 3 && {DONE}")
     assert shown(browser, ".turn:last-child .candidates > summary") == ["1 candidate"]
 
 
