@@ -190,7 +190,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         for panel, label in zip(axes[:, 0], ("right answers (%)", "judge\nprompts", "right answers (%)"), strict=True):
             panel.set_ylabel(label)
         handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, names, loc="outside lower center", ncols=2 + len(models), frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
         pyplot.close(figure)
@@ -199,13 +199,14 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _curves(panel: Any, points: Sequence[Mapping[str, Any]], x: str, y: str) -> None:
-    """A line for each arm from N = 1 on, which is a sample where the arm has none of its own; a judge's alone of prompts."""
+    """A line for each arm from N = 1 on, which is another's where the arm has none of its own; a judge's alone of prompts."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    start = [one for one in points if one["arm"] == "sample"]
+    first = {one["arm"]: one for one in points if one["candidates"] == 1}
     for arm in dict.fromkeys(one["arm"] for one in points):
         own = sorted((one for one in points if one["arm"] == arm), key=lambda one: one["candidates"])
-        line = own if own[0]["candidates"] == 1 else [*start, *own]
+        start = first.get(arm.split(",")[0], first.get("sample"))
+        line = own if arm in first or start is None else [start, *own]
         colour, marker, style = STYLES[arm]
         alone = arm in ("sample", "greedy")
         look = {"color": colour, "marker": marker, "linestyle": style, "ms": 9 if alone else 5, "lw": 1.3, "label": arm}
