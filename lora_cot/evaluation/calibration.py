@@ -7,6 +7,7 @@ from typing import Any
 from lora_cot.checkpoints.opening import Opened
 from lora_cot.evaluation.benchmarks import Wanted, check_split, find
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
+from lora_cot.recipe.load import change_search
 from lora_cot.search import swires
 from lora_cot.search.swires import Calibration
 
@@ -34,7 +35,7 @@ def calibrate(
         SearchError: fewer than two reasonings could be scored, or the format or scorer does not fit.
     """
     samples = find(benchmark).load(Wanted(check_split(benchmark, split), limit, data)).samples
-    config = opened.recipe.search.changed(search or {})
+    config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     if isinstance(opened, Opened):
         opened.backbone.prepare(samples, opened.recipe.data.max_pixels)

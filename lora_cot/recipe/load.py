@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +14,7 @@ from lora_cot.errors import FormatError, Problem, RecipeError, nearest
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.libraries import OWNED, key_model
 from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe, SearchSection
+from lora_cot.recipe.yaml import parse_yaml
 
 LIBRARY_SECTIONS = ("quantization", "lora", "training")
 SOURCES = tuple(get_args(kind.model_fields["source"].annotation)[0] for kind in get_args(get_args(AnySource)[0]))
@@ -59,13 +59,16 @@ def change_search(
 
     Args:
         section: a recipe's.
-        changes: value by key; a value that holds keys itself takes the place of all that were there.
+        changes: value by key; a value that holds keys itself takes the place of all that were there. A number of
+            candidates is meant for every stage that gets no other among the changes.
         cot_format: has the stages that keys may name; not looked at if None.
 
     Raises:
         RecipeError: all mistakes together.
     """
     values = section.model_dump(mode="json")
+    for stage in values["stages"].values() if "candidates" in changes else ():
+        stage["candidates"] = None
     problems = [found for key, value in changes.items() for found in _place(values, key, value, "search.")]
     if cot_format is not None:
         problems += _format_problems({"format": cot_format.model_dump(mode="json"), "search": values})
@@ -82,35 +85,6 @@ def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every key."""
     values = recipe.model_dump(mode="json")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of its version 1.2 (2e-4 is one) and without keys that occur twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"the key '{key}' occurs twice, line {node.start_mark.line + 1} and after")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {  # `eval_strategy: no` is a text, as it is in the libraries
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        yaml.YAMLError, ValueError: it is none.
-    """
-    return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -120,18 +119,6 @@ class SearchSection(Section):
         if value not in names and not re.fullmatch(OWN_SCORER, value):
             raise ValueError(f"no scorer '{value}': {nearest(value, names)}, or package.module:function")
         return value
-
-    def changed(self, keys: Mapping[str, Any]) -> SearchSection:
-        """The section with these keys instead of its own. A number of candidates goes for every stage.
-
-        Raises:
-            pydantic.ValidationError: a value that is not allowed.
-        """
-        own = self.model_dump()
-        if "candidates" in keys:
-            for stage in own["stages"].values():
-                stage["candidates"] = None
-        return SearchSection.model_validate({**own, **keys})
 
     def problems(self, is_encoder_decoder: bool) -> list[Problem]:
         """What is wrong with the section whatever the questions, as far as it can be told before a model is loaded.

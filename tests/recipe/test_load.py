@@ -415,8 +415,8 @@ def test_a_recipe_of_an_encoder_decoder_has_no_judge(write, model):
 def test_candidates_go_for_every_stage():
     """A number given over a recipe's is meant for all of its search; other settings of its stages stay."""
     section = SearchSection(strategy="stage_beam", candidates=4, stages={"CAPTION": {"candidates": 9, "max_new_tokens": 7}})
-    assert section.changed({"seed": 1}).stages["CAPTION"].candidates == 9 == section.most_candidates
-    changed = section.changed({"candidates": 1})
+    assert change_search(section, {"seed": 1}).stages["CAPTION"].candidates == 9 == section.most_candidates
+    changed = change_search(section, {"candidates": 1})
     assert changed.most_candidates == 1 and changed.stages["CAPTION"].max_new_tokens == 7
-    own = section.changed({"candidates": 1, "stages": {"CAPTION": {"candidates": 2}}})
+    own = change_search(section, {"candidates": 1, "stages.CAPTION.candidates": 2})
     assert own.stages["CAPTION"].candidates == 2
