@@ -164,7 +164,9 @@ def test_votes_stand_together():
     completion, text = drawn("majority")
     (row,) = rows(completion.trace)
     assert [group.answer for group in row.groups] == ["2.0", "3.0", None] and row.is_vote
-    votes = [element["text"] for element in Page(text).found["vote"]]
+    groups = Page(text).found["vote"]
+    votes = [element["text"] for element in groups]
+    assert [element["class"] for element in groups] == ["vote chosen", "vote", "vote"]
     assert votes == ["2.0: 4 votes", "3.0: 1 vote", "no vote"]
     assert len(rows(search("best_of_n")[0].trace)[0].groups) == 1
 

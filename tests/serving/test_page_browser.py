@@ -337,10 +337,11 @@ def test_large_and_strange_images_are_made_smaller(browser, serve):
           const { image, thumbnail } = await read(new File([blob], "a.bmp", { type: "image/bmp" }));
           const size = async (uri) => { const i = new Image(); i.src = uri; await i.decode(); return [i.width, i.height]; };
           return [image.slice(0, 15), await size(image), await size(thumbnail),
-                  (await read(new File([blob], "a.png", { type: "image/png" }))).image.slice(0, 14)];
+                  (await read(new File([blob], "a.png", { type: "image/png" }))).image.slice(0, 14),
+                  (await read(new File([blob, new Uint8Array(9e6)], "a.png", { type: "image/png" }))).image.slice(0, 15)];
         })()"""
     )
-    assert found == ["data:image/jpeg", [2048, 1024], [96, 48], "data:image/png"]
+    assert found == ["data:image/jpeg", [2048, 1024], [96, 48], "data:image/png", "data:image/jpeg"]
 
 
 @pytest.mark.parametrize("dark", [False, True])
