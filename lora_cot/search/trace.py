@@ -152,7 +152,7 @@ class Completion:
             "outcome": self.parsed.outcome,
             "stopped": self.stopped,
             "totals": self.totals,
-            "steps": [_plain(step) for step in self.trace],
+            "steps": [plain(step) for step in self.trace],
         }
 
 
@@ -162,7 +162,7 @@ def _finite(one: Any) -> dict[str, Any]:
     return {key: None if key in unknown else value for key, value in asdict(one).items()}
 
 
-def _plain(step: TracedStage) -> dict[str, Any]:
+def plain(step: TracedStage) -> dict[str, Any]:
     candidates, comparisons = ([_finite(one) for one in found] for found in (step.candidates, step.comparisons))
     return {**vars(step), "candidates": candidates, "comparisons": comparisons}
 

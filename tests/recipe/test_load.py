@@ -11,6 +11,7 @@ from lora_cot.errors import LoraCotError, Problem, RecipeError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import dump, load_recipe, load_saved
 from lora_cot.recipe.libraries import OWNED
+from lora_cot.recipe.load import change_search
 from lora_cot.recipe.schema import NOT_LORA, SearchSection
 from tests.conftest import ROOT
 
