@@ -152,18 +152,18 @@ class Completion:
             "outcome": self.parsed.outcome,
             "stopped": self.stopped,
             "totals": self.totals,
-            "steps": [plain(step) for step in self.trace],
+            "steps": [_plain(step) for step in self.trace],
         }
 
 
-def _finite(one: Any) -> dict[str, Any]:
+def finite(one: Any) -> dict[str, Any]:
     """Numbers that are not known are null: JSON has no other word for them."""
     unknown = {key for key, value in vars(one).items() if isinstance(value, float) and not math.isfinite(value)}
     return {key: None if key in unknown else value for key, value in asdict(one).items()}
 
 
-def plain(step: TracedStage) -> dict[str, Any]:
-    candidates, comparisons = ([_finite(one) for one in found] for found in (step.candidates, step.comparisons))
+def _plain(step: TracedStage) -> dict[str, Any]:
+    candidates, comparisons = ([finite(one) for one in found] for found in (step.candidates, step.comparisons))
     return {**vars(step), "candidates": candidates, "comparisons": comparisons}
 
 

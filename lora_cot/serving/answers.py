@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from lora_cot.formats import CotFormat
-from lora_cot.search.trace import Completion, TracedStage
+from lora_cot.search.trace import Completion, TracedStage, finite
 from lora_cot.serving.errors import ApiError
 from lora_cot.serving.schema import ChatRequest
 from lora_cot.serving.service import Decided, Done, Event, Question, Text
@@ -70,21 +70,22 @@ def decided(step: TracedStage, with_trace: bool) -> dict[str, Any]:
         with_trace: with every candidate and comparison.
     """
     chosen = next(candidate for candidate in step.candidates if candidate.chosen)
-    others = [c.score for c in step.candidates if c is not chosen and c.score is not None]
-    margin = chosen.score - max(others) if others and chosen.score is not None else None
+    score = chosen.score if chosen.score is not None and math.isfinite(chosen.score) else None
+    others = [c.score for c in step.candidates if c is not chosen and c.score is not None and math.isfinite(c.score)]
+    margin = score - max(others) if others and score is not None else None
     found: dict[str, Any] = {
         "name": step.stage,
         "text": chosen.text,
         "complete": chosen.closed,
-        "score": chosen.score,
+        "score": score,
         "scored_by": step.scored_by,
         "candidates": len(step.candidates),
         "margin": margin,
         "seconds": step.seconds,
     }
     if with_trace:
-        found["candidates"] = [asdict(candidate) for candidate in step.candidates]
-        found["comparisons"] = [asdict(comparison) for comparison in step.comparisons]
+        found["candidates"] = [finite(candidate) for candidate in step.candidates]
+        found["comparisons"] = [finite(comparison) for comparison in step.comparisons]
     return found
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_cot.engines.base import Engine
+from lora_cot.errors import SearchError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import STRATEGIES
+from lora_cot.search.strategies import STRATEGIES, check
 from lora_cot.serving.tickets import Ticket
 from lora_cot.types import Sample
 
@@ -49,6 +51,15 @@ class ServedModel:
             "high": high,
         }
 
+    def _strategies(self) -> list[str]:
+        """Those that a request to this model can name."""
+        found = []
+        for name in sorted(STRATEGIES):
+            with suppress(SearchError):
+                check(self.cot_format, self.search.model_copy(update={"strategy": name}))
+                found.append(name)
+        return found
+
     def to_json(self, max_candidates: int) -> dict[str, Any]:
         """As `/v1/models` lists it."""
         default = self.search.model_dump(include={"strategy", "candidates", "scorer", "temperature", "top_p"})
@@ -60,7 +71,7 @@ class ServedModel:
             "x_search": {
                 "default": default,
                 "reasoning_effort": dict(self.presets),
-                "strategies": sorted(STRATEGIES),
+                "strategies": self._strategies(),
                 "max_candidates": max_candidates,
                 "stages": [stage.name for stage in self.cot_format.stages],
                 "context_length": self.context,
