@@ -103,7 +103,7 @@ def fitting(opened: Opened, cot_format: CotFormat) -> Callable[[Sample], None]:
 
 
 def patiently(ask: Ask, batch: Sequence[Sample], circuit: Circuit) -> list[Completion]:
-    """Answers to a batch. What a server failed is asked again after a rest, as long as it answers nothing at all.
+    """Answers to a batch. What a server failed is asked again a few times, after a rest where it answers nothing at all.
 
     Raises:
         EngineError: it has been left to rest often enough.
@@ -120,7 +120,7 @@ def patiently(ask: Ask, batch: Sequence[Sample], circuit: Circuit) -> list[Compl
                 raise EngineError(Problem("", f"{done[failed[0].id].stopped} · {what}"))
             print(f"the server gives no answer: {circuit.rest_seconds:g} s of rest ({rests} of {RESTS})", file=sys.stderr)
             time.sleep(circuit.rest_seconds)
-        elif len(failed) < len(left) or tries == circuit.most:
+        elif not failed or tries == circuit.most:
             return [done[sample.id] for sample in batch]
         else:  # a server that is away and one that refuses the questions: so many tries tell them apart
             tries += 1

@@ -56,8 +56,8 @@ def served(make_recipe, tmp_path, monkeypatch):
     def reply(body, number):
         return state.fault(json.dumps(body)) or fake(body, number)
 
-    def opened(model, given):
-        found = open_remote(model, given)
+    def opened(model, given, *format_name):
+        found = open_remote(model, given, *format_name)
         found.engine.link.circuit = state.circuit
         state.asked, state.fault = len(state.server.requests), state.then
         return found

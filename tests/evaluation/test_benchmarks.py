@@ -140,12 +140,19 @@ def test_a_report_counts_everything_once(evaluate):
 
 STEP = TracedStage(None, (), (Comparison(0, 1, None, True, 0),) * 2, skipped=3, failures=1)
 STOPPED = ("complete", "complete", "no end after 7 tokens", "no end after 9 tokens", "out of time: deadline_seconds is 2")
-SPENT = {"generated_tokens": 60, "kept_tokens": 15, "judge_prompts": 20, "flips": 10, "skipped_judgements": 15}
+SPENT = {
+    "generated_tokens": 60,
+    "kept_tokens": 15,
+    "judge_prompts": 20,
+    "judge_tokens": 0,
+    "flips": 10,
+    "skipped_judgements": 15,
+}
 
 
 def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, capsys):
     """Its totals are those of the questions, which the file of answers has too; people and programs read the same."""
-    found = [Completion("", "", FORMATS["direct"].parse(""), stopped, [STEP], 3, 12, 4, 0.5) for stopped in STOPPED]
+    found = [Completion("", "", FORMATS["direct"].parse(""), stopped, [STEP], 3, 12, 4, seconds=0.5) for stopped in STOPPED]
     report = evaluate(answered=found, limit=5, output=tmp_path / "out.jsonl", search={"candidates": 6, "swires.keep": 1})
     assert report.totals == {**SPENT, "judge_failures": 5, "seconds": 2.5}
     assert report.stopped == {"no end": 2, "out of time": 1}
