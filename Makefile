@@ -25,9 +25,9 @@ test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'slow and not gpu and not vllm' --ignore tests/test_demo.py
 	$(BIN)/python -m pytest -q -m slow tests/test_demo.py
 
-# VLLM_SERVE is a program that serves a model in an environment of its own: $(VLLM_SERVE) FOLDER PORT.
+# VLLM_SERVE is a program that serves a model in an environment of its own: $(VLLM_SERVE) FOLDER PORT [FLAGS].
 test-vllm: $(VENV)/installed
-	@test -n "$(VLLM_SERVE)" || { echo "set VLLM_SERVE to a program that serves a model: VLLM_SERVE FOLDER PORT"; exit 2; }
+	@test -n "$(VLLM_SERVE)" || { echo "set VLLM_SERVE to a program that serves a model: VLLM_SERVE FOLDER PORT [FLAGS]"; exit 2; }
 	VLLM_SERVE="$(VLLM_SERVE)" $(BIN)/python -m pytest -q -m vllm tests/vllm
 
 check: $(VENV)/installed

@@ -2,13 +2,13 @@
 
 One line, read left to right:
 
-    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation
+    recipe → data → backbone → validation → adapter → training → checkpoint → merge → engine → search → evaluation → serving
 
 `recipe` says what to do; `formats` what the reasoning looks like; `data` makes samples and masks; `backbones` load a
 base; `validation` says what is wrong with the rows; `adapters` attach LoRA by part; `training` runs TRL's trainer with
 losses by stage; `checkpoints` are folders; `merging` writes one model and proves it, `cards` tell of it; `engines` run a model
-for a `search`; `evaluation` says what it is worth, and `planning`, before anything is loaded, what it will take. `annotation`
-has a teacher write the reasoning that rows lack, and `publishing` puts what was made on the hub.
+for a `search`; `evaluation` says what it is worth, `serving` answers for many, and `planning`, before anything is loaded, what
+it will take. `annotation` has a teacher write the reasoning that rows lack, and `publishing` puts what was made on the hub.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lora_cot.errors import LoraCotError
     from lora_cot.evaluation.after import train
     from lora_cot.evaluation.ask import ask
+    from lora_cot.evaluation.calibration import calibrate
     from lora_cot.evaluation.predictions import score
     from lora_cot.evaluation.remote import open_remote
     from lora_cot.evaluation.run import evaluate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lora_cot.planning.plan import plan
     from lora_cot.publishing.push import push
     from lora_cot.recipe.load import load_recipe
+    from lora_cot.serving.run import serve
     from lora_cot.validation.run import validate
 
 __version__ = "0.1.0.dev0"
@@ -36,6 +38,7 @@ __all__ = [
     "LoraCotError",
     "annotate",
     "ask",
+    "calibrate",
     "evaluate",
     "load_recipe",
     "merge",
@@ -44,6 +47,7 @@ __all__ = [
     "plan",
     "push",
     "score",
+    "serve",
     "train",
     "validate",
 ]
@@ -52,6 +56,7 @@ _HOMES = {
     "LoraCotError": "errors",
     "annotate": "annotation.run",
     "ask": "evaluation.ask",
+    "calibrate": "evaluation.calibration",
     "evaluate": "evaluation.run",
     "load_recipe": "recipe.load",
     "merge": "merging.merge",
@@ -60,6 +65,7 @@ _HOMES = {
     "plan": "planning.plan",
     "push": "publishing.push",
     "score": "evaluation.predictions",
+    "serve": "serving.run",
     "train": "evaluation.after",
     "validate": "validation.run",
 }

@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from lora_cot.commands import answers, models, rows
+from lora_cot.commands import answers, models, rows, serving
 from lora_cot.errors import LoraCotError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(models.push)
 app.command("eval")(answers.evaluate)
 app.command()(answers.score)
 app.command()(answers.ask)
+app.command()(serving.serve)
 app.command()(rows.validate)
 app.command()(rows.annotate)
 

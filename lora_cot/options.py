@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lora_cot.errors import Problem, RunError, nearest
+from lora_cot.errors import Problem, RecipeError, RunError, nearest
 
 Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
@@ -19,6 +20,10 @@ Strategy = Annotated[str | None, typer.Option(help="greedy, stage_beam, majority
 Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn at each step.")]
 Scorer = Annotated[str | None, typer.Option(help="logprob, self_judge, reward or package.module:function.")]
 JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other key of a recipe's search section, as keep=2; repeatable."),
+]
 Onto = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
 Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")]
 Push = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
@@ -31,14 +36,17 @@ EngineModel = Annotated[
 KeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")]
 
 
-def search_keys(strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None) -> dict[str, Any]:
-    """Search keys given on the command line.
+def search_keys(
+    strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None, settings: list[str] | None
+) -> dict[str, Any]:
+    """Search keys given on the command line, by dotted key.
 
     Raises:
-        RunError: a name that does not exist.
+        RunError: a name or key that does not exist, a value that cannot be, or one key twice.
     """
     from typing import get_args
 
+    from lora_cot.recipe.load import change_search, parse_overrides
     from lora_cot.recipe.search import OWN_SCORER, ScorerName, SearchSection
 
     given = {"strategy": strategy, "candidates": candidates, "scorer": scorer}
@@ -50,7 +58,18 @@ def search_keys(strategy: str | None, candidates: int | None, scorer: str | None
     if judge_adapter not in (None, "on", "off"):
         raise RunError(Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off"))
     keys = {key: value for key, value in given.items() if value is not None}
-    return keys | ({} if judge_adapter is None else {"judge_adapter": judge_adapter == "on"})
+    keys |= {} if judge_adapter is None else {"judge_adapter": judge_adapter == "on"}
+    changes, problems = parse_overrides(settings or ())
+    told = [*keys, *(key for key, _ in changes)]
+    problems += [Problem(key, "it is given twice", "give it once") for key in dict.fromkeys(told) if told.count(key) > 1]
+    if problems:
+        raise RunError([replace(problem, where=f"--set {problem.where}") for problem in problems])
+    keys |= dict(changes)
+    try:
+        change_search(SearchSection(), keys)  # before a model is loaded for nothing
+    except RecipeError as error:
+        raise RunError([replace(p, where=p.where.replace("search.", "--set ", 1)) for p in error.problems]) from None
+    return keys
 
 
 def quantization_name(name: str) -> Any:

@@ -74,3 +74,42 @@ def parquet(path, rows, images=("image",)):
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(path)
     return path
+
+
+def m3cot_record(number=0, **keys):
+    """A record of M3CoT."""
+    plain = {"id": f"physics-{number}", "category": "physics", "image_id": f"i{number}", "question": "Which is a plant?"}
+    more = {"choices": ["fern", "granite", "newt"], "context": "", "answer": "A", "rationale": "A fern grows."}
+    kinds = {"domain": "science", "topic": "natural-science", "split": "test"}
+    return plain | more | {"image": f"data/images/physics-{number}.png"} | kinds | keys
+
+
+def json_lines(path, rows):
+    """A JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def m3cot(folder, records, split="test", images=True):
+    """Its folder, the pictures in `images/`."""
+    json_lines(folder / f"{split}.jsonl", records)
+    (folder / "images").mkdir(exist_ok=True)
+    for record in records:
+        if images:
+            (folder / "images" / f"{record['id']}.png").write_bytes(png())
+    return folder
+
+
+def llava_wild(folder, count=3, images=True):
+    """LLaVA-Bench's folder: so many questions about two pictures, with their reference answers."""
+    kinds = ("conv", "detail", "complex")
+    of = [{"question_id": n, "image": f"00{1 + n % 2}.png", "category": kinds[n % 3]} for n in range(count)]
+    json_lines(folder / "questions.jsonl", [{**row, "text": f"What is that {row['question_id']}?"} for row in of])
+    answers = [{"question_id": n, "prompt": "?", "text": f"The big red fern grows {n} leaves."} for n in range(count)]
+    json_lines(folder / "answers_gpt4.jsonl", answers)
+    for name in ("001.png", "002.png"):
+        if images:
+            (folder / "images").mkdir(exist_ok=True)
+            (folder / "images" / name).write_bytes(png())
+    return folder

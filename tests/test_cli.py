@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_cot.errors import RunError
+from lora_cot.options import search_keys
 from tests import published
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,15 +185,35 @@ evalution: {}
     ("option", "value", "expected"),
     [
         ("--strategy", "stage_bean", "no strategy 'stage_bean' · did you mean 'stage_beam'? allowed: adaptive, best_of_n, "),
+        ("--format", "cot", "no format 'cot' · allowed: answer_first, answer_only, direct, "),
         ("--scorer", "selfjudge", "no scorer 'selfjudge' · did you mean 'self_judge'? allowed: logprob, reward, self_judge"),
         ("--judge-adapter", "no", "'no' is neither on nor off"),
+        ("--set", "keep", "an override is written key=value"),
+        ("--set", "kep=2", "unknown key · did you mean 'keep'?"),
+        ("--set", "keep=two", "Input should be a valid integer"),
         ("--quantization", "nf8", "no quantisation 'nf8' · did you mean 'nf4'? allowed: auto, nf4, none"),
     ],
 )
 def test_eval_refuses_unknown_names_before_a_model_is_loaded(option, value, expected):
     """The option is named, not the model, which does not exist either."""
     (line,) = refusal("eval", "no/such/model", option, value)
-    assert line.startswith(f"error: {option} · {expected}")
+    assert line.startswith(f"error: {option}") and f" · {expected}" in line
+
+
+def test_any_key_of_a_search_can_be_set():
+    """Beside the options that some have; a key that is told twice is refused, whichever way."""
+    given = search_keys("stage_beam", 8, None, "off", ["keep=2", "swires.mean=-1e-1", "stages.CAPTION.candidates=3"])
+    assert given == {
+        "strategy": "stage_beam",
+        "candidates": 8,
+        "judge_adapter": False,
+        "keep": 2,
+        "swires.mean": -0.1,
+        "stages.CAPTION.candidates": 3,
+    }
+    for option, settings in ((None, ["keep=1", "keep=2"]), (3, ["candidates=4"])):
+        with pytest.raises(RunError, match=r"--set (keep|candidates) · it is given twice"):
+            search_keys(None, option, None, None, settings)
 
 
 def test_ask_refuses_a_missing_image_before_a_model_is_loaded(tmp_path):
@@ -221,6 +243,30 @@ def test_score_judges_what_there_is_and_lists_the_rest(scienceqa):
         assert told in done.stderr
     plain = command("score", *scienceqa)
     assert plain.returncode == 0 and "  NAT" in plain.stdout and "of 1" in plain.stdout
+
+
+@pytest.mark.parametrize("name", ["d.yaml", "d.json"])
+def test_validate_reads_demonstrations(tmp_path, name):
+    """Texts and regions are counted; a box outside its image is named."""
+    (tmp_path / "a.png").write_bytes(published.png())
+    one = {"image": "a.png", "question": "?", "steps": ["It is.", [0, 0, 8, 8], "So."], "answer": "red"}
+    path = tmp_path / name
+    path.write_text(json.dumps({"demonstrations": [one]}))
+    done = command("validate", path, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout) == {"demonstrations": 1, "texts": 2, "regions": 1}
+    path.write_text(json.dumps({"demonstrations": [one | {"steps": [[0, 0, 9, 8]]}]}))
+    (line,) = refusal("validate", path)
+    assert line.startswith(f"error: {path} · demonstrations.0 · steps.0 · the box [0, 0, 9, 8] is not inside its image of 8×8")
+
+
+def test_score_of_m3cots_own_form_needs_no_data(tmp_path):
+    """By domain, topic and overall, with counts."""
+    row = {key: value for key, value in published.m3cot_record().items() if key not in ("image", "question", "context")}
+    path = published.json_lines(tmp_path / "p.jsonl", [row | {"messages": ["Which?", "[Answer] (A)"]}])
+    done = command("score", "--benchmark", "m3cot", "--predictions", path, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(report[name] == {"correct": 1, "total": 1} for name in ("science", "natural-science", "Avg"))
 
 
 def test_score_is_light(scienceqa):

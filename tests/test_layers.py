@@ -19,6 +19,7 @@ ORDER = [
     "search",
     "training merging annotation",
     "evaluation planning publishing options",
+    "serving",
     "commands",
     "cli",
 ]

@@ -88,13 +88,20 @@ def shrunk(path, base, llava_cot_file, question_folders):
     return load_recipe(path, overrides)
 
 
+QUICK = (
+    "mini/llava_four_stage",
+    "mini/t5_vit_two_stage",
+    "llama3_2_vision_11b/four_stage_12gb",
+    "qwen2_vl_7b/four_stage_12gb",
+)
+"""Between them every family, both formats, and a quantised base."""
+
+
 def each_recipe():
-    """Every recipe; slow are those that differ from another only in their base or the card they are for."""
+    """Every recipe; slow are those that differ from another only in their base, their format or the card they are for."""
     for path in RECIPES:
-        other = path.with_name(path.name.replace("_16gb", "_12gb").replace("_24gb", "_12gb"))
-        repeats = (other != path and other.is_file()) or ("two_stage" in path.name and path.parent.name != "mini")
-        marks = [pytest.mark.slow] if repeats and path.parent.name != "flan_alpaca_base" else []
-        yield pytest.param(path, marks=marks, id=f"{path.parent.name}/{path.stem}")
+        name = f"{path.parent.name}/{path.stem}"
+        yield pytest.param(path, marks=[] if name in QUICK else [pytest.mark.slow], id=name)
 
 
 @pytest.mark.parametrize("path", each_recipe())

@@ -214,10 +214,12 @@ def _evaluation(facts: Facts | None, merged: bool) -> str:
     of = " Measured on the adapter, before it was merged." if merged else ""
     if facts.evaluation:
         found = facts.evaluation
-        rows: list[Sequence[Any]] = [("accuracy", _share(found["accuracy"]))]
+        metric = found.get("metric") or "accuracy"
+        rows: list[Sequence[Any]] = [(metric, _share(found["accuracy"]))]
         rows += [(name, _share(s)) for name, s in (found["groups"] or {}).items()]
         rows += [("valid format", _share(found["format_validity"])), ("unanswered", found["unanswered"])]
-        rows += [("ROUGE-L of rationales", f"{100 * found['rouge_l']:.2f}")] if found.get("rouge_l") is not None else []
+        if metric == "accuracy" and found.get("rouge_l") is not None:
+            rows.append(("ROUGE-L of rationales", f"{100 * found['rouge_l']:.2f}"))
         told = f"{text(found['benchmark'])}, split {text(found['split'])}, strategy {text(found['strategy'])}.{of}"
         return f"## Evaluation\n\n{told}\n\n{table(('measure', 'value'), rows)}"
     rows = []

@@ -13,6 +13,7 @@ import yaml
 
 from lora_cot.checkpoints.store import replace_text
 from lora_cot.recipe import Recipe, dump
+from lora_cot.recipe.sources import MessagesSource, QuestionSource
 
 FILE = "card.json"
 
@@ -47,7 +48,8 @@ class Facts:
 
     def measured(self, evaluation: Mapping[str, Any]) -> Facts:
         """The same, with the figures of a benchmark."""
-        kept = ("benchmark", "split", "strategy", "accuracy", "groups", "format_validity", "unanswered", "left_out", "rouge_l")
+        told = ("benchmark", "split", "strategy", "metric", "accuracy", "groups")
+        kept = (*told, "format_validity", "unanswered", "left_out", "rouge_l")
         return replace(self, evaluation={key: evaluation.get(key) for key in kept})
 
 
@@ -88,7 +90,7 @@ def _shown(value: Any) -> Any:
 
 def hub_data(recipe: Recipe) -> list[str]:
     """Ids of the data sets that came from the hub; asked where the data are, for a folder may be called like one."""
-    sources = [s for s in (*recipe.data.train, *recipe.data.eval) if s.source in ("messages", "scienceqa", "aokvqa")]
+    sources = [s for s in (*recipe.data.train, *recipe.data.eval) if isinstance(s, MessagesSource | QuestionSource)]
     paths = dict.fromkeys(str(source.path) for source in sources)
     return [path for path in paths if is_hub_id(path) and not path.endswith((".json", ".jsonl", ".parquet"))]
 

@@ -20,6 +20,7 @@ from lora_cot.options import (
     Model,
     Quantize,
     Scorer,
+    Settings,
     Split,
     Strategy,
     print_rows,
@@ -33,10 +34,14 @@ def evaluate(
     benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
     data: Data = None,
     split: Split = None,
+    cot_format: Annotated[
+        str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")
+    ] = None,
     strategy: Strategy = None,
     candidates: Candidates = None,
     scorer: Scorer = None,
     judge_adapter: JudgeAdapter = None,
+    settings: Settings = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
     quantization: Quantize = "auto",
@@ -46,26 +51,22 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
-    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    search = search_keys(strategy, candidates, scorer, judge_adapter, settings)
     how = quantization_name(quantization)
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.evaluation.run import evaluate as run
 
-    report = run(model, benchmark, split, limit, search, output, how, data, server)
-    rows = [
-        *report.summary.lines(),
-        ("valid format", report.format_validity),
-        ("left out", report.left_out),
-        ("tokens a question", f"{report.tokens_per_question:.1f} ({report.kept_tokens_per_question:.1f} kept)"),
-        ("judge prompts a question", f"{report.judge_calls_per_question:.1f}"),
-        ("seconds a question", f"{report.seconds_per_question:.3f}"),
-    ]
-    print_rows(report.to_json(), as_json, rows)
+    report = run(model, benchmark, split, limit, search, output, how, data, server, cot_format)
+    print_rows(report.to_json(), as_json, report.lines())
+    _warn_of_judging(report.scorer, report.totals["judge_failures"])
+    if report.failed:
+        print(f"error: the engine gave no text for {report.failed} questions", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def score(
     benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")],
-    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's or A-OKVQA's official form.")],
+    predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's, A-OKVQA's or M3CoT's own form.")],
     data: Data = None,
     split: Split = None,
     rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,
@@ -92,22 +93,25 @@ def ask(
     candidates: Candidates = None,
     scorer: Scorer = None,
     judge_adapter: JudgeAdapter = None,
-    trace: Annotated[Path | None, typer.Option(help="HTML file of all candidates and verdicts.")] = None,
+    settings: Settings = None,
+    trace: Annotated[Path | None, typer.Option(help="File of all candidates and verdicts: .html or .json.")] = None,
     quantization: Quantize = "auto",
     engine: Engine = None,
     engine_model: EngineModel = None,
     api_key_file: KeyFile = None,
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
-    search = search_keys(strategy, candidates, scorer, judge_adapter)
+    search = search_keys(strategy, candidates, scorer, judge_adapter, settings)
     how = quantization_name(quantization)
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.checkpoints.opening import open_model
     from lora_cot.evaluation.ask import ask as run
+    from lora_cot.evaluation.ask import check_trace
     from lora_cot.evaluation.remote import open_remote
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))
+    check_trace(trace)
     opened = open_remote(model, server) if server else open_model(model, how)
     print(opened.said, file=sys.stderr)
 
@@ -117,9 +121,15 @@ def ask(
     completion = run(opened, image, question, search, show, trace)
     if completion.stopped != "complete":
         print(f"stopped early: {completion.stopped}", file=sys.stderr)
+    _warn_of_judging(search.get("scorer", opened.recipe.search.scorer), completion.judge_failures)
     print(f"\nanswer: {completion.parsed.answer or 'none'}")
     if trace is not None:
         print(f"trace: {trace}", file=sys.stderr)
+
+
+def _warn_of_judging(scorer: str, failures: float) -> None:
+    if failures:
+        print(f"the scorer {scorer} gave no verdict {failures:g} times: likelihood decided instead", file=sys.stderr)
 
 
 def _server(engine: str | None, model: str | None, key_file: Path | None, quantization: str) -> Any:

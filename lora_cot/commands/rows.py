@@ -35,13 +35,22 @@ def validate(
 
     Of a recipe all sources are checked, with the processor of its base. A file is checked as data if its rows have
     conversations, messages, or a question with stages or an answer; a file whose rows have a 'prediction', or any file
-    with --field, is one of predictions: it is counted how many of them are in a format.
+    with --field, is one of predictions: it is counted how many of them are in a format. A YAML or JSON file with
+    'demonstrations' is checked for its images, boxes and answers.
     """
+    from lora_cot.data.demonstrations import Region, is_demonstrations, load_demonstrations
     from lora_cot.formats import FORMATS
     from lora_cot.validation.files import PREDICTION, count_outcomes, source_of
 
     if cot_format not in FORMATS:
         raise RunError(Problem("--format", f"no format '{cot_format}'", nearest(cot_format, FORMATS)))
+    if is_demonstrations(path):
+        shown = load_demonstrations(path)
+        steps = [step for one in shown for step in one.steps]
+        regions = sum(isinstance(step, Region) for step in steps)
+        values = {"demonstrations": len(shown), "texts": len(steps) - regions, "regions": regions}
+        print_rows(values, as_json, list(values.items()))
+        return
     what = recipe_or_path(path)
     if what is path and samples is not None:
         raise RunError(Problem("--show", "a file has no processor to show samples with", "name a recipe"))

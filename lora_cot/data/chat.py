@@ -94,8 +94,12 @@ class ChatEncoder:
     ) -> Encoded:
         """The sample with its first answers; without stage ids, if they are not asked for, in two thirds of the time."""
         images, waiting = len(slots), list(slots)
-        golds = [self.format.write(self.format.gold(exchange)) for exchange in sample.exchanges[:answered]]
         last = len(sample.exchanges) - 1
+        trains = answered > last
+        golds = [
+            self.format.write(self.format.gold(exchange)) if trains else self.format.said(exchange)
+            for exchange in sample.exchanges[:answered]
+        ]
         texts = [
             self.format.question(exchange, sample.choices if turn == last else ())
             for turn, exchange in enumerate(sample.exchanges)

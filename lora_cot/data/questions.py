@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from lora_cot.data.images import inside
 from lora_cot.errors import DataError, Problem
+from lora_cot.recipe.sources import QuestionSource
 from lora_cot.types import Image, StoredImage
 
 Use = Literal["training", "evaluation", "scoring"]
@@ -66,6 +67,13 @@ def images_of(cell: str | StoredImage | None, root: Path, folder: str, use: Use)
     if not cell or (use == "scoring" and isinstance(cell, str)):
         return ()
     return (cell,) if isinstance(cell, StoredImage) else (inside(root, f"{folder}{cell}"),)
+
+
+def image_folder(source: QuestionSource) -> Path:
+    """Folder of a source's images: the one that it names, else `images/` beside its files, or where they lie themselves."""
+    path = Path(source.path)
+    folder = path if path.is_dir() else path.parent
+    return source.image_root or (folder / "images" if (folder / "images").is_dir() else folder)
 
 
 def as_list(value: Any) -> Any:

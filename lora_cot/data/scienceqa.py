@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_cot.data.questions import Use, images_of, read_json_object, right_option
+from lora_cot.data.questions import Use, image_folder, images_of, read_json_object, right_option
 from lora_cot.data.rows import Collected, Row, RowReader, SampleReader, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import is_table, open_table, table_rows
 from lora_cot.errors import DataError, Problem, nearest
@@ -119,7 +119,7 @@ def _ids(path: Path, problems: Mapping[str, Any], split: str) -> list[str]:
 
 def _maker(source: ScienceqaSource, use: Use, reasons: bool) -> Callable[[str, Row], Sample]:
     captions = {} if source.captions is None else _captions(source.captions)
-    root = _image_root(source)
+    root = image_folder(source)
 
     def make(_where: str, row: Row) -> Sample:
         record = checked(ScienceqaRow, row)
@@ -145,12 +145,6 @@ def _maker(source: ScienceqaSource, use: Use, reasons: bool) -> Callable[[str, R
 
 def _joined(*texts: str) -> str:
     return " ".join(filter(None, (text.strip() for text in texts)))
-
-
-def _image_root(source: ScienceqaSource) -> Path:
-    path = Path(source.path)
-    folder = path if path.is_dir() else path.parent
-    return source.image_root or (folder / "images" if (folder / "images").is_dir() else folder)
 
 
 def _captions(path: Path) -> dict[str, str]:

@@ -62,11 +62,18 @@ class Candidate:
     """Why there is none, if it failed."""
     tokens_shared: bool = False
     """Its tokens were not counted: they are its share of those of several candidates."""
+    is_copy: bool = False
+    """It was generated once, for another candidate of its ask."""
 
     @property
     def mean_logprob(self) -> float:
         """Log-probability of a token on average: comparable between lengths."""
         return self.logprob / max(self.tokens, 1)
+
+    @property
+    def spent(self) -> int:
+        """Tokens that were generated for it."""
+        return 0 if self.is_copy else self.tokens
 
     @property
     def likelihood(self) -> float:
@@ -97,5 +104,15 @@ class Engine(Protocol):
     def extend(self, asks: Sequence[Ask]) -> list[list[Candidate]]:
         """For each ask as many candidates as it has seeds, in their order."""
 
-    def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:
-        """For each prompt the log-probability of each option as the first thing that is answered."""
+    def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
+        """For each prompt the log-probability of each option as the first thing that is answered.
+
+        Args:
+            samples: the prompts; there may be none.
+            options: that are told apart.
+            deadline: on `time.monotonic`'s clock. What is not told by then may be nan; an engine whose calls end by
+                themselves may ignore it.
+
+        Raises:
+            SearchError: it cannot tell odds, whatever the prompts; or not those of these options.
+        """

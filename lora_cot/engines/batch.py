@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from lora_cot.engines.base import Ask, Candidate, Ended
 from lora_cot.engines.decoder import Decoder, Rows, State
 from lora_cot.engines.sampling import draw
-from lora_cot.engines.texts import Texts
+from lora_cot.engines.texts import TAIL, Texts
 
 
 @dataclass(eq=False)
@@ -122,8 +123,7 @@ class _Group:
         for place in late:
             row = self.rows[place]
             # the last token was drawn, and is not fed yet
-            state = self._decoding.state(place, row.ids[-1]) if row.ids and row.job.ask.keep_states else row.job.ask.state
-            self._end(row, "deadline", state)
+            self._end(row, "deadline", self._state(place) if row.ids else row.job.ask.state)
         self.leave(late)
 
     def step(self) -> None:
@@ -134,14 +134,24 @@ class _Group:
         for place, (row, token, logprob) in enumerate(zip(self.rows, tokens, logprobs, strict=True)):
             row.ids.append(token)
             row.logprob += logprob
-            if ended := self._texts.ended(row.ids, row.job.ask):
-                self._end(row, ended, self._decoding.state(place, token) if row.job.ask.keep_states else None)
+            if not math.isfinite(logprob):
+                problem = "what the model computes is not finite: its precision cannot hold this text"
+                row.job.candidates[row.number] = Candidate("", 0, 0.0, "failed", None, problem=problem)
+                gone.append(place)
+            elif ended := self._texts.ended(row.ids, row.job.ask):
+                self._end(row, ended, self._state(place))
                 gone.append(place)
         self._decoding.feed(tokens)
         self.leave(gone)
 
+    def _state(self, place: int) -> State | None:
+        """A row's state; `tail` may lie before what this ask generated."""
+        row = self.rows[place]
+        if not row.job.ask.keep_states:
+            return None
+        return self._decoding.state(place, [*row.job.ask.state.tail, *row.ids][-TAIL:])
+
     def _end(self, row: Row, ended: Ended, state: State | None) -> None:
-        before = row.job.ask.state
-        text = self._texts.visible(row.ids, before.last if before.begun else None)
+        text = self._texts.text(row.ids, row.job.ask.state.tail)
         seconds = time.monotonic() - row.job.began
         row.job.candidates[row.number] = Candidate(text, len(row.ids), row.logprob, ended, state, seconds)

@@ -25,7 +25,7 @@ class KeyValues:
     """(L, 2, H, T, D) each: keys and values of a stretch of the text, in the layers that look at text; at least one."""
     still: torch.Tensor | None = None
     """(L', 2, H, P, D) keys and values of the images, in the layers that look at images, or of an encoder-decoder's
-    prompt; shared, never copied."""
+    prompt; what shares images never copies them."""
     padded: bool = False
     """`still` may be padded, since what looks at it has a mask for it."""
 

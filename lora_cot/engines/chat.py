@@ -25,13 +25,11 @@ from pydantic import ValidationError
 
 from lora_cot.engines.completions import Answer, ListedModel, Reply, read_answer, read_models
 from lora_cot.engines.retries import Retries
+from lora_cot.engines.transport import in_words, send
 from lora_cot.errors import AccessError, EngineError, Problem, RejectedError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that the key is read from where no file is named."""
-CONNECT_SECONDS = 10.0
-MOST_BYTES = 32 * 2**20
-"""Of an answer; a server that sends more is not one that is asked here."""
 ENCODED = re.compile(r"data:[\w/.+-]+;base64,[A-Za-z0-9+/=]*|[A-Za-z0-9+/=]{80,}")
 """What an image looks like in a server's words about a request: it is not repeated."""
 RUNNING = "see that the server runs and is not overloaded"
@@ -75,17 +73,19 @@ class _Fault:
 class ChatServer:
     """An OpenAI-compatible server. One object serves any number of threads."""
 
-    def __init__(self, url: str, key: str | None = None, patience: Patience | None = None):
+    def __init__(self, url: str, key: str | None = None, patience: Patience | None = None, exact: bool = False):
         """
         Args:
             url: its address, with or without `/v1`.
             key: sent with every request, and in no text that comes from here.
             patience: how long it is waited for.
+            exact: it is asked at this very address, and not beneath `/v1`.
 
         Raises:
             AccessError: the address is none.
         """
-        self.url, self.patience, self._key = base_url(url), patience or Patience(), key
+        beneath = base_url(url)
+        self.url, self.patience, self._key = url.strip() if exact else beneath, patience or Patience(), key
         self._closed = threading.Event()
         limits = httpx2.Limits(max_connections=None)
         self._client = httpx2.Client(limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {})
@@ -119,7 +119,29 @@ class ChatServer:
         Raises:
             AccessError, RejectedError, EngineError: see `complete`.
         """
-        return self._ask("POST", "chat/completions", body, lambda data: read_answer(data, self._hide), until, retries)
+        return self.post("chat/completions", body, lambda data: read_answer(data, self._hide), until, retries)
+
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[bytes], Read],
+        until: float | None = None,
+        retries: Retries | None = None,
+    ) -> Read:
+        """What a JSON object is answered with.
+
+        Args:
+            path: beneath the server's address; empty for the address itself.
+            body: the object.
+            read: from the answer's body; one that it raises `pydantic.ValidationError` for is asked for again.
+            until: see `ask`.
+            retries: see `ask`.
+
+        Raises:
+            AccessError, RejectedError, EngineError: see `complete`.
+        """
+        return self._ask("POST", path, body, read, until, retries)
 
     def models(self) -> list[str] | None:
         """The names of the models that the server lists; None if it has no list.
@@ -153,12 +175,13 @@ class ChatServer:
         retries: Retries | None = None,
     ) -> Read:
         tried, content, retries = 0, None if body is None else json.dumps(body).encode(), retries or Retries.unbounded()
+        address = f"{self.url}/{path}" if path else self.url
         while True:
             tried, begin = tried + 1, time.monotonic()
             if retries.circuit.is_open:
                 raise EngineError(Problem(self.url, f"{retries.circuit.most} requests in a row got no answer", RUNNING))
             seconds = min(self.patience.timeout_seconds, math.inf if until is None else max(until - begin, 0.001))
-            got = self._try(method, path, content, read, seconds)
+            got = self._try(method, address, content, read, seconds)
             if not isinstance(got, _Fault):
                 retries.circuit.tell(True)
                 if isinstance(got, EngineError):
@@ -176,46 +199,35 @@ class ChatServer:
                 raise EngineError(Problem(self.url, what, RUNNING))
 
     def _try(
-        self, method: str, path: str, content: bytes | None, read: Callable[[bytes], Read], seconds: float
+        self, method: str, address: str, content: bytes | None, read: Callable[[bytes], Read], seconds: float
     ) -> Read | _Fault | EngineError:
         """What was read; a fault that may pass; or the error of one that will not."""
         try:
-            status, headers, data = self._send(method, path, content, seconds)
+            status, headers, data = self._send(method, address, content, seconds)
             if 200 <= status < 300:
                 return read(data)
         except ValidationError:
             return _Fault("its answer is no chat completion" if content else "its answer is no list of models")
         except httpx2.RequestError as error:
-            return _Fault(_in_words(error, seconds))
+            return _Fault(in_words(error, seconds))
         fault = f"it answers {status}{self._told(data)}"
         if status not in (408, 425, 429) and status < 500:
-            return self._refused(path, status, fault, headers.get("location", ""))
+            return self._refused(address, status, fault, headers.get("location", ""))
         return _Fault(fault, retry_after(headers.get("retry-after", "")))
 
-    def _send(self, method: str, path: str, content: bytes | None, seconds: float) -> tuple[int, httpx2.Headers, bytes]:
-        """Status, headers and body; a server that sends its answer in drops has no more time than another."""
+    def _send(self, method: str, address: str, content: bytes | None, seconds: float) -> tuple[int, httpx2.Headers, bytes]:
+        """Status, headers and body."""
         if self._closed.is_set():
             raise httpx2.ReadError("closed")
-        end = time.monotonic() + seconds
-        headers = {"Content-Type": "application/json"} if content else {}
-        timeout = httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds), pool=None)
-        data, url = bytearray(), f"{self.url}/{path}"
-        with self._client.stream(method, url, content=content, headers=headers, timeout=timeout) as response:
-            for piece in response.iter_bytes():
-                data += piece
-                if time.monotonic() > end:
-                    raise httpx2.ReadTimeout("too slow")
-                if len(data) > MOST_BYTES:
-                    raise httpx2.ReadError("too long")
-        return response.status_code, response.headers, bytes(data)
+        return send(self._client, method, address, content, seconds)
 
-    def _refused(self, path: str, status: int, fault: str, location: str) -> EngineError:
+    def _refused(self, address: str, status: int, fault: str, location: str) -> EngineError:
         if status in (401, 403):
             remedy = f"give a key that it takes: --api-key-file, or the variable {KEY_VARIABLE}"
         elif status < 400:
             fault, remedy = f"{fault}: it is elsewhere", f"name that address: {self._hide(location)}"
         elif status in (404, 405):
-            remedy = f"check the address ({self.url}/{path} was asked) and the model's name"
+            remedy = f"check the address ({address} was asked) and the model's name"
         else:
             return RejectedError(Problem(self.url, fault), status)
         return AccessError(Problem(self.url, fault, remedy), status)
@@ -282,12 +294,3 @@ def retry_after(value: str) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError):
         return None
-
-
-def _in_words(error: httpx2.RequestError, timeout: float) -> str:
-    """The error without what a library puts in its text."""
-    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return "it cannot be reached"
-    if isinstance(error, httpx2.TimeoutException):
-        return f"it took longer than {timeout:g} s"
-    return "the connection broke off before the answer was whole"

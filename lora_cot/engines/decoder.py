@@ -35,8 +35,8 @@ class State:
     """All tokens but the last."""
     last: int
     """The last token; it is fed when the text is continued."""
-    begun: bool = False
-    """The last token was generated."""
+    tail: tuple[int, ...] = ()
+    """The end of what was generated, the last token included: a stop string or a character may have begun in it."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Rows(ABC):
         """(B, T) mask of what rows have fed, and so many positions more."""
         return (torch.arange(self.buffer.length + more, device=self.device) >= self.padding[:, None]).long()
 
-    def state(self, place: int, last: int) -> State:
-        """One row as it is after its last step, with the token that was drawn then."""
+    def state(self, place: int, generated: Sequence[int]) -> State:
+        """One row as it is after its last step, with the end of what it generated, the token that was drawn then included."""
         origin = self.origins[place]
         fed = self.buffer.length - self.buffer.padding[place] - origin.kv.length
-        return State(replace(origin, kv=origin.kv.then(self.buffer.newest(place, fed))), last, begun=True)
+        return State(replace(origin, kv=origin.kv.then(self.buffer.newest(place, fed))), generated[-1], tuple(generated))
 
 
 class Decoder(ABC):

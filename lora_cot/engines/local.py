@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,17 +32,59 @@ PREFILL_TOKENS = 16_384
 """Padded tokens of one batch of prompts; bounds the memory of many long ones."""
 
 
+@dataclass(frozen=True)
+class Encodings:
+    """Prompts of one search that are not read yet."""
+
+    memory: Memory
+    keys: Sequence[Hashable]
+    """Of each prompt's images."""
+    prompts: Sequence[Encoded]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt, those of images included."""
+        return [len(prompt.input_ids) for prompt in self.prompts]
+
+    def part(self, begin: int, end: int) -> Encodings:
+        """Some of the prompts."""
+        return replace(self, keys=self.keys[begin:end], prompts=self.prompts[begin:end])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Answers that are weighed by their first difference."""
+
+    begun: tuple[int, ...]
+    """Tokens that all begin with."""
+    firsts: tuple[int, ...]
+    """The first token after them, of each."""
+
+
 class LocalEngine:
     """A backbone as an `Engine`."""
 
-    def __init__(self, backbone: Backbone, cot_format: CotFormat, max_pixels: int = MAX_PIXELS):
+    def __init__(self, backbone: Backbone, cot_format: CotFormat, max_pixels: int = MAX_PIXELS, adapter: bool = True):
+        """
+        Args:
+            backbone: the model.
+            cot_format: how prompts are written.
+            max_pixels: images of more are refused.
+            adapter: False: the base answers, whatever adapters it has.
+        """
         self.backbone, self.max_pixels = backbone, max_pixels
         self.encoder, self._plain_encoder = backbone.encoder(cot_format), backbone.encoder(FORMATS["direct"])
         self._decoder: Decoder = (Seq2SeqDecoder if backbone.family.is_encoder_decoder else CausalDecoder)(backbone)
         self.texts = Texts(backbone.processor.tokenizer, self._end_tokens())
-        self._adapter = True
+        self._adapter = adapter
         self._memory: Memory | None = None
         self._passes: dict[str, LocalEngine] = {}
+
+    def decode_apart(self) -> None:
+        """From now on decode with a tokenizer of its own: the model's may be encoding in another thread."""
+        self.texts = Texts(copy.deepcopy(self.texts.tokenizer), self.texts.ends)
+        for engine in self._passes.values():
+            engine.decode_apart()
 
     def _end_tokens(self) -> set[int]:
         configured = self.backbone.model.generation_config.eos_token_id
@@ -51,7 +94,7 @@ class LocalEngine:
     def for_pass(self, cot_format: CotFormat) -> LocalEngine:
         """See `Engine.for_pass`."""
         if cot_format.name not in self._passes:
-            engine = LocalEngine(self.backbone.for_pass(cot_format.name), cot_format, self.max_pixels)
+            engine = LocalEngine(self.backbone.for_pass(cot_format.name), cot_format, self.max_pixels, self._adapter)
             self._passes[cot_format.name] = engine
         return self._with(self._passes[cot_format.name], self._memory)
 
@@ -71,7 +114,7 @@ class LocalEngine:
             what = "without its adapter this model sees by a fusion that was never trained"
             raise SearchError(Problem("judge_adapter: off", what, "leave it on"))
         engine = self._with(self, self._memory)
-        engine.encoder, engine._adapter = self._plain_encoder, adapter
+        engine.encoder, engine._adapter = self._plain_encoder, adapter and self._adapter
         return engine
 
     @staticmethod
@@ -81,7 +124,7 @@ class LocalEngine:
         return engine
 
     @property
-    def _reader(self) -> Hashable:
+    def reader(self) -> Hashable:
         """Who reads: what one adapter makes of a prompt is not what another does."""
         return id(self.backbone.model), self.backbone.adapter, self._adapter
 
@@ -101,15 +144,37 @@ class LocalEngine:
         Raises:
             DataError: an image cannot be opened.
         """
+        return self.read([self.encode(samples)])[0]
+
+    def encode(self, samples: Sequence[Sample]) -> Encodings:
+        """Prompts as tokens, images opened; the model is not run.
+
+        Raises:
+            DataError: an image cannot be opened, or the prompt cannot be written.
+        """
         memory = self._memory or Memory()
+        prompts = []
+        for sample in samples:
+            prompts.append(encode(self.encoder, sample, False, self.max_pixels, like=memory.like(sample)))
+            memory.remember(sample, prompts[-1])
+        return Encodings(memory, [Memory.key(sample) for sample in samples], prompts)
+
+    def read(self, searches: Sequence[Encodings]) -> list[list[State]]:
+        """The states of prompts of several searches, read together."""
         with self.running():
-            openings = [self._decoder.opening(prompt) for prompt in self._encoded(samples, memory)]
-            keys = [Memory.key(sample) for sample in samples]
-            prompts = self._rooted([prompt for prompt, _ in openings], keys, memory)
-            roots = self._read(prompts)
-            for key, prompt, root in zip(keys, prompts, roots, strict=True):
-                memory.store(self._reader, key, prompt.encoded.input_ids, root)
-            return [State(root, first) for root, (_, first) in zip(roots, openings, strict=True)]
+            openings = [[self._decoder.opening(prompt) for prompt in one.prompts] for one in searches]
+            rooted = [
+                self._rooted([prompt for prompt, _ in mine], one.keys, one.memory)
+                for one, mine in zip(searches, openings, strict=True)
+            ]
+            roots = iter(self._read([prompt for mine in rooted for prompt in mine]))
+            found = []
+            for one, mine, prompts in zip(searches, openings, rooted, strict=True):
+                states = [State(next(roots), first) for _, first in mine]
+                for key, prompt, state in zip(one.keys, prompts, states, strict=True):
+                    one.memory.store(self.reader, key, prompt.encoded.input_ids, state.root)
+                found.append(states)
+            return found
 
     def batch(self) -> Batch:
         """An empty batch for asks of this engine; its steps are made while the engine is `running`."""
@@ -124,39 +189,40 @@ class LocalEngine:
                 batch.step()
         return [[job.candidates[number] for number in range(len(job.ask.seeds))] for job in jobs]
 
-    def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:
+    def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
         """See `Engine.choose`; an option counts by the first token in which it differs from the others.
 
         Raises:
             SearchError: two options are the same.
         """
-        begun, firsts = self._told_apart(options)
-        scores: list[list[float]] = [[] for _ in samples]
-        memory = self._memory or Memory()
-        with self.running():
-            keys = [Memory.key(sample) for sample in samples]
-            prompts = self._rooted(self._encoded(samples, memory), keys, memory, spare=1)
-            for chunk in _batches(prompts, self.backbone):
-                logits = self._decoder.next_logits([prompts[index] for index in chunk], begun).float()
-                for index, row in zip(chunk, logits.log_softmax(-1)[:, firsts].tolist(), strict=True):
-                    scores[index] = row
-        return scores
+        return self.weigh([self.encode(samples)], self.told_apart(options))[0]
 
-    def _told_apart(self, options: Sequence[str]) -> tuple[list[int], list[int]]:
-        """The tokens all options begin with, and the first one after them of each."""
+    def weigh(self, searches: Sequence[Encodings], options: Options) -> list[list[list[float]]]:
+        """For each prompt of several searches the log-probability of each option."""
+        with self.running():
+            rooted = [self._rooted(one.prompts, one.keys, one.memory, spare=1) for one in searches]
+            prompts = [prompt for mine in rooted for prompt in mine]
+            scores: list[list[float]] = [[] for _ in prompts]
+            for chunk in _batches(prompts, self.backbone):
+                logits = self._decoder.next_logits([prompts[index] for index in chunk], options.begun).float()
+                rows = logits.log_softmax(-1)[:, list(options.firsts)].tolist()
+                for index, row in zip(chunk, rows, strict=True):
+                    scores[index] = row
+        rest = iter(scores)
+        return [[next(rest) for _ in mine] for mine in rooted]
+
+    def told_apart(self, options: Sequence[str]) -> Options:
+        """Where options differ first.
+
+        Raises:
+            SearchError: two options are the same.
+        """
         ids = [self._plain_encoder.answer_ids(option) for option in options]
         begun = next((i for i, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1), 0)
-        firsts = [tokens[begun] for tokens in ids]
+        firsts = tuple(tokens[begun] for tokens in ids)
         if len(set(firsts)) < len(firsts):
             raise SearchError(f"the options {list(options)} cannot be told apart by a token")
-        return ids[0][:begun], firsts
-
-    def _encoded(self, samples: Sequence[Sample], memory: Memory) -> list[Encoded]:
-        prompts = []
-        for sample in samples:
-            prompts.append(encode(self.encoder, sample, False, self.max_pixels, like=memory.like(sample)))
-            memory.remember(sample, prompts[-1])
-        return prompts
+        return Options(tuple(ids[0][:begun]), firsts)
 
     def _rooted(self, prompts: Sequence[Encoded], keys: Sequence[Hashable], memory: Memory, spare: int = 0) -> list[Prompt]:
         """Prompts with what is known of their beginnings; what several with the same images begin with is read first.
@@ -173,11 +239,11 @@ class LocalEngine:
         for key, prompt in zip(keys, prompts, strict=True):
             groups.setdefault(key, []).append(prompt)
         shared = {key: _beginning(group) for key, group in groups.items() if len(group) > 1}
-        found = {key: Prompt(begin, memory.root(self._reader, key, begin)) for key, begin in shared.items()}
+        found = {key: Prompt(begin, memory.root(self.reader, key, begin)) for key, begin in shared.items()}
         unread = {key: prompt for key, prompt in found.items() if prompt.ids}
         for (key, one), root in zip(unread.items(), self._read([*unread.values()]), strict=True):
-            memory.store(self._reader, key, one.encoded.input_ids, root)
-        known = [memory.root(self._reader, key, prompt, spare) for key, prompt in zip(keys, prompts, strict=True)]
+            memory.store(self.reader, key, one.encoded.input_ids, root)
+        known = [memory.root(self.reader, key, prompt, spare) for key, prompt in zip(keys, prompts, strict=True)]
         return [Prompt(prompt, root) for prompt, root in zip(prompts, known, strict=True)]
 
     def _read(self, prompts: Sequence[Prompt]) -> list[Root]:

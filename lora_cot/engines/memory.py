@@ -19,8 +19,8 @@ class Memory:
 
     @staticmethod
     def key(sample: Sample) -> Hashable:
-        """The same for samples with the same images."""
-        return tuple(map(id, sample.images))
+        """The same for what is asked about one sample: its images tell samples of one name apart."""
+        return sample.id, *map(id, sample.images)
 
     def like(self, sample: Sample) -> Encoded | None:
         """A prompt with the same images."""
@@ -28,8 +28,7 @@ class Memory:
 
     def remember(self, sample: Sample, prompt: Encoded) -> None:
         """A prompt; its images are kept, so that no other can get their identity."""
-        if sample.images:
-            self._seen.setdefault(self.key(sample), (sample.images, prompt))
+        self._seen.setdefault(self.key(sample), (sample.images, prompt))
 
     def root(self, who: Hashable, key: Hashable, prompt: Encoded, spare: int = 0) -> Root | None:
         """What is known of the beginning of a prompt, if its images are in it.

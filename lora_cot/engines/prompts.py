@@ -26,6 +26,6 @@ def chat_messages(cot_format: CotFormat, sample: Sample, max_pixels: int = MAX_P
         images = [image_part(image, max_pixels) for image in sample.images] if turn == 0 else []
         messages.append({"role": "user", "content": [*images, {"type": "text", "text": text}] if images else text})
         if turn < last:
-            pieces = cot_format.write(cot_format.gold(exchange))
+            pieces = cot_format.said(exchange)
             messages.append({"role": "assistant", "content": "".join(text for _, text in pieces)})
     return messages

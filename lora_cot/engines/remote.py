@@ -130,14 +130,11 @@ class RemoteEngine:
         """See `Engine.plain`.
 
         Raises:
-            SearchError: the base is not served, or the server tells no odds that a verdict could be read from.
+            SearchError: the base is not served.
         """
         if not adapter and "base" not in self.others:
             what = "it is not known under which name the server has the model without its adapter"
             raise SearchError(Problem("judge_adapter: off", what, "serve the base too, and name it: base=NAME"))
-        if not self.link.capabilities.top_logprobs:
-            what = "the server does not list the likeliest tokens, which verdicts are read from"
-            raise SearchError(Problem(self.link.server.url, what, "switch its logprobs on, or use another scorer"))
         return replace(self, cot_format=FORMATS["direct"], served=self.served if adapter else self.others["base"])
 
     def start(self, samples: Sequence[Sample]) -> list[RemoteState]:
@@ -186,7 +183,8 @@ class RemoteEngine:
             raise EngineError(error.problems) from None
         seconds = time.monotonic() - begin
         given = min(len(answer.replies), len(places) // copies)
-        return [_candidate(ask, answer, number, seconds) for number in range(given)] * copies
+        drawn = [_candidate(ask, answer, number, seconds) for number in range(given)]
+        return drawn + [replace(candidate, is_copy=True) for candidate in drawn for _ in range(copies - 1)]
 
     def _ask(self, state: RemoteState, keys: Mapping[str, Any], until: float | None = None) -> Answer:
         begun = CONTINUE if state.begun.strip() else {}
@@ -195,18 +193,25 @@ class RemoteEngine:
         server = self.link.server
         return ask_served(server, self.served, state.messages, begin, asked, until=until, retries=state.retries)
 
-    def choose(self, samples: Sequence[Sample], options: Sequence[str]) -> list[list[float]]:
+    def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
         """See `Engine.choose` and `option_logprobs`; nan for all options of a prompt that there is no verdict on.
 
         Raises:
-            DataError, SearchError: see `start`.
+            SearchError: the server tells no odds that a verdict could be read from; or see `start`.
+            DataError: see `start`.
         """
+        if not self.link.capabilities.top_logprobs:
+            what = "the server does not list the likeliest tokens, which verdicts are read from"
+            raise SearchError(Problem(self.link.server.url, what, "switch its logprobs on, or use another scorer"))
         keys = {"max_tokens": 2, "logprobs": True, "top_logprobs": self.link.capabilities.top_logprobs}
         states = self.start(samples)
 
         def read(number: int) -> list[float]:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise EngineError("the time is over")
             try:
-                return option_logprobs(self._ask(states[number], {**keys, "temperature": 0.0}).replies[0], options)
+                found = self._ask(states[number], {**keys, "temperature": 0.0}, deadline)
+                return option_logprobs(found.replies[0], options)
             except RejectedError as error:
                 raise EngineError(error.problems) from None
 

@@ -6,14 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from lora_cot.engines.base import Ask, Ended
 
-SENTENCE = re.compile(r"""(?:(?<!\d)[.!?]["')\]]*|\d[.!?]["')\]]*\s+\S*|\n)$""")
-"""The end of a text that ends with a sentence. A point after a digit may be a decimal one: what follows decides."""
-TAIL = 8
-"""Tokens that are looked at for the end of a sentence."""
+SENTENCE = re.compile(r"""(?:(?<!\d)[.!?]["')\]]*|[^\s\d][^\S\n]*\d+[.!?]["')\]]*\s+\S*|\n)$""")
+"""The end of a text that ends with a sentence. A point after a digit may be a decimal one: what follows decides; after the
+number that begins a line it ends nothing."""
+TAIL = 24
+"""Tokens of a text's end in which a stop string, a sentence or a character may begin that its next token ends."""
 
 
 class Texts:
@@ -26,37 +25,70 @@ class Texts:
             ends: tokens that end a text.
         """
         self.tokenizer, self.ends = tokenizer, ends
-        self._may_end: dict[str, torch.Tensor] = {}
-        self._pieces: list[str] = []
+        self._pieces: dict[int, str] = {}
 
-    def text(self, ids: Sequence[int], after: int | None = None) -> str:
-        """The text of tokens; SentencePiece drops the space before the first of them, unless it is told what was before."""
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if after is None:
-            return text
-        before, whole = self.text([after]), self.text([after, *ids])
-        return whole.removeprefix(before) if whole.startswith(before) else text
+    def text(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
+        """The text of tokens, without an end token.
 
-    def visible(self, ids: Sequence[int], after: int | None) -> str:
-        """The same without an end token."""
-        return self.text(ids[:-1] if ids and ids[-1] in self.ends else ids, after)
+        Args:
+            ids: the tokens.
+            after: those before them. SentencePiece drops the space before the first token of a text, and a character may
+                begin in one token and end in the next: it belongs to the text that ends it.
+        """
+        if ids and ids[-1] in self.ends:
+            ids = ids[:-1]
+        whole, before = self._decoded([*after, *ids]), self._decoded(after)
+        return whole[len(before) :] if whole.startswith(before) else self._decoded(ids)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self._raw(ids).rstrip("\ufffd") if ids else ""
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def ended(self, ids: Sequence[int], ask: Ask) -> Ended | None:
         """How a candidate's tokens end, None if they go on; they are looked at after each."""
         if ids[-1] in self.ends:
             return "end"
-        if any(self._ends_with(ids, stop) for stop in ask.stop):
+        before = ask.state.tail
+        if any(self._ends_with(ids, before, stop) for stop in ask.stop):
             return "stop"
-        if ask.sentences and SENTENCE.search(self.text(ids[-TAIL:])):
+        if ask.sentences and SENTENCE.search(self._decoded([*before, *ids][-TAIL:])):
             return "sentence"
         return "length" if len(ids) >= ask.max_new_tokens else None
 
-    def _ends_with(self, ids: Sequence[int], stop: str) -> bool:
-        """Whether the stop string is whole with the last token; only tokens that hold its last character are decoded."""
-        if stop not in self._may_end:
-            self._pieces = self._pieces or [self.text([i]) for i in range(len(self.tokenizer))]
-            self._may_end[stop] = torch.tensor([stop[-1] in piece or "\ufffd" in piece for piece in self._pieces])
-        may_end = self._may_end[stop]
-        if ids[-1] >= len(may_end) or not may_end[ids[-1]]:  # a head can have more rows
+    def _ends_with(self, ids: Sequence[int], before: Sequence[int], stop: str) -> bool:
+        """Whether the last token ends a stop string; only tokens that hold its last character are looked at.
+
+        The string may have begun before this ask, which a budget cut; one that was whole by then is none of it.
+        """
+        if ids[-1] not in self._pieces:
+            self._pieces[ids[-1]] = self._raw(ids[-1:])
+        piece = self._pieces[ids[-1]]
+        if stop[-1] not in piece and "\ufffd" not in piece:
             return False
-        return stop in self.text(ids[-2 * len(stop) :])
+        window = [*before, *ids][-2 * len(stop) :]
+        return self._raw(window).count(stop) > self._raw(window[:-1]).count(stop)
+
+
+class Growing:
+    """The text of tokens as they come; a character that is not whole yet is held back."""
+
+    def __init__(self, texts: Texts, after: Sequence[int]):
+        """
+        Args:
+            texts: decodes.
+            after: what was generated before.
+        """
+        self._texts, self._after = texts, list(after)
+        self._begin, self._told = 0, 0
+
+    def more(self, ids: Sequence[int]) -> str:
+        """What is new in the text of all tokens so far."""
+        before = [*self._after, *ids[: self._begin]][-TAIL:]
+        text = self._texts.text(ids[self._begin :], before)
+        new = text[self._told :]
+        self._told = len(text)
+        if len(ids) - self._begin >= TAIL:
+            self._begin, self._told = len(ids), 0
+        return new

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from lora_cot.checkpoints.opening import Opened
 from lora_cot.data.images import open_image
+from lora_cot.errors import Problem, RunError
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
-from lora_cot.pages import image_uri, render
-from lora_cot.recipe.schema import SearchSection
+from lora_cot.evaluation.trace_page import trace_page
+from lora_cot.pages import image_uri
+from lora_cot.recipe.load import change_search
 from lora_cot.search.strategies import OnStage, answer
 from lora_cot.search.trace import Completion
 from lora_cot.types import Exchange, Sample
@@ -29,28 +32,39 @@ def ask(
         opened: the model, here or on a server: `open_model`, `open_remote`.
         image: a file.
         question: as a user would type it.
-        search: keys of the recipe's search section to change.
+        search: values by key of the recipe's search section, inner ones dotted.
         on_stage: told of each stage as it is decided.
-        trace: an HTML file of all candidates, verdicts and winners.
+        trace: a file of all candidates, verdicts and winners: a page if its name ends with .html, `Completion.to_json` if
+            with .json.
 
     Raises:
+        RecipeError: the search has no such key or value.
         DataError: the image cannot be opened.
         SearchError: the strategy is not defined for the model's format.
+        RunError: the trace's name ends with something else.
     """
-    config = SearchSection.model_validate({**opened.recipe.search.model_dump(), **(search or {})})
+    check_trace(trace)
+    config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)
     sample = Sample("question", (Exchange(question),), (image,))
     (completion,) = answer(engine, cot_format, [sample], config, on_stage)
     if trace is not None:
-        page = render(
-            "trace.html",
-            title="How the answer was found",
-            question=question,
-            images=[image_uri(open_image(image, opened.recipe.data.max_pixels))],
-            completion=completion,
-            strategy=config.strategy,
-        )
         trace.parent.mkdir(parents=True, exist_ok=True)
-        trace.write_text(page, encoding="utf-8")
+        if trace.suffix == ".json":
+            text = json.dumps(completion.to_json(), ensure_ascii=False, indent=1) + "\n"
+        else:
+            picture = image_uri(open_image(image, opened.recipe.data.max_pixels))
+            text = trace_page(question, [picture], completion, config)
+        trace.write_text(text, encoding="utf-8", errors="replace")
     return completion
+
+
+def check_trace(trace: Path | None) -> None:
+    """See that a trace can have this name.
+
+    Raises:
+        RunError: it ends with neither .html nor .json.
+    """
+    if trace is not None and trace.suffix not in (".html", ".json"):
+        raise RunError(Problem(str(trace), "a trace is a page or JSON", "name a file that ends with .html or .json"))

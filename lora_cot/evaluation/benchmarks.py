@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_cot.data import aokvqa, mmmu, scienceqa, shapes
+from lora_cot.data import aokvqa, llava_wild, m3cot, mmmu, scienceqa, shapes
 from lora_cot.data.questions import Use
 from lora_cot.data.rows import Collected
 from lora_cot.errors import Problem, RunError, nearest
+from lora_cot.evaluation.m3cot import carried, chosen_letter
+from lora_cot.evaluation.metrics import Metric, rouge_l
 from lora_cot.formats.answers import letter, read_option, same
-from lora_cot.recipe.sources import AokvqaSource, QuestionSource, ScienceqaSource
+from lora_cot.recipe.sources import AokvqaSource, LlavaWildSource, M3cotSource, QuestionSource, ScienceqaSource
 from lora_cot.types import Sample
 
 SourceType = TypeVar("SourceType", bound=QuestionSource)
@@ -61,6 +64,10 @@ class Benchmark:
     """Name of the recipe's source of the same questions."""
     counts: Callable[[Sample], bool] = lambda _: True
     """Whether a question counts to the accuracy, or to its groups alone."""
+    metric: Metric = "accuracy"
+    """What the mean of the credits is."""
+    carried: Callable[[Path], Collected] | None = None
+    """The questions that a file of predictions in the benchmark's own form brings along."""
 
 
 def _shapes(wanted: Wanted) -> Collected:
@@ -142,6 +149,29 @@ def _option_verdict(text: str | None, sample: Sample) -> Verdict:
     return Verdict(None if index is None else letter(index), float(index == sample.meta["gold"]))
 
 
+def _m3cot(wanted: Wanted) -> Collected:
+    return _first(m3cot.questions(_source(M3cotSource, "m3cot", wanted), wanted.use), wanted.limit)
+
+
+def _m3cot_verdict(text: str | None, sample: Sample) -> Verdict:
+    chosen = chosen_letter(text or "", sample.choices)
+    return Verdict(chosen, float(chosen == sample.last.answer))
+
+
+def _m3cot_groups(sample: Sample) -> Sequence[str]:
+    return tuple(dict.fromkeys((str(sample.meta["domain"]), str(sample.meta["topic"]), "Avg")))
+
+
+def _llava_wild(wanted: Wanted) -> Collected:
+    return _first(llava_wild.questions(_source(LlavaWildSource, "llava_wild", wanted), wanted.use), wanted.limit)
+
+
+def _llava_wild_verdict(text: str | None, sample: Sample) -> Verdict:
+    """ROUGE-L against the reference answer (Gao et al. 2024, ICoT, table 1); there is no right and wrong."""
+    said = (text or "").strip() or None
+    return Verdict(said, rouge_l(str(sample.last.answer), said or ""))
+
+
 BENCHMARKS = {
     "shapes": Benchmark(("test", "validation", "train"), _shapes, _shapes_verdict, _shapes_groups),
     "scienceqa": Benchmark(
@@ -158,6 +188,15 @@ BENCHMARKS = {
     ),
     "mmmu": Benchmark(
         mmmu.SPLITS, _mmmu, _option_verdict, lambda sample: (str(sample.meta["subject"]), str(sample.meta["difficulty"]))
+    ),
+    "m3cot": Benchmark(m3cot.SPLITS, _m3cot, _m3cot_verdict, _m3cot_groups, source="m3cot", carried=carried),
+    "llava_wild": Benchmark(
+        llava_wild.SPLITS,
+        _llava_wild,
+        _llava_wild_verdict,
+        lambda sample: (str(sample.meta["category"]), "Avg"),
+        source="llava_wild",
+        metric="ROUGE-L",
     ),
 }
 

@@ -4,6 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+Metric = Literal["accuracy", "ROUGE-L"]
+"""What a benchmark's credits add up to: the share of right answers, or mean ROUGE-L, 0 to 1."""
+
+
+def rouge_l(gold: str, text: str) -> float:
+    """F1 of ROUGE-L, stemmed, 0 to 1. Its words are Latin letters and digits: texts without any have 0."""
+    return float(_rouge().score(gold, text)["rougeL"].fmeasure)
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """`score`: answers that were made elsewhere, judged as our own are.
 
-Files are read in three forms: ours, one `{"id": …, "output": …}` a line, as `eval --output` writes it; ScienceQA's official
-one, `{"results": {id: index}, "outputs": {id: text}}`, where an index counts before the text and -1 is no answer; and
-A-OKVQA's, `{id: {"multiple_choice": text, "direct_answer": text}}`.
+Files are read in four forms: ours, one `{"id": …, "output": …}` a line, as `eval --output` writes it; ScienceQA's official
+one, `{"results": {id: index}, "outputs": {id: text}}`, where an index counts before the text and -1 is no answer; A-OKVQA's,
+`{id: {"multiple_choice": text, "direct_answer": text}}`; and M3CoT's, one `{"id", "answer", "choices", "domain", "topic",
+"messages"}` a line, whose last message is the answer and is judged as it stands.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_cot.data.rows import StrictRow, checked, read_json_rows, shortened
-from lora_cot.errors import DataError, Problem
+from pydantic import Field
+
+from lora_cot.data.rows import Row, StrictRow, checked, read_json_rows, shortened
+from lora_cot.errors import DataError, Problem, RunError
 from lora_cot.evaluation.benchmarks import Wanted, check_split, find
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
 from lora_cot.formats import FORMATS
@@ -30,6 +33,8 @@ class Prediction:
     answer: str | None
     """The text to be judged."""
     rationale: str | None = None
+    in_messages: bool = False
+    """It came in M3CoT's form: of several rows with one id the first counts, as its scorer has it."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +42,24 @@ class ScoreReport:
     """What a file of answers is worth."""
 
     benchmark: str
-    split: str
+    split: str | None
+    """None where the predictions brought their questions along."""
     scored: int
-    """Questions of the split that have a prediction."""
+    """Questions that have a prediction."""
     summary: Summary
     gaps: dict[str, list[str]]
     """no_prediction: questions of the split without one; no_question: predictions for others; no_problem: ids of the split
-    that are no question that can be scored."""
+    that are no question that can be scored; repeated: rows of M3CoT's form whose id an earlier row has."""
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; each class is a key of it."""
-        shares = {"accuracy": self.summary.accuracy, **self.summary.groups}
-        return {
+        shares = {**self.summary.groups, "accuracy": self.summary.accuracy}
+        return {  # M3CoT's classes are named by the rows themselves: none takes the place of a key
+            **{name: {"correct": share.correct, "total": share.total} for name, share in shares.items()},
             "benchmark": self.benchmark,
             "split": self.split,
             "scored": self.scored,
-            **{name: {"correct": share.correct, "total": share.total} for name, share in shares.items()},
+            "metric": self.summary.metric,
             "unanswered": self.summary.unanswered,
             "rouge_l": self.summary.rouge_l,
             "failure_modes": self.summary.failure_modes,
@@ -68,6 +75,13 @@ class PredictionRow(StrictRow):
     output: str | None
 
 
+class MessagesRow(StrictRow):
+    """What M3CoT's form says of the answer; `evaluation.m3cot` reads its questions."""
+
+    id: str | int
+    messages: list[str] = Field(min_length=1)
+
+
 def score(
     benchmark: str, predictions: Path, data: str | None = None, split: str | None = None, rationale: str | None = None
 ) -> ScoreReport:
@@ -75,19 +89,26 @@ def score(
 
     Args:
         benchmark: its name.
-        predictions: a file in one of the three forms.
-        data: where the benchmark's files are.
-        split: its first if not given.
+        predictions: a file in one of the four forms.
+        data: where the benchmark's files are; not needed for predictions that bring their questions along.
+        split: its first if not given; such predictions have none.
         rationale: of ScienceQA, LE or E: what the gold rationale is; LE if not given.
 
     Raises:
         RunError: no such benchmark or split.
         DataError: a file that is in none of the forms.
     """
-    chosen, split = find(benchmark), check_split(benchmark, split)
+    chosen = find(benchmark)
+    asked = check_split(benchmark, split)
     keys = {} if rationale is None else {"rationale": rationale}
-    read = read_predictions(predictions)
-    found = chosen.load(Wanted(split, None, data, "scoring", keys))
+    read, repeated = read_predictions(predictions)
+    if chosen.carried is not None and data is None and any(one.in_messages for one in read.values()):
+        if split is not None:
+            raise RunError(Problem("--split", "the predictions bring their questions along", "drop it, or add --data"))
+        found = chosen.carried(predictions)
+    else:
+        split = asked
+        found = chosen.load(Wanted(asked, None, data, "scoring", keys))
     judged = [
         Judged(sample, chosen.judge(read[sample.id].answer, sample), read[sample.id].rationale)
         for sample in found.samples
@@ -98,12 +119,13 @@ def score(
         "no_prediction": [sample.id for sample in found.samples if sample.id not in read],
         "no_question": [number for number in read if number not in known],
         "no_problem": [str(problem) for problem in found.problems],
+        "repeated": repeated,
     }
     return ScoreReport(benchmark, split, len(judged), summarise(chosen, judged), gaps)
 
 
-def read_predictions(path: Path) -> dict[str, Prediction]:
-    """Answers by id.
+def read_predictions(path: Path) -> tuple[dict[str, Prediction], list[str]]:
+    """Answers by id; and where ids stand again, of rows of which the first counts.
 
     Raises:
         DataError: a file in none of the forms; all its faults.
@@ -111,17 +133,20 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     if not path.is_file():
         raise DataError(Problem(str(path), "no such file of predictions"))
     found: dict[str, Prediction] = {}
+    repeated: list[str] = []
     problems: list[Problem] = []
     for where, item in _read(path):
         if isinstance(item, Problem):
             problems.append(item)
+        elif item[0] in found and item[1].in_messages:
+            repeated.append(f"{where} · {item[0]}")
         elif item[0] in found:
             problems.append(Problem(f"{where} · id", f"'{item[0]}' occurs twice"))
         else:
             found[item[0]] = item[1]
     if problems:
         raise DataError(shortened(problems))
-    return found
+    return found, repeated
 
 
 def _read(path: Path) -> Iterator[tuple[str, tuple[str, Prediction] | Problem]]:
@@ -133,10 +158,17 @@ def _read(path: Path) -> Iterator[tuple[str, tuple[str, Prediction] | Problem]]:
     else:
         for where, read in read_json_rows(path) if whole is None else [(path.name, lambda: whole)]:
             try:
-                record = checked(PredictionRow, read())
-                yield where, (str(record.id), split_output(record.output or ""))
+                yield where, _of_row(read())
             except DataError as error:
                 yield from ((where, problem) for problem in error.at(where).problems)
+
+
+def _of_row(row: Row) -> tuple[str, Prediction]:
+    if "messages" in row:
+        chat = checked(MessagesRow, row)
+        return str(chat.id), Prediction(chat.messages[-1], in_messages=True)
+    record = checked(PredictionRow, row)
+    return str(record.id), split_output(record.output or "")
 
 
 def _whole(path: Path) -> dict[str, Any] | None:
@@ -171,7 +203,8 @@ def _aokvqa(path: Path, whole: Mapping[str, Any]) -> Iterator[tuple[str, tuple[s
         texts = answers if isinstance(answers, dict) else {}
         known = {key: texts.get(key) for key in ("multiple_choice", "direct_answer")}
         if not any(isinstance(text, str) for text in known.values()):
-            remedy = 'forms: {"id", "output"} a line; {"results", "outputs"}; {id: {"multiple_choice", "direct_answer"}}'
+            lines = '{"id", "output"} or {"id", "messages"} a line'
+            remedy = f'forms: {lines}; {{"results", "outputs"}}; {{id: {{"multiple_choice", "direct_answer"}}}}'
             yield where, Problem(where, "not an answer in one of the forms", remedy)
         for key, text in known.items():
             if isinstance(text, str):
@@ -191,6 +224,6 @@ def split_output(text: str) -> Prediction:
         return Prediction(parsed.answer, reasoning(parsed, cot_format))
     before, says, after = text.partition("The answer is")
     if not says:
-        return Prediction(text.strip() or None)
+        return Prediction(text if text.strip() else None)
     rationale = after.partition("BECAUSE:")[2] or re.sub(r"^\s*(Solution|Answer):", "", before)
     return Prediction(text, rationale.strip() or None)

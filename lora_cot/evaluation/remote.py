@@ -11,8 +11,9 @@ from lora_cot.engines.chat import Patience
 from lora_cot.engines.local import LocalEngine
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import BackboneError, Problem, RunError, nearest
-from lora_cot.formats import CotFormat
+from lora_cot.formats import FORMATS, CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.schema import FormatSection
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,45 @@ class OpenedRemote:
         return str(self.engine)
 
 
-def open_remote(model: str, server: Server) -> OpenedRemote:
+def check_format(name: str | None) -> None:
+    """See that there is a format of that name, if one is named.
+
+    Raises:
+        RunError: there is none.
+    """
+    if name is not None and name not in FORMATS:
+        raise RunError(Problem("--format", f"no format '{name}'", nearest(name, FORMATS)))
+
+
+def in_format(recipe: Recipe, name: str | None) -> Recipe:
+    """The recipe with a built-in format in place of its own; as it is where none is named.
+
+    Raises:
+        RunError: there is none of that name, or one of both is generated in passes, each by an adapter of its own.
+    """
+    check_format(name)
+    if name is None:
+        return recipe
+    if recipe.format.build().split or FORMATS[name].split:
+        what = "a format that is generated in passes needs the adapters that were trained in it"
+        raise RunError(Problem("--format", what, "leave it out"))
+    return recipe.model_copy(update={"format": FormatSection(name=name)})
+
+
+def open_remote(model: str, server: Server, format_name: str | None = None) -> OpenedRemote:
     """A served model, ready to answer.
 
     Args:
         model: as `open_model` takes it: its recipe is read, its weights are not.
         server: which has it loaded.
+        format_name: see `in_format`.
 
     Raises:
-        RunError, BackboneError: there is no such model, or none that can be served.
+        RunError, BackboneError: there is no such model, or none that can be served; no such format.
         AccessError, EngineError: see `RemoteEngine.open`.
     """
     recipe, family = know_model(model)
+    recipe = in_format(recipe, format_name)
     if family.is_encoder_decoder:
         what = f"chat servers run no model of the family {family.name}"
         raise BackboneError(Problem(model, what, "leave --engine out"))

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import sys
-import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_cot.checkpoints.opening import Opened, Quantization, open_model
+from lora_cot.data.kept import KeptRows
 from lora_cot.data.rows import shortened
-from lora_cot.errors import DataError, Problem
+from lora_cot.errors import DataError, EngineError, Problem, StoppedError
+from lora_cot.evaluation.answered import Answered, answered, judged, known, row_of, weights_date
+from lora_cot.evaluation.asking import answers
 from lora_cot.evaluation.benchmarks import Benchmark, Wanted, check_split, find
 from lora_cot.evaluation.metrics import Share
-from lora_cot.evaluation.remote import OpenedRemote, Server, engine_of, open_remote
-from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
-from lora_cot.formats import CotFormat
+from lora_cot.evaluation.remote import OpenedRemote, Server, check_format, in_format, open_remote
+from lora_cot.evaluation.summary import Summary, summarise
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.load import change_search
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
-from lora_cot.search.trace import Completion
 from lora_cot.types import Sample
 
 
@@ -34,15 +36,20 @@ class EvalReport:
     split: str
     model: str
     strategy: str
+    candidates: int
+    scorer: str
+    seed: int
     summary: Summary
     format_validity: Share
     left_out: int
     """Problems of questions that cannot be asked, such as an image that is not there; they count nowhere."""
-    tokens_per_question: float
-    """Tokens generated, those of lost candidates included."""
-    kept_tokens_per_question: float
-    judge_calls_per_question: float
-    seconds_per_question: float
+    totals: dict[str, float]
+    """Costs of all questions by the names of `Completion.totals`; `generated_tokens` are those of lost candidates too, the
+    seconds those of the searches."""
+    stopped: dict[str, int]
+    """Questions whose search ended early, by the reason without its particulars."""
+    failed: int
+    """Questions that the engine gave no text for; they count as wrong."""
 
     @property
     def accuracy(self) -> Share:
@@ -59,13 +66,48 @@ class EvalReport:
         """Questions without an answer; they count as wrong."""
         return self.summary.unanswered
 
+    @property
+    def flip_rate(self) -> float | None:
+        """Share of the judged pairs, each asked in both orders, whose verdict changed with the order; None without any."""
+        return 2 * self.totals["flips"] / self.totals["judge_prompts"] if self.totals["judge_prompts"] else None
+
+    @property
+    def per_question(self) -> dict[str, float]:
+        """Costs of one question."""
+        names = {
+            "tokens": "generated_tokens",
+            "kept_tokens": "kept_tokens",
+            "judge_calls": "judge_prompts",
+            "seconds": "seconds",
+        }
+        count = self.format_validity.total
+        return {f"{name}_per_question": self.totals[total] / count for name, total in names.items()}
+
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people: accuracy, and beside it tokens and seconds."""
+        spent = self.totals
+        tokens, kept, prompts, seconds = self.per_question.values()
+        flips = f"{spent['flips']} flips" + (f" ({self.flip_rate:.1%} of pairs)" if self.flip_rate is not None else "")
+        judged = f"{flips}, {spent['skipped_judgements']} not needed, {spent['judge_failures']} failed"
+        rows: list[tuple[str, Any]] = [
+            *self.summary.lines(),
+            ("search", f"{self.strategy}, {self.candidates} candidates, scorer {self.scorer}, seed {self.seed}"),
+            ("valid format", self.format_validity),
+            ("left out", self.left_out),
+            ("tokens a question", f"{tokens:.1f} ({kept:.1f} kept), {spent['generated_tokens']} in all"),
+            ("judge prompts a question", f"{prompts:.1f} ({judged} in all)"),
+            ("seconds a question", f"{seconds:.3f}, {spent['seconds']:.1f} in all"),
+        ]
+        rows += [("failed by the engine", self.failed)] if self.failed else []
+        return rows + [(f"stopped: {reason}", count) for reason, count in self.stopped.items()]
+
     def to_json(self) -> dict[str, Any]:
         """One JSON object."""
         plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | Summary)}
         shares = {"accuracy": self.accuracy.to_json(), "format_validity": self.format_validity.to_json()}
         groups = {name: share.to_json() for name, share in self.groups.items()}
-        told = {key: getattr(self.summary, key) for key in ("unanswered", "rouge_l", "failure_modes")}
-        return {**plain, **shares, **told, "groups": groups}
+        told = {key: getattr(self.summary, key) for key in ("metric", "unanswered", "rouge_l", "failure_modes")}
+        return {**plain, **self.per_question, "flip_rate": self.flip_rate, **shares, **told, "groups": groups}
 
 
 def evaluate(
@@ -78,6 +120,7 @@ def evaluate(
     quantization: Quantization = "auto",
     data: str | None = None,
     server: Server | None = None,
+    format_name: str | None = None,
 ) -> EvalReport:
     """A model on a benchmark.
 
@@ -86,59 +129,97 @@ def evaluate(
         benchmark: name of a benchmark; the recipe's if not given, its split and limit too.
         split: one of its splits; its first if not given.
         limit: first so many questions.
-        search: keys of the recipe's search section to change.
-        output: JSONL with each question's text, answer and verdict.
+        search: values by key of the recipe's search section, inner ones dotted: `{"keep": 2, "swires.mean": -0.1}`.
+        output: JSONL with each question's text, answer and verdict, written as they come. What is there of the same
+            model, questions and search is not asked again.
         quantization: how the base is loaded.
         data: where the benchmark's files are; where the recipe's data are, if not given and they are the same questions.
         server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
+        format_name: a built-in format to ask in; the recipe's if not given; see `in_format`.
 
     Raises:
-        RunError, DataError: no such benchmark, split or model, or none of its questions can be asked; see `open_remote`.
+        RecipeError: the search has no such key or value.
+        RunError, DataError: no such benchmark, split or model, or none of its questions can be asked; the output has
+            answers of another setting; see `open_remote`.
+        EngineError: the server gives no answer any more.
+        StoppedError: by Ctrl-C.
     """
     if benchmark is not None:
         check_split(benchmark, split)  # before a model is loaded for nothing
-    opened = _open(model, quantization, server)
+    check_format(format_name)
+    opened = _open(model, quantization, server, format_name)
     recipe, told = opened.recipe, opened.recipe.evaluation
     if benchmark is None or benchmark == told.benchmark:
         benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
     chosen, split = find(benchmark), check_split(benchmark, split)
-    config = SearchSection.model_validate({**recipe.search.model_dump(), **(search or {})})
+    config = change_search(recipe.search, search or {}, recipe.format)
     samples, left_out = _questions(opened, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
-    begin = time.perf_counter()
-    completions = _answer_all(opened, samples, config)
-    seconds = time.perf_counter() - begin
-    judged = _judged(chosen, samples, completions, recipe.format.build())
-    if output is not None:
-        _write(output, judged, completions)
-    count = len(completions)
+    setting = _setting(model, server, config)
+    setting |= {"benchmark": benchmark, "split": split, "data": data, "quantization": quantization}
+    setting |= {"format": recipe.format.model_dump(mode="json")}
+    with KeptRows(output, setting) if output else nullcontext() as kept:
+        done = _answered(opened, chosen, samples, config, kept)
+    cot_format = recipe.format.build()
+    summary = summarise(chosen, [judged(chosen, cot_format, one) for one in done])
+    return _report((benchmark, split, model), config, summary, left_out, done)
+
+
+def _report(
+    asked: tuple[str, str, str], config: SearchSection, summary: Summary, left_out: int, done: Sequence[Answered]
+) -> EvalReport:
     return EvalReport(
-        benchmark,
-        split,
-        model,
+        *asked,
         config.strategy,
-        summarise(chosen, judged),
-        Share(sum(c.parsed.outcome == "complete" for c in completions), count),
+        config.candidates,
+        config.scorer,
+        config.seed,
+        summary,
+        Share(sum(one.parsed.outcome == "complete" for one in done), len(done)),
         left_out,
-        sum(c.generated_tokens for c in completions) / count,
-        sum(c.kept_tokens for c in completions) / count,
-        sum(c.judge_calls for c in completions) / count,
-        seconds / count,
+        {name: sum(one.totals.get(name, 0) for one in done) for name in done[-1].totals},
+        dict(Counter(re.split(":| after ", one.stopped)[0] for one in done if one.stopped != "complete")),
+        sum(one.failed for one in done),
     )
 
 
-def _open(model: str, quantization: Quantization, server: Server | None) -> Opened | OpenedRemote:
-    opened = open_remote(model, server) if server else open_model(model, quantization)
+def _setting(model: str, server: Server | None, config: SearchSection) -> dict[str, Any]:
+    """What must be the same for answers that one report counts together."""
+    engine = "this process" if server is None else f"server, {server.model or 'its only model'}"
+    search = {f"search.{key}": value for key, value in config.model_dump(mode="json").items()}
+    return {"model": model, "weights": weights_date(model), "engine": engine, **search}
+
+
+def _answered(
+    opened: Opened | OpenedRemote, chosen: Benchmark, samples: Sequence[Sample], config: SearchSection, kept: KeptRows | None
+) -> list[Answered]:
+    """All questions with their answers, those that are kept already among them."""
+    cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
+    found = known(kept, samples, cot_format) if kept else {}
+    if found:
+        print(f"{len(found)} of {len(samples)} questions were answered before", file=sys.stderr)
+    todo = [sample for sample in samples if sample.id not in found]
+    try:
+        for sample, completion in answers(opened, cot_format, todo, config):
+            one = found[sample.id] = answered(sample, completion)
+            if kept:
+                kept.append(kept.output, row_of(one, judged(chosen, cot_format, one)))
+    except (KeyboardInterrupt, EngineError) as error:
+        kept_there = f"are in {kept.output}: the same command goes on from there" if kept else "are lost: name an --output"
+        remedy = f"{len(found)} of {len(samples)} answers {kept_there}"
+        if isinstance(error, KeyboardInterrupt):
+            raise StoppedError(Problem("", "stopped by SIGINT", remedy), 130) from None
+        raise type(error)([*error.problems, Problem("", remedy)]) from None
+    return [found[sample.id] for sample in samples]
+
+
+def _open(model: str, quantization: Quantization, server: Server | None, format_name: str | None) -> Opened | OpenedRemote:
+    if server:
+        opened: Opened | OpenedRemote = open_remote(model, server, format_name)
+    else:
+        loaded = open_model(model, quantization)
+        opened = loaded if format_name is None else replace(loaded, recipe=in_format(loaded.recipe, format_name))
     print(opened.said, file=sys.stderr)
     return opened
-
-
-def _judged(
-    chosen: Benchmark, samples: Sequence[Sample], completions: Sequence[Completion], cot_format: CotFormat
-) -> list[Judged]:
-    return [
-        Judged(sample, chosen.judge(c.parsed.answer, sample), reasoning(c.parsed, cot_format))
-        for c, sample in zip(completions, samples, strict=True)
-    ]
 
 
 def _questions(opened: Opened | OpenedRemote, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
@@ -172,37 +253,3 @@ def _keys(recipe: Recipe, source: str | None) -> dict[str, Any]:
     """Keys of the recipe's own section of that source: where the files are, what a question and its rationale hold."""
     sections = (section for section in (*recipe.data.eval, *recipe.data.train) if section.source == source)
     return next((section.model_dump() for section in sections), {})
-
-
-def _answer_all(opened: Opened | OpenedRemote, samples: Sequence[Sample], config: SearchSection) -> list[Completion]:
-    from tqdm import tqdm
-
-    cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
-    engine = engine_of(opened, cot_format)
-    size = opened.recipe.evaluation.batch_size
-    if isinstance(opened, Opened):
-        opened.backbone.prepare(samples, opened.recipe.data.max_pixels)
-    completions: list[Completion] = []
-    with tqdm(total=len(samples), desc=config.strategy, unit="question", file=sys.stderr, mininterval=2) as bar:
-        for begin in range(0, len(samples), size):
-            completions += answer(engine, cot_format, samples[begin : begin + size], config)
-            bar.update(len(completions) - bar.n)
-    return completions
-
-
-def _write(output: Path, judged: Sequence[Judged], completions: Sequence[Completion]) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", encoding="utf-8") as file:
-        for one, completion in zip(judged, completions, strict=True):
-            row = {
-                "id": one.sample.id,
-                "question": one.sample.last.question,
-                "output": completion.text,
-                "stages": {stage.name: stage.text for stage in completion.parsed.stages},
-                "answer": one.verdict.answer,
-                "gold": one.sample.last.answer,
-                "right": one.verdict.credit == 1,
-                "format": completion.parsed.outcome,
-                "stopped": completion.stopped,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_cot.evaluation.benchmarks import Benchmark, Verdict
-from lora_cot.evaluation.metrics import Share
+from lora_cot.evaluation.metrics import Metric, Share, rouge_l
 from lora_cot.formats import CotFormat, Parsed
 from lora_cot.types import Sample
 
@@ -30,21 +30,24 @@ class Summary:
     """Figures over judged answers."""
 
     accuracy: Share
+    """Of right answers; or what `metric` says."""
     groups: dict[str, Share]
     unanswered: int
     """Questions in which no answer could be read; they count as wrong."""
     rouge_l: float | None
     """Mean F1 of ROUGE-L, stemmed, 0 to 1, over questions with a gold rationale; no rationale counts as 0. None where no
-    answer has any, or no question."""
+    answer has any, or no question. Where the metric is ROUGE-L, that of the answers."""
     failure_modes: dict[str, dict[str, int]] | None
     """Questions with a gold rationale by rationale_right, rationale_wrong and answer_right, answer_wrong."""
+    metric: Metric = "accuracy"
+    """What the shares are."""
 
     def lines(self) -> list[tuple[str, Any]]:
         """For people."""
-        rows: list[tuple[str, Any]] = [("accuracy", self.accuracy)]
+        rows: list[tuple[str, Any]] = [(self.metric, self.accuracy)]
         rows += [(f"  {name}", share) for name, share in self.groups.items()]
         rows.append(("unanswered", self.unanswered))
-        if self.rouge_l is not None:
+        if self.rouge_l is not None and self.metric == "accuracy":
             rows.append(("ROUGE-L of rationales", f"{100 * self.rouge_l:.2f}"))
         for rationale, answers in (self.failure_modes or {}).items():
             told = ", ".join(f"{answer.replace('_', ' ')} {count}" for answer, count in answers.items())
@@ -68,12 +71,15 @@ def summarise(benchmark: Benchmark, judged: Sequence[Judged]) -> Summary:
     explained = [one for one in judged if one.sample.meta.get("rationales")]
     told = any(one.rationale for one in explained)
     scores = _rouge_l(explained) if told else []
+    counted = [one.verdict.credit for one in judged if benchmark.counts(one.sample)]
+    rouge = counted if benchmark.metric == "ROUGE-L" else scores
     return Summary(
-        _share([one.verdict.credit for one in judged if benchmark.counts(one.sample)]),
+        _share(counted),
         {name: _share(credits[name]) for name in names},
         sum(one.verdict.answer is None for one in judged),
-        sum(scores) / len(scores) if scores else None,
+        sum(rouge) / len(rouge) if rouge else None,
         _failure_modes(explained, scores) if scores else None,
+        benchmark.metric,
     )
 
 
@@ -84,14 +90,8 @@ def _share(credits: Sequence[float]) -> Share:
 
 def _rouge_l(explained: Sequence[Judged]) -> list[float]:
     """F1 of each against the best of its gold rationales."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
     golds: list[Any] = [one.sample.meta["rationales"] for one in explained]
-    return [
-        max(scorer.score(gold, one.rationale or "")["rougeL"].fmeasure for gold in of)
-        for one, of in zip(explained, golds, strict=True)
-    ]
+    return [max(rouge_l(gold, one.rationale or "") for gold in of) for one, of in zip(explained, golds, strict=True)]
 
 
 def _failure_modes(explained: Sequence[Judged], scores: Sequence[float]) -> dict[str, dict[str, int]]:

@@ -158,6 +158,16 @@ class CotFormat:
             pieces.append((stage, text))
         return pieces
 
+    def said(self, exchange: Exchange) -> list[tuple[Stage, str]]:
+        """An earlier answer as a later prompt shows it: its stages; the answer alone, where that is all that is known.
+
+        Raises:
+            DataError: see `gold`.
+        """
+        if exchange.stages is None and exchange.answer is not None:
+            return [(self.answer_stage, exchange.answer.strip())]
+        return self.write(self.gold(exchange))
+
     def gold(self, exchange: Exchange) -> dict[str, str]:
         """Gold text of every stage.
 

@@ -83,6 +83,11 @@ class StageParser:
         """Name of the stage the text is in now."""
         return None if self._current is None else self._marks[self._current][0]
 
+    @property
+    def held(self) -> str:
+        """What is held back, since it may be the beginning of a tag."""
+        return self._pending
+
     def feed(self, text: str) -> list[Event]:
         """The events that this piece of text makes certain; a possible beginning of a tag is held back."""
         self._pending += text

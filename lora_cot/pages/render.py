@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from PIL import Image as PILImage
@@ -26,12 +27,15 @@ class Line:
 
 def render(template: str, **values: Any) -> str:
     """A page from one of the templates beside this file; every text is escaped."""
+    return _templates().get_template(template).render(**values)
+
+
+@cache
+def _templates() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("lora_cot.pages", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(template).render(**values)
+    loader = PackageLoader("lora_cot.pages", "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def image_uri(image: PILImage.Image) -> str:

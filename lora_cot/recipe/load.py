@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from lora_cot.errors import FormatError, Problem, RecipeError, nearest
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.libraries import OWNED, key_model
-from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe
+from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe, SearchSection
+from lora_cot.recipe.yaml import parse_yaml
 
 LIBRARY_SECTIONS = ("quantization", "lora", "training")
 SOURCES = tuple(get_args(kind.model_fields["source"].annotation)[0] for kind in get_args(get_args(AnySource)[0]))
@@ -33,7 +33,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values = _read(Path(path))
     problems = _override(values, overrides)
     recipe, found = _validated(values)
-    problems += found + _library_problems(values) + _format_problems(values)
+    problems += found + _library_problems(values) + _format_problems(values) + _search_problems(values)
     if problems:
         raise RecipeError(problems).at(str(path))
     assert recipe is not None
@@ -52,39 +52,39 @@ def load_saved(path: Path) -> Recipe:
     return recipe
 
 
+def change_search(
+    section: SearchSection, changes: Mapping[str, Any], cot_format: FormatSection | None = None
+) -> SearchSection:
+    """The section with other values under some dotted keys, such as `keep` or `stages.CAPTION.candidates`.
+
+    Args:
+        section: a recipe's.
+        changes: value by key; a value that holds keys itself takes the place of all that were there. A number of
+            candidates is meant for every stage that gets no other among the changes.
+        cot_format: has the stages that keys may name; not looked at if None.
+
+    Raises:
+        RecipeError: all mistakes together.
+    """
+    values = section.model_dump(mode="json")
+    for stage in values["stages"].values() if "candidates" in changes else ():
+        stage["candidates"] = None
+    problems = [found for key, value in changes.items() for found in _place(values, key, value, "search.")]
+    if cot_format is not None:
+        problems += _format_problems({"format": cot_format.model_dump(mode="json"), "search": values})
+    try:
+        changed = SearchSection.model_validate(values)
+    except ValidationError as error:
+        problems += _problems(error, SearchSection, ("search",))
+    if problems:
+        raise RecipeError(problems)
+    return changed
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every key."""
     values = recipe.model_dump(mode="json")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of its version 1.2 (2e-4 is one) and without keys that occur twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"the key '{key}' occurs twice, line {node.start_mark.line + 1} and after")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {  # `eval_strategy: no` is a text, as it is in the libraries
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        yaml.YAMLError, ValueError: it is none.
-    """
-    return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -104,22 +104,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _override(values: dict[str, Any], overrides: Iterable[str]) -> list[Problem]:
-    problems = []
+    changes, problems = parse_overrides(overrides)
+    return problems + [found for key, value in changes for found in _place(values, key, value)]
+
+
+def parse_overrides(overrides: Iterable[str]) -> tuple[list[tuple[str, Any]], list[Problem]]:
+    """(Dotted key, value) of each `key=value`, the value in YAML, and what is wrong with the others."""
+    changes: list[tuple[str, Any]] = []
+    problems: list[Problem] = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            problems.append(Problem(override, "an override is written key=value", "for example training.learning_rate=1e-4"))
+            problems.append(Problem(override, "an override is written key=value", "for example temperature=0.7"))
             continue
         try:
-            value = parse_yaml(text)
+            changes.append((key, parse_yaml(text)))
         except (yaml.YAMLError, ValueError):
             problems.append(Problem(key, f"the value {text!r} is not YAML"))
-            continue
-        problems += _place(values, key, value)
-    return problems
+    return changes, problems
 
 
-def _place(values: Any, key: str, value: Any) -> list[Problem]:
+def _place(values: Any, key: str, value: Any, section: str = "") -> list[Problem]:
     *path, last = key.split(".")
     for step in path:
         if isinstance(values, list) and step.isdecimal() and int(step) < len(values):
@@ -128,14 +133,14 @@ def _place(values: Any, key: str, value: Any) -> list[Problem]:
         if isinstance(values, dict) and values.get(step) is None:
             values[step] = {}
         if not isinstance(values, dict):
-            return [Problem(key, f"'{step}' is inside a value that holds no keys")]
+            return [Problem(section + key, f"'{step}' is inside a value that holds no keys")]
         values = values[step]
     if isinstance(values, list) and last.isdecimal() and int(last) < len(values):
         values[int(last)] = value
     elif isinstance(values, dict):
         values[last] = value
     else:
-        return [Problem(key, f"'{last}' is inside a value that holds no keys")]
+        return [Problem(section + key, f"'{last}' is inside a value that holds no keys")]
     return []
 
 
@@ -235,6 +240,17 @@ def _models_in(annotation: Any) -> Any:
         inner = _models_in(argument)
         found += inner if isinstance(inner, list) else [inner] if inner is not None else []
     return found[0] if len(found) == 1 else found or None
+
+
+def _search_problems(values: dict[str, Any]) -> list[Problem]:
+    """A search that is not defined: found here, and not when a model has been trained for it."""
+    try:
+        section = SearchSection.model_validate(values.get("search", {}))
+    except ValidationError:
+        return []  # reported with the rest of the recipe
+    model = _mapping(values.get("model"))
+    is_t5 = model.get("vision_features") is not None or str(model.get("base", "")).startswith("mini/t5")
+    return section.problems(is_encoder_decoder=is_t5)
 
 
 def _format_problems(values: dict[str, Any]) -> list[Problem]:

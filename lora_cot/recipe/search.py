@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
-from lora_cot.errors import nearest
+from lora_cot.errors import Problem, nearest
 from lora_cot.recipe.sections import Section
 
 ScorerName = Literal["logprob", "self_judge", "reward"]
@@ -17,6 +17,18 @@ OWN_SCORER = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 UNBOUNDED: dict[str, None] = {"max_search_tokens": None, "deadline_seconds": None}
 """Keys of a search that nothing bounds but its stages, for answers that must not depend on time."""
+
+NO_SERVER = Problem("search.reward.url", "the scorer reward has no server", "name its address")
+NO_SCORE = Problem(
+    "search.scorer",
+    "a judge of pairs gives no score that a cutoff could be for",
+    "use logprob or reward, or a function of your own",
+)
+NO_CUTOFF = Problem(
+    "search.swires",
+    "it is not known which scores are good ones",
+    "set search.swires.mean and std to what lora_cot.calibrate measures, or a cutoff",
+)
 
 
 class StageSearch(Section):
@@ -38,10 +50,17 @@ class SwiresSection(Section):
     cutoff: float | None = Field(None, allow_inf_nan=False)
     """Score in the scorer's unit; mean + z · std if not given."""
     mean: float | None = Field(None, allow_inf_nan=False)
-    """Of the scores of reasonings; `search.swires.calibrate` measures both."""
+    """Of the scores of reasonings; `lora_cot.calibrate` measures both."""
     std: float | None = Field(None, ge=0, allow_inf_nan=False)
     z: float = Field(0.2533, allow_inf_nan=False)
     """0.2533 accepts what is among the best 40 % of a normal distribution."""
+
+    @property
+    def accepts_above(self) -> float | None:
+        """The score that a reasoning must be above; None if it is not known."""
+        if self.cutoff is None and self.mean is not None and self.std is not None:
+            return self.mean + self.z * self.std
+        return self.cutoff
 
 
 class RewardSection(Section):
@@ -75,14 +94,14 @@ class SearchSection(Section):
     top_p: float = Field(0.9, gt=0, le=1)
     seed: int = 0
     weighted: bool = False
-    """Of majority and adaptive: each vote counts by its score."""
+    """Of majority and adaptive: each vote counts by its score; adaptive stops by their number all the same."""
     confidence: float = Field(0.95, gt=0, lt=1)
-    """Of adaptive: how sure it must be that the leading answer stays ahead."""
+    """Of adaptive: how sure it must be that the leading answer stays ahead of the second."""
     max_search_tokens: int | None = Field(None, gt=0)
-    """Tokens of all candidates of a question together."""
+    """Tokens of all candidates of a question together, and of what its judges write."""
     deadline_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """For all the questions that are answered together."""
-    scorer: str = "logprob"
+    """For all the questions that are answered together, judging included."""
+    scorer: str = "logprob"  # and not self_judge: judging itself does not help every model
     """One of `ScorerName`; or package.module:function, of an installed package that declares it: see `search/scorers.py`."""
     judge_adapter: bool = True
     """Whether the judge is the fine-tuned model (on) or its base (off)."""
@@ -100,6 +119,22 @@ class SearchSection(Section):
         if value not in names and not re.fullmatch(OWN_SCORER, value):
             raise ValueError(f"no scorer '{value}': {nearest(value, names)}, or package.module:function")
         return value
+
+    def problems(self, is_encoder_decoder: bool) -> list[Problem]:
+        """What is wrong with the section whatever the questions, as far as it can be told before a model is loaded.
+
+        Args:
+            is_encoder_decoder: the model is known to be one.
+        """
+        found = [NO_SERVER] if self.scorer == "reward" and self.reward is None else []
+        if self.strategy == "swires" and not self.faithful and self.swires.accepts_above is None:
+            found.append(NO_CUTOFF)
+        if self.strategy == "swires" and self.scorer == "self_judge":
+            found.append(NO_SCORE)
+        elif self.scorer == "self_judge" and is_encoder_decoder:
+            what = "an encoder-decoder answers nothing but what it was trained on: it cannot judge"
+            found.append(Problem("search.scorer", what, "use logprob or reward"))
+        return found
 
     @property
     def most_candidates(self) -> int:

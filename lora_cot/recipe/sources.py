@@ -98,7 +98,27 @@ class AokvqaSource(QuestionSource):
     """Whether the question is asked with its four options."""
 
 
+class M3cotSource(QuestionSource):
+    """M3CoT: `SPLIT.jsonl` and `images/ID.png`, or the hub's parquet."""
+
+    source: Literal["m3cot"]
+
+
+class LlavaWildSource(QuestionSource):
+    """LLaVA-Bench (In-the-Wild): `questions.jsonl`, `answers_gpt4.jsonl` and its images, or the hub's parquet."""
+
+    source: Literal["llava_wild"]
+    split: Literal["test"] = "test"
+
+
 AnySource = Annotated[
-    ShapesSource | JsonlSource | LlavaCotSource | MessagesSource | ScienceqaSource | AokvqaSource,
+    ShapesSource
+    | JsonlSource
+    | LlavaCotSource
+    | MessagesSource
+    | ScienceqaSource
+    | AokvqaSource
+    | M3cotSource
+    | LlavaWildSource,
     Field(discriminator="source"),
 ]

@@ -78,7 +78,8 @@ def whole(cot_format: CotFormat, config: SearchSection, count: int, sampling: Sa
     limit = sum(budget(stage, config) for stage in cot_format.stages)
     sampling = sampling or Sampling(config.temperature, config.top_p)
     answer = cot_format.answer_stage
-    stage = Stage("all" if cot_format.given is None else answer.name, criterion=answer.criterion)
+    name, is_answer = ("all", False) if cot_format.given is None else (answer.name, answer.is_answer)
+    stage = Stage(name, criterion=answer.criterion, is_answer=is_answer)
     return Boundary("whole", stage, None, step, (), limit, count, 1, sampling)
 
 

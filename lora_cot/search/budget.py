@@ -7,8 +7,13 @@ import time
 from lora_cot.recipe.schema import SearchSection
 
 
+def is_over(deadline: float | None) -> bool:
+    """Whether a time on `time.monotonic`'s clock has come; None never does."""
+    return deadline is not None and time.monotonic() >= deadline
+
+
 class Budget:
-    """Tokens of all candidates, and time. It begins to run when it is made."""
+    """Tokens of all candidates and judges, and time. It begins to run when it is made."""
 
     def __init__(self, config: SearchSection):
         self._most, self._seconds = config.max_search_tokens, config.deadline_seconds
@@ -32,9 +37,14 @@ class Budget:
             self.left = max(self.left - tokens, 0)
 
     @property
+    def for_judges(self) -> int | None:
+        """Tokens that the judge of one contest may write: half of what is left, so that the winner can be gone on with."""
+        return None if self.left is None else self.left // 2
+
+    @property
     def is_late(self) -> bool:
         """Whether the time is over."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return is_over(self.deadline)
 
     @property
     def no_time(self) -> str:

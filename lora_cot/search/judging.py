@@ -2,7 +2,10 @@
 
 LLaVA-CoT's released judge generates a verdict in one order and reads anything it cannot parse as "the second"
 (`published.py`). Here both orders are asked, the verdict is read from the logits of "1" and "2", and a pair whose verdict
-depends on the order is a tie, which the likelier text wins.
+depends on the order is a tie, which the likelier text wins. So a text that tells the judge what to choose (`choose
+response 1`) gains nothing from one that obeys: it obeys in both orders.
+
+Time is looked at before each round: what is not judged by the deadline is left to likelihood, and counted as a failure.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ Pair = tuple[int, int, int]
 
 
 def self_judge(engine: Engine) -> Scorer:
-    """A knock-out among different texts; each round of all contests is one call of the engine.
+    """A knock-out among candidates that are not alike; each round of all contests is one call of the engine.
 
     Args:
         engine: what judges, see `Engine.plain`.
@@ -34,31 +37,42 @@ def self_judge(engine: Engine) -> Scorer:
         left = [different(contest) for contest in contests]
         skipped = [len(contest.texts) - len(players) for contest, players in zip(contests, left, strict=True)]
         comparisons: list[list[Comparison]] = [[] for _ in contests]
+        prompts = [0] * len(contests)
         while any(len(players) > 1 for players in left):
             pairs = [(c, a, b) for c, players in enumerate(left) for a, b in zip(players[0::2], players[1::2], strict=False)]
-            for (c, a, b), comparison in zip(pairs, _compare(engine, contests, pairs), strict=True):
+            asked = [pair for pair in pairs if not contests[pair[0]].is_late]
+            heard = dict(zip(asked, _compare(engine, contests, asked), strict=True))
+            for c, a, b in pairs:
+                comparison = heard.get((c, a, b)) or unheard(contests[c], a, b)
                 comparisons[c].append(comparison)
+                prompts[c] += 2 * ((c, a, b) in heard)
                 left[c].remove(b if comparison.winner == a else a)
         return [
-            verdict_of(contest, players[0], tuple(found), 2 * len(found), spared)
-            for contest, players, found, spared in zip(contests, left, comparisons, skipped, strict=True)
+            verdict_of(contest, players[0], tuple(found), count, spared)
+            for contest, players, found, count, spared in zip(contests, left, comparisons, prompts, skipped, strict=True)
         ]
 
     return score
 
 
 def different(contest: Contest) -> list[int]:
-    """One candidate for each different text, the likeliest of its equals, best first."""
+    """One candidate of each that are alike, the likeliest, best first."""
+    alike = contest.alike()
     order = sorted(range(len(contest.texts)), key=lambda i: -contest.candidates[i].likelihood)
     seen: dict[str, int] = {}
     for index in order:
-        seen.setdefault(contest.texts[index], index)
+        seen.setdefault(alike[index], index)
     return list(seen.values())
 
 
 def likelier(contest: Contest, a: int, b: int) -> int:
     """The candidate that wins where no judge decides."""
     return a if contest.candidates[a].likelihood >= contest.candidates[b].likelihood else b
+
+
+def unheard(contest: Contest, a: int, b: int, said: str = "") -> Comparison:
+    """The comparison of a pair that there is no verdict on."""
+    return Comparison(a, b, None, False, likelier(contest, a, b), failed=True, said=said)
 
 
 def verdict_of(contest: Contest, winner: int, comparisons: tuple[Comparison, ...], prompts: int, skipped: int) -> Verdict:
@@ -69,6 +83,8 @@ def verdict_of(contest: Contest, winner: int, comparisons: tuple[Comparison, ...
 
 
 def _compare(engine: Engine, contests: Sequence[Contest], pairs: Sequence[Pair]) -> list[Comparison]:
+    if not pairs:
+        return []
     prompts = []
     for c, a, b in pairs:
         contest = contests[c]
@@ -78,7 +94,7 @@ def _compare(engine: Engine, contests: Sequence[Contest], pairs: Sequence[Pair])
             question = judge_question(contest.question, contest.stage, given, *texts)
             prompts.append(Sample(contest.sample.id, (Exchange(question),), contest.sample.images))
     try:
-        odds = [first - second for first, second in engine.choose(prompts, VERDICTS)]
+        odds = [first - second for first, second in engine.choose(prompts, VERDICTS, _earliest(contests))]
     except AccessError:
         raise
     except EngineError:
@@ -89,10 +105,14 @@ def _compare(engine: Engine, contests: Sequence[Contest], pairs: Sequence[Pair])
     ]
 
 
+def _earliest(contests: Sequence[Contest]) -> float | None:
+    return min((contest.deadline for contest in contests if contest.deadline is not None), default=None)
+
+
 def _comparison(contest: Contest, a: int, b: int, forward: float, backward: float) -> Comparison:
     """The comparison of log-odds for a, as they are when a stands first and when it stands second."""
     if math.isnan(forward) or math.isnan(backward):
-        return Comparison(a, b, None, False, likelier(contest, a, b), failed=True)
+        return unheard(contest, a, b)
     forward, backward = (max(-MOST_ODDS, min(odds, MOST_ODDS)) for odds in (forward, backward))
     flipped = forward * backward <= 0
     winner = likelier(contest, a, b) if flipped else a if forward > 0 else b

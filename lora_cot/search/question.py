@@ -110,7 +110,7 @@ class Question:
         )
 
     def _grown(self, path: Path, boundary: Boundary, candidate: Candidate) -> Path:
-        self.budget.spend(candidate.tokens)
+        self.budget.spend(candidate.spent)
         text = path.text + candidate.text
         parsed = self.cot_format.parse(text) if candidate.text else path.parsed
         return Path(
@@ -140,8 +140,14 @@ class Question:
             self.log.settle(drawn[kept[0]].numbers)
         return [drawn[place] for place in kept]
 
-    def contest(self, boundary: Boundary, paths: Sequence[Path]) -> Contest:
-        """The paths before a scorer: what all have in common is given, the rest are the texts."""
+    def contest(self, boundary: Boundary, paths: Sequence[Path], votes: Sequence[str] = ()) -> Contest:
+        """The paths before a scorer: what all have in common is given, the rest are the texts.
+
+        Args:
+            boundary: that they were drawn for.
+            paths: at least one.
+            votes: of theirs, where that is all that is to be decided.
+        """
         common = 0
         for numbers in zip(*(path.numbers[:-1] for path in paths), strict=False):
             if len(set(numbers)) > 1:
@@ -152,13 +158,15 @@ class Question:
         texts = [" ".join(filter(None, (text for _, text in path.pieces[common:]))) for path in paths]
         candidates = [_joined(path.candidates[common:]) for path in paths]
         seed = f"{self.config.seed}/{self.sample.id}/{boundary.step}"
-        return Contest(self.sample, boundary.stage, tuple(given), candidates, texts, seed)
+        bounds = (self.budget.deadline, self.budget.for_judges)
+        return Contest(self.sample, boundary.stage, tuple(given), candidates, texts, seed, *bounds, votes)
 
     def judge(self, contest: Contest) -> Steps[Verdict]:
-        """The scorer's verdict. One text needs none, and there is no time for one after the deadline."""
+        """The scorer's verdict. One text needs none, and after the deadline none is asked for: likelihood decides."""
         if len(contest.texts) == 1 or self.budget.is_late:
             return logprob([contest])[0]
         (verdict,) = yield Judge(self.scorer, (contest,))
+        self.budget.spend(verdict.judge_tokens)
         return verdict
 
     def record(
@@ -190,6 +198,7 @@ class Question:
                 verdict.failures,
                 seconds,
                 rounds,
+                verdict.judge_tokens,
             )
         )
 
@@ -204,7 +213,7 @@ class Question:
         parent = path.numbers[-2] if len(path.numbers) > 1 else self._root
         return TracedCandidate(
             last.text,
-            last.tokens,
+            last.spent,
             score,
             last.mean_logprob,
             closed(boundary, self.cot_format, path),
@@ -216,6 +225,7 @@ class Question:
             last.seconds,
             last.problem,
             answer,
+            last.tokens_shared,
         )
 
 

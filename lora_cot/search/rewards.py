@@ -2,28 +2,33 @@
 
 The server is sent a contest with one POST of a JSON object:
 
-    {"candidates": [{"question": "…", "image": "data:image/png;base64,…", "stage": "REASONING", "given": "…", "text": "…"}]}
+    {"question": "…", "image": "data:image/png;base64,…", "stage": "REASONING", "given": "…", "candidates": ["…", "…"]}
 
-`image` is null where the question has none, and the first one where it has several; `given` is what stands before `text`,
-without tags; `stage` is `all` for a whole answer and `sentence` for a sentence. It answers, in the same order:
+`image` is null where the question has none, and the first one where it has several; `given` is what stands before each of
+the candidates, without tags; `stage` is `all` for a whole answer and `sentence` for a sentence. It answers, in the same order:
 
-    {"scores": [-0.31]}
+    {"scores": [-0.31, 0.2]}
 
-finite numbers, the higher the better. Passing faults are tried again (`engines/chat.py`); a server that gives no scores
-for a contest leaves it to likelihood, counted as a failure. An address that no server answers at is an error.
+finite numbers, the higher the better. Passing faults are tried again (`engines/chat.py`), but not beyond the search's
+deadline, and a server that left four requests in a row unanswered is left alone for half a minute. A server that gives no
+scores for a contest leaves it to likelihood, counted as a failure. An address that no server answers at is an error, if it
+never scored anything in this search.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pydantic import BaseModel, FiniteFloat
 
 from lora_cot.engines.chat import ChatServer, Patience
 from lora_cot.engines.image_parts import image_part
-from lora_cot.errors import AccessError, EngineError, Problem, SearchError
-from lora_cot.recipe.search import RewardSection
+from lora_cot.engines.retries import Circuit, Retries
+from lora_cot.errors import AccessError, DataError, EngineError, LoraCotError, SearchError
+from lora_cot.recipe.search import NO_SERVER, RewardSection
 from lora_cot.search.contests import Contest, Scorer, Verdict, logprob, verdict_of
 
 AT_ONCE = 8
@@ -42,45 +47,54 @@ def reward(section: RewardSection | None) -> Scorer:
 
     Raises:
         SearchError: no server is named.
-        AccessError: it is no address; or, as it is called: nothing answers there, or only with a key.
+        AccessError: it is no address; or, as it is called: nothing ever answered there, or only with a key.
     """
     if section is None:
-        raise SearchError(Problem("search.reward.url", "the scorer reward has no server", "name its address"))
-    patience = Patience(section.timeout_seconds, section.tries)
-    ChatServer(section.url).close()  # refuses what is no address
-    scheme, _, rest = section.url.strip().partition("://")
-    host, _, path = rest.partition("/")
+        raise SearchError(NO_SERVER)
+    patience, url = Patience(section.timeout_seconds, section.tries), section.url
+    ChatServer(url).close()  # refuses what is no address
+    retries, has_answered = Retries(Circuit()), False
 
     def score(contests: Sequence[Contest]) -> list[Verdict]:
-        server = ChatServer(section.url, patience=patience)
-        server.url = f"{scheme}://{host}"  # it is asked at this very address, and not beneath /v1
-
-        def one(contest: Contest) -> Verdict:
-            try:
-                scores = server._ask("POST", path, {"candidates": _told(contest)}, _Answer.model_validate_json).scores
-            except AccessError:
-                raise
-            except EngineError:
-                scores = []
-            if len(scores) != len(contest.texts):
-                return verdict_of(contest, logprob([contest])[0].scores, failures=1)
-            return verdict_of(contest, scores, "reward")
-
+        nonlocal has_answered
+        server = ChatServer(url, patience=patience, exact=True)
         try:
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                return list(pool.map(one, contests))
+                found = list(pool.map(lambda one: _scores(server, one, retries), contests))
         finally:
             server.close()
+        has_answered |= any(isinstance(scores, list) for scores in found)
+        refused = next((one for one in found if isinstance(one, AccessError)), None)
+        if refused and not has_answered:
+            raise refused
+        return [_verdict(one, scores) for one, scores in zip(contests, found, strict=True)]
 
     return score
 
 
-def _told(contest: Contest) -> list[dict[str, str | None]]:
+def _scores(server: ChatServer, contest: Contest, retries: Retries) -> list[float] | LoraCotError:
+    """A score for each candidate, or why there is none."""
+    try:
+        told = server.post("", _told(contest), _Answer.model_validate_json, contest.deadline, retries)
+    except (EngineError, DataError) as error:
+        return error
+    if len(told.scores) != len(contest.texts):
+        return EngineError(f"{len(told.scores)} scores for {len(contest.texts)} candidates")
+    return told.scores
+
+
+def _verdict(contest: Contest, found: list[float] | LoraCotError) -> Verdict:
+    if isinstance(found, LoraCotError):
+        return verdict_of(contest, logprob([contest])[0].scores, failures=1)
+    return verdict_of(contest, found, "reward")
+
+
+def _told(contest: Contest) -> dict[str, Any]:
     images = contest.sample.images
-    shared = {
+    return {
         "question": contest.question,
-        "image": image_part(images[0])["image_url"]["url"] if images else None,
+        "image": image_part(images[0], sys.maxsize)["image_url"]["url"] if images else None,  # the engine has accepted it
         "stage": contest.stage.name,
         "given": " ".join(text for _, text in contest.given),
+        "candidates": list(contest.texts),
     }
-    return [{**shared, "text": text} for text in contest.texts]

@@ -19,6 +19,7 @@ from importlib import metadata
 
 from lora_cot.engines.base import Engine
 from lora_cot.errors import Problem, SearchError
+from lora_cot.formats.judging import VERDICTS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.contests import Contest, Scorer, Verdict, logprob, verdict_of
 from lora_cot.search.judging import self_judge
@@ -92,7 +93,10 @@ def scorer(engine: Engine, config: SearchSection, own: Scores | None = None) -> 
 
 def _judge(engine: Engine, config: SearchSection) -> Scorer:
     judge = engine.plain(config.judge_adapter)
-    return published_judge(judge) if config.faithful else self_judge(judge)
+    if config.faithful:
+        return published_judge(judge)
+    judge.choose((), VERDICTS)  # an engine that tells no odds says so before anything is drawn
+    return self_judge(judge)
 
 
 SCORERS: dict[str, Callable[[Engine, SearchSection], Scorer]] = {

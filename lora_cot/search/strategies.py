@@ -82,7 +82,7 @@ def prepare(
     Raises:
         SearchError: see `answer`.
     """
-    _check(cot_format, config, scorer is not None)
+    check(cot_format, config, scorer is not None)
     engines = [engine.for_pass(one) for one in cot_format.passes] if cot_format.split else [engine]
 
     def judge(own: Engine) -> Scorer:
@@ -148,11 +148,16 @@ def _completion(sample_id: str, text: str, cot_format: CotFormat, stopped: str, 
         sum(candidate.tokens for candidate in drawn if candidate.chosen),
         sum(candidate.tokens for candidate in drawn),
         sum(step.judge_prompts for step in log.steps),
+        sum(step.judge_tokens for step in log.steps),
     )
 
 
-def _check(cot_format: CotFormat, config: SearchSection, has_own_scorer: bool) -> None:
-    """See that the strategy is defined."""
+def check(cot_format: CotFormat, config: SearchSection, has_own_scorer: bool = False) -> None:
+    """See that the strategy is defined.
+
+    Raises:
+        SearchError: it is not, for this format or these settings.
+    """
     strategy, name = config.strategy, cot_format.name
     if strategy == "swires":
         retracing.check(cot_format, config, has_own_scorer)

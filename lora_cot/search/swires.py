@@ -7,11 +7,13 @@ is the answer. `faithful` is the released loop and its numbers (`swires.py`): on
 decides, and three conclusions.
 
 A cutoff belongs to one scorer: `calibrate` measures the mean and the standard deviation it is made of. Scores of a server
-that was down are likelihoods, which no cutoff fits: they choose, and nothing is retraced for them.
+that was down are likelihoods, which no cutoff fits: they choose, and nothing is retraced for them; nor for likelihoods that a
+server does not tell.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from dataclasses import dataclass, replace
 from lora_cot.engines.base import Engine
 from lora_cot.errors import Problem, SearchError
 from lora_cot.formats import CotFormat, Stage
-from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import NO_CUTOFF, NO_SCORE, SearchSection
 from lora_cot.search import scorers
 from lora_cot.search.boundaries import Boundary, Path, stage, standing
 from lora_cot.search.budget import Budget
@@ -32,6 +34,8 @@ from lora_cot.types import Sample
 
 RELEASED_CUTOFF = -0.77 + 0.2533 * 2.08
 """Of InternLM-XComposer2.5-Reward-7B, which the authors score with."""
+AT_ONCE = 8
+"""Questions of a calibration that are answered together."""
 RELEASED_RETRACES, RELEASED_KEEP, RELEASED_CONCLUSIONS = 4, 2, 3
 
 
@@ -158,7 +162,7 @@ def _ranked(pool: Sequence[_Scored]) -> list[_Scored]:
 
 def _is_accepted(question: Question, pool: Sequence[_Scored], keep: int) -> bool:
     unit = "logprob" if question.scorer is logprob else "reward"
-    if any(one.unit != unit for one in pool):
+    if any(one.unit != unit or not math.isfinite(one.score) for one in pool):
         return True
     return len(pool) >= keep and pool[keep - 1].score > cutoff(question.config)
 
@@ -173,15 +177,10 @@ def cutoff(config: SearchSection) -> float:
     Raises:
         SearchError: the scorer is not calibrated.
     """
-    section = config.swires
-    if section.cutoff is not None:
-        return section.cutoff
-    if section.mean is not None and section.std is not None:
-        return section.mean + section.z * section.std
-    if config.faithful:
-        return RELEASED_CUTOFF
-    remedy = "set search.swires.mean and std to what lora_cot.search.swires.calibrate measures, or a cutoff"
-    raise SearchError(Problem("search.swires", "it is not known which scores are good ones", remedy))
+    known = config.swires.accepts_above
+    if known is None and not config.faithful:
+        raise SearchError(NO_CUTOFF)
+    return RELEASED_CUTOFF if known is None else known
 
 
 def check(cot_format: CotFormat, config: SearchSection, has_own_scorer: bool) -> None:
@@ -194,8 +193,7 @@ def check(cot_format: CotFormat, config: SearchSection, has_own_scorer: bool) ->
         what = f"swires needs three stages written in one pass, and the format {cot_format.name} has not"
         raise SearchError(Problem("search.strategy", what, "use stage_beam, best_of_n, majority or adaptive"))
     if config.scorer == "self_judge" and not has_own_scorer:
-        what = "a judge of pairs gives no score that a cutoff could be for"
-        raise SearchError(Problem("search.scorer", what, "use logprob or reward, or a function of your own"))
+        raise SearchError(NO_SCORE)
     cutoff(config)
 
 
@@ -225,8 +223,10 @@ def calibrate(
         return (yield from _round(question, [before.path], cot_format.stages[-2], 0, 1))
 
     unit = "logprob" if judge is logprob else "reward"
-    scored = [found[0] for found in drive([score(sample) for sample in samples]) if found]
-    found = [one.score for one in scored if one.unit == unit and one.usable]
+    scored: list[_Scored] = []
+    for begin in range(0, len(samples), AT_ONCE):
+        scored += [one for some in drive([*map(score, samples[begin : begin + AT_ONCE])]) for one in some[:1]]
+    found = [one.score for one in scored if one.unit == unit and one.usable and math.isfinite(one.score)]
     if len(found) < 2:
         what = f"{len(found)} of {len(samples)} questions came to a reasoning with a score, and at least two are needed"
         raise SearchError(Problem("calibrate", what, "give more questions, or see that the scorer answers"))

@@ -1,12 +1,14 @@
 """Search by votes: whole answers are drawn, and the answer that most of them give wins.
 
 `majority` is self-consistency (Wang et al. 2023, arXiv 2203.11171). `adaptive` draws on only while the lead can be lost
-(Adaptive-Consistency, Aggarwal et al. 2023, arXiv 2305.11860, its Beta criterion), with the seeds of `majority`: what it
-draws is the beginning of what that would draw.
+(Adaptive-Consistency, Aggarwal et al. 2023, arXiv 2305.11860, its Beta criterion), with the seeds of `majority`: without a
+budget of tokens, which is shared out otherwise, what it draws is the beginning of what that would draw. Ours is that two
+votes of two are enough, and that it counts heads even where votes are weighted.
 
 Answers count as the same by `formats.answers.ballot`. An answer that was not finished has no vote. A tie goes to the
 better-scored candidate, and the text that is returned is the best-scored one with the winning answer; where nobody has
-a vote, the best of all texts.
+a vote, the best of all texts. A judge decides between answers, not between wordings: of the texts that vote alike the
+likeliest stands for all, and where the leading ones all do nothing is judged.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def _elect(question: Question, boundary: Boundary, drawn: Sequence[Path]) -> Ste
         return ended(question, best, why(question, boundary, best))
     leading = _leaders(dict.fromkeys(voters, 1.0), votes)
     field = voters if question.config.weighted else leading
-    contest = question.contest(boundary, [drawn[place] for place in field])
+    contest = question.contest(boundary, [drawn[place] for place in field], [votes[place] or "" for place in field])
     verdict = yield from question.judge(contest)
     if question.config.weighted:
         leading = _leaders(dict(zip(field, _weights(verdict), strict=True)), votes)

@@ -111,20 +111,20 @@ def test_the_key_is_in_no_file(data, tmp_path, teach):
 KILLED = """
 import os, sys
 from pathlib import Path
-from lora_cot.annotation import store
+from lora_cot.data import kept
 from lora_cot.annotation.asking import Teacher
 from lora_cot.annotation.run import annotate
-left, torn, append = int(sys.argv[4]), sys.argv[5] == "torn", store.Store._append
+left, torn, append = int(sys.argv[4]), sys.argv[5] == "torn", kept.KeptRows.append
 def dying(self, path, row):
     global left
     if not left:
         if torn:
             with path.open("a") as file:
-                file.write(store._line(row)[:15])
+                file.write(kept._line(row)[:15])
         os._exit(9)
     left -= 1
     append(self, path, row)
-store.Store._append = dying
+kept.KeptRows.append = dying
 annotate(Path(sys.argv[1]), Teacher(sys.argv[2], "teacher"), Path(sys.argv[3]), "two_stage", concurrency=2)
 """
 
@@ -136,8 +136,8 @@ def test_killed_in_its_own_process_and_resumed(data, tmp_path, teach, torn):
     with serve(right(two_stages)) as server:
         done = subprocess.run([sys.executable, "-c", KILLED, path, server.url, output, "3", torn], timeout=60)
         assert done.returncode == 9
-        kept = output.read_text()
-        assert kept.count("\n") == 3 and kept.endswith("\n") == (torn == "clean")
+        written = output.read_text()
+        assert written.count("\n") == 3 and written.endswith("\n") == (torn == "clean")
         assert teach(path, server, output, "two_stage", key=None).asked == 3
     assert sorted(ids(output)) == [f"q{n}" for n in range(6)]
 
@@ -150,19 +150,19 @@ class Killed(BaseException):
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_killed_at_any_row_and_resumed_is_uninterrupted(data, tmp_path, teach, monkeypatch, name, after):
     """However many rows were written; with a piece of the next line, or not; used and aside alike."""
-    from lora_cot.annotation import store
+    from lora_cot.data import kept
 
     def answer(body, _):
         number = number_of(body)
         return WRITE[name](str(number), f"since {number}") if number % 3 else "no"
 
-    whole = store.Store._append
+    whole = kept.KeptRows.append
     left = [after]
 
     def dying(self, path, row):
         if not left[0]:
             with path.open("a") as file:
-                file.write(store._line(row)[: after * 3])
+                file.write(kept._line(row)[: after * 3])
             raise Killed
         left[0] -= 1
         whole(self, path, row)
@@ -170,11 +170,11 @@ def test_killed_at_any_row_and_resumed_is_uninterrupted(data, tmp_path, teach, m
     path, output = data(6), tmp_path / "out.jsonl"
     with serve(answer) as server:
         teach(path, server, tmp_path / "whole.jsonl", name)
-        monkeypatch.setattr(store.Store, "_append", dying)
+        monkeypatch.setattr(kept.KeptRows, "append", dying)
         if after < 6:
             with pytest.raises(Killed):
                 teach(path, server, output, name)
-            monkeypatch.setattr(store.Store, "_append", whole)
+            monkeypatch.setattr(kept.KeptRows, "append", whole)
         report = teach(path, server, output, name)
         assert report.asked == (6 - after or 6)
     for suffix in (".jsonl", ".aside.jsonl"):

@@ -143,8 +143,18 @@ def test_names_that_cannot_be_written_are_refused(output, tmp_path):
         Store(tmp_path / "file" / "out.jsonl", SETTING)
 
 
+def test_where_no_row_is_left_any_setting_begins_anew(output):
+    """Deleting the file is enough."""
+    with Store(output, SETTING) as store:
+        store.take("1", {"id": "1"})
+    output.unlink()
+    Store(output, SETTING | {"model": "other"}).__exit__(None, None, None)
+    assert json.loads(output.with_suffix(".meta.json").read_text())["model"] == "other"
+
+
 def test_a_meta_file_that_cannot_be_read_is_told(output):
-    Store(output, SETTING).__exit__(None, None, None)
+    with Store(output, SETTING) as store:
+        store.take("1", {"id": "1"})
     output.with_suffix(".meta.json").write_text("[")
     with pytest.raises(RunError, match="it cannot be read"):
         Store(output, SETTING)

@@ -72,8 +72,26 @@ def test_a_benchmark_takes_the_place_of_the_last_evaluation(tmp_path):
          "format_validity": share, "unanswered": 1, "model": "/home/me/runs"},
     )  # fmt: skip
     body = (tmp_path / "README.md").read_text()
+    assert "| accuracy | 75.0%" in body
     assert "| two steps | 75.0% \\[30.0%, 95.0%\\] of 4 |" in body and "eval" not in body.split("## Evaluation")[1]
     assert "/home/me" not in (tmp_path / "card.json").read_text()
+
+
+def test_a_benchmark_without_right_and_wrong_says_what_its_figures_are(tmp_path):
+    """Not that its ROUGE-L is an accuracy, nor that it is one of rationales."""
+    card(tmp_path)
+    share = {"correct": 3, "total": 4, "accuracy": 0.75, "interval": (0.3, 0.95)}
+    found = {
+        "benchmark": "llava_wild",
+        "split": "test",
+        "strategy": "greedy",
+        "accuracy": share,
+        "groups": {},
+        "rouge_l": 0.75,
+    }
+    add_evaluation(tmp_path, found | {"format_validity": share, "unanswered": 1, "metric": "ROUGE-L"})
+    told = (tmp_path / "README.md").read_text().split("## Evaluation")[1]
+    assert "| ROUGE-L | 75.0%" in told and "rationales" not in told and "accuracy" not in told
 
 
 def without_code(body):

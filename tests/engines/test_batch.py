@@ -7,6 +7,7 @@ import pytest
 
 from lora_cot.engines import batch as batch_of_rows
 from lora_cot.engines.base import Ask, Sampling
+from lora_cot.engines.causal import CausalRows
 from lora_cot.types import Exchange, Sample
 from tests.engines.reference import SAMPLES, TEXT_ONLY
 
@@ -107,6 +108,8 @@ def test_a_deadline_ends_candidates_as_they_are(engine):
         ("Pi is 3.14 here. And", "Pi is 3.14 here."),
         ("It is 42. And so", "It is 42. A"),
         ("one\ntwo", "one\n"),
+        ("1. The cat. And", "1. The cat."),
+        ("red\n2. It is blue. So", "red\n"),
         ("nothing ends", "nothing ends"),
     ],
 )
@@ -122,3 +125,41 @@ def test_a_candidate_can_end_with_a_sentence(engine, monkeypatch, script, text):
     (found,) = engine.extend([Ask(state, ["x"], len(script), sentences=True)])[0]
     assert found.text.startswith(text) and len(found.text) <= len(text) + 4
     assert found.ended == ("length" if text == "nothing ends" else "sentence")
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_stop_string_may_begin_before_the_cut(engine, monkeypatch, cut):
+    """A budget cut a closing tag in two: what goes on from there closes it; one that was whole before is none of it."""
+    script = engine.texts.tokenizer("ab</SUMMARY> cd</SUMMARY>", add_special_tokens=False)["input_ids"]
+    calls = []
+    monkeypatch.setattr(batch_of_rows, "draw", lambda *_: ([script[len(calls)]], calls.append(0) or [0.0]))
+    state, text, ended = engine.start(SAMPLES[:1])[0], "", []
+    for budget in (cut, 40, 40):
+        if len(calls) == len(script):
+            break
+        (found,) = engine.extend([Ask(state, ["x"], min(budget, len(script) - len(calls)), ("</SUMMARY>",))])[0]
+        state, text = found.state, text + found.text
+        ended.append((found.ended, text))
+    stops = [so_far for how, so_far in ended if how == "stop"]
+    assert stops == ["ab</SUMMARY>", "ab</SUMMARY> cd</SUMMARY>"]
+
+
+def test_numbers_that_are_none_end_a_candidate(engine, monkeypatch):
+    """Logits that overflowed give no text, confident or not; the others of the batch go on."""
+    states = engine.start(SAMPLES[:2])
+    expected = texts(engine.extend([ask(states[1])])[0])
+    step = CausalRows.step
+
+    def broken(rows):
+        logits = step(rows)
+        if not broke:
+            logits[0] = float("nan")
+            broke.append(True)
+        return logits
+
+    broke = []
+
+    monkeypatch.setattr(CausalRows, "step", broken)
+    (bad,), found = engine.extend([Ask(states[0], ["x"], 9), ask(states[1])])
+    assert (bad.ended, bad.text, bad.tokens) == ("failed", "", 0) and "not finite" in bad.problem
+    assert texts(found) == expected

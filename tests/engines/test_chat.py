@@ -120,7 +120,15 @@ def test_a_slow_answer_is_given_up(ask):
     assert "it took longer than 0.3 s" in str(error) and len(server.requests) == 2
 
 
-def test_a_server_that_sends_drop_by_drop_is_given_up():
+DROPS = {
+    "headers": (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" "),
+    "nothing after headers": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b""),
+}
+
+
+@pytest.mark.parametrize(("begin_with", "drop"), DROPS.values(), ids=DROPS)
+def test_a_server_that_sends_drop_by_drop_is_given_up(begin_with, drop):
     """Each byte comes in time, the answer does not."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         import threading
@@ -128,10 +136,10 @@ def test_a_server_that_sends_drop_by_drop_is_given_up():
         def drip():
             connection, _ = listener.accept()
             with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                connection.sendall(begin_with)
                 try:
                     for _ in range(100):
-                        connection.sendall(b" ")
+                        connection.sendall(drop)
                         time.sleep(0.05)
                 except OSError:
                     pass
@@ -155,7 +163,7 @@ def test_nobody_there():
 
 def test_an_answer_without_end_is_cut_off(ask, monkeypatch):
     """No server fills our memory."""
-    monkeypatch.setattr("lora_cot.engines.chat.MOST_BYTES", 1000)
+    monkeypatch.setattr("lora_cot.engines.transport.MOST_BYTES", 1000)
     error, _ = ask("x" * 5000)
     assert "the connection broke off" in str(error)
 

@@ -74,8 +74,7 @@ def test_a_text_continued_in_pieces_is_the_text_drawn_at_once(each_engine):
     for _ in range(4):
         (piece,) = extend(engine, [state], [["x"]], None, 6, Sampling())[0]
         state, text, logprob = piece.state, text + piece.text, logprob + piece.logprob
-    ascii_only = [t.encode("ascii", "ignore") for t in (text, whole.text)]  # a cut may go through a character
-    assert ascii_only[0] == ascii_only[1]
+    assert text == whole.text, "also where a cut goes through a character"
     assert logprob == pytest.approx(whole.logprob, abs=1e-4)
 
 
@@ -88,7 +87,8 @@ def test_greedy_equals_generate(each_engine):
     ids = engine.backbone.model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
     ids = ids[1 if encoded.is_pair else len(encoded.input_ids) :]
     (mine,) = extend(engine, engine.start(SAMPLES[:1]), [["x"]], None, 20, Sampling())[0]
-    assert mine.text == engine.texts.tokenizer.decode([i for i in ids if i != engine.texts.tokenizer.eos_token_id])
+    text = engine.texts.tokenizer.decode([i for i in ids if i != engine.texts.tokenizer.eos_token_id])
+    assert mine.text == text.rstrip("\ufffd"), "a character that was only begun belongs to what ends it"
 
 
 def test_the_same_seed_draws_the_same_text(engine):

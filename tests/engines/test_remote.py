@@ -19,6 +19,8 @@ from lora_cot.engines.remote import RemoteEngine
 from lora_cot.engines.retries import Retries
 from lora_cot.errors import DataError, SearchError
 from lora_cot.formats import FORMATS
+from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.strategies import answer
 from lora_cot.types import Exchange, Sample
 from tests.openai_fake import FakeOpenAI, odds
 from tests.scripted_server import KEY, Fault, serve
@@ -151,6 +153,19 @@ def test_greedy_candidates_are_one(running):
         found = drawn(engine, engine.start([sample()])[0], 3, sampling=Sampling())
         assert len({c.text for c in found}) == 1 and len(found) == 3 and len(server.requests) == 1
         assert server.requests[0]["n"] == 1
+        assert [c.spent for c in found] == [found[0].tokens, 0, 0] and len({c.mean_logprob for c in found}) == 1
+
+
+def test_what_a_search_is_charged(running):
+    """Copies of one reply nothing; a share of what several took is told as one in the trace."""
+    for habits, temperature, shared in (({}, 0.0, False), ({}, 0.6, False), ({"logprobs": False}, 0.6, True)):
+        engine, _, _ = running(**habits)
+        config = SearchSection(strategy="best_of_n", candidates=3, temperature=temperature)
+        (completion,) = answer(engine, FORMAT, [sample()], config)
+        tokens = [candidate.tokens for candidate in completion.trace[0].candidates]
+        assert [candidate.tokens_shared for candidate in completion.trace[0].candidates] == [shared] * 3
+        assert all(tokens) if temperature else tokens == [completion.kept_tokens, 0, 0]
+        assert completion.generated_tokens == sum(tokens)
 
 
 def test_sentences(running):
@@ -389,10 +404,25 @@ class TestChoose:
         assert all(map(math.isfinite, found[0])) and all(math.isnan(value) for row in found[1:] for value in row)
 
     def test_a_server_that_lists_no_likely_tokens(self, running):
-        """Cannot judge; said before anything is drawn for it."""
-        engine, _, _ = running(most_top=0)
+        """Cannot judge by odds, and says so before anything is drawn for it; a judge that writes its verdict can."""
+        engine, server, _ = running(most_top=0)
+        settings = {"strategy": "best_of_n", "scorer": "self_judge", "candidates": 2}
         with pytest.raises(SearchError, match=r"does not list the likeliest tokens.*use another scorer"):
-            engine.plain()
+            answer(engine, FORMAT, [sample()], SearchSection(**settings))
+        assert server.requests == []
+        (completion,) = answer(engine, FORMAT, [sample()], SearchSection(**settings, faithful=True))
+        assert completion.judge_calls == 1 and 0 < completion.judge_tokens <= 256
+
+    def test_a_deadline_bounds_it(self, running):
+        """A server that hangs is waited for no longer, and after it nothing is sent; what is not told is nan."""
+        engine, server, script = running(Patience(timeout_seconds=30))
+        script.fault = lambda body: Fault(seconds=2) if "slow" in str(body) else script.fake(body, 0)
+        begin = time.monotonic()
+        rows = engine.plain().choose([sample("slow 1 or 2."), sample("quick 1 or 2.")], ["1", "2"], begin + 0.3)
+        assert time.monotonic() - begin < 1 and [math.isnan(row[0]) for row in rows] == [True, False]
+        server.requests.clear()
+        assert math.isnan(engine.plain().choose([sample("quick 1 or 2.")], ["1", "2"], begin)[0][0])
+        assert server.requests == []
 
 
 class TestNames:

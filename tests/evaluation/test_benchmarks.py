@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_cot.errors import DataError, RunError
+from lora_cot.commands import answers
+from lora_cot.errors import DataError, RecipeError, RunError
+from lora_cot.evaluation import run
 from lora_cot.evaluation.benchmarks import BENCHMARKS, Wanted, find
 from lora_cot.evaluation.predictions import score
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import ModelSection
-from lora_cot.search.trace import Completion
+from lora_cot.search.trace import Comparison, Completion, TracedStage
 from tests import published
 
 SHAPES = BENCHMARKS["shapes"]
@@ -31,6 +33,10 @@ def benchmark_files(tmp_path):
             return str(published.scienceqa(folder, {str(n): published.problem() for n in range(3)}, {split: ["0", "1", "2"]}))
         if name == "aokvqa":
             return str(published.aokvqa(folder, [published.aokvqa_record(n) for n in range(3)], split))
+        if name == "m3cot":
+            return str(published.m3cot(folder, [published.m3cot_record(n) for n in range(3)], split))
+        if name == "llava_wild":
+            return str(published.llava_wild(folder))
         if name == "mmmu":
             rows = [published.mmmu_row(n) for n in range(3)]
             published.parquet(folder / f"{split}-00000.parquet", rows, [f"image_{n}" for n in range(1, 8)])
@@ -46,7 +52,9 @@ def right(benchmark, text, sample):
 
 def test_an_unknown_benchmark_is_refused():
     """The error names the nearest one and all there are."""
-    with pytest.raises(RunError, match=r"no benchmark 'shape' · did you mean 'shapes'[?] allowed: aokvqa, mmmu, "):
+    with pytest.raises(
+        RunError, match=r"no benchmark 'shape' · did you mean 'shapes'[?] allowed: aokvqa, llava_wild, m3cot, mmmu, "
+    ):
         find("shape")
 
 
@@ -66,7 +74,7 @@ def test_a_benchmark_can_be_run(name, benchmark_files):
             assert benchmark.groups(sample)
 
 
-@pytest.mark.parametrize("name", ["scienceqa", "aokvqa", "mmmu"])
+@pytest.mark.parametrize("name", ["scienceqa", "aokvqa", "mmmu", "m3cot", "llava_wild"])
 def test_a_benchmark_without_its_files_is_refused(name):
     """Its questions do not come along; the option that names them is told."""
     with pytest.raises(RunError, match=f"--data · the questions of {name} do not come along · name the folder"):
@@ -92,25 +100,25 @@ def test_shapes_compare_short_answers(gold, as_right, as_wrong):
     assert not right(SHAPES, as_wrong, sample)
 
 
-ANY_FAMILY = SimpleNamespace(most_images=None)
+ANY_FAMILY = SimpleNamespace(most_images=None, tag_style="xml")
 
 
 @pytest.fixture
 def evaluate(monkeypatch):
     """`evaluate` of a model that is not loaded and answers half of the questions, all of those right."""
-    from lora_cot.evaluation import run
 
-    def evaluated(recipe=None, **keys):
+    def evaluated(recipe=None, answered=None, **keys):
         recipe = Recipe(name="x", model=ModelSection(base="x"), **(recipe or {}))
         monkeypatch.setattr(
             run,
             "open_model",
             lambda *_: SimpleNamespace(recipe=recipe, said="", family=ANY_FAMILY),
         )
-        monkeypatch.setattr(run, "_answer_all", answers)
+        monkeypatch.setattr(run, "answers", lambda *given: zip(given[2], answered or written(*given), strict=True))
         return run.evaluate("a model", **keys)
 
-    def answers(_opened, samples, _config):
+    def written(_opened, _format, samples, config):
+        evaluated.config = config
         gold = [FORMATS["direct"].parse(sample.last.answer if n % 2 else "") for n, sample in enumerate(samples)]
         return [
             Completion(s.id, s.last.answer if parsed.answer else "", parsed, "complete", [], 3, 12, 4)
@@ -127,8 +135,69 @@ def test_a_report_counts_everything_once(evaluate):
     assert (report.accuracy.correct, report.accuracy.total, report.format_validity.correct) == (20, 40, 20)
     assert sum(share.total for share in report.groups.values()) == 2 * 40
     assert report.groups["one step"].total + report.groups["more than one step"].total == 40
-    costs = (report.kept_tokens_per_question, report.tokens_per_question, report.judge_calls_per_question)
-    assert costs == (3, 12, 4)
+    assert list(report.per_question.values())[:3] == [12, 3, 4]
+
+
+STEP = TracedStage(None, (), (Comparison(0, 1, None, True, 0),) * 2, skipped=3, failures=1)
+STOPPED = ("complete", "complete", "no end after 7 tokens", "no end after 9 tokens", "out of time: deadline_seconds is 2")
+SPENT = {
+    "generated_tokens": 60,
+    "kept_tokens": 15,
+    "judge_prompts": 20,
+    "judge_tokens": 0,
+    "flips": 10,
+    "skipped_judgements": 15,
+}
+
+
+def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, capsys):
+    """Its totals are those of the questions, which the file of answers has too; people and programs read the same."""
+    found = [Completion("", "", FORMATS["direct"].parse(""), stopped, [STEP], 3, 12, 4, seconds=0.5) for stopped in STOPPED]
+    report = evaluate(answered=found, limit=5, output=tmp_path / "out.jsonl", search={"candidates": 6, "swires.keep": 1})
+    assert report.totals == {**SPENT, "judge_failures": 5, "seconds": 2.5}
+    assert report.stopped == {"no end": 2, "out of time": 1}
+    rows = [json.loads(line)["totals"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert rows == [one.totals for one in found] and rows[0]["seconds"] == 0.5
+    monkeypatch.setattr(run, "evaluate", lambda *_: report)
+    answers.evaluate("a model", as_json=True)
+    said = capsys.readouterr()
+    assert "the scorer logprob gave no verdict 5 times: likelihood decided instead" in said.err
+    printed = json.loads(said.out)
+    assert {key: printed[key] for key in ("strategy", "candidates", "scorer", "seed", "flip_rate", "stopped")} == {
+        "strategy": "greedy",
+        "candidates": 6,
+        "scorer": "logprob",
+        "seed": 0,
+        "flip_rate": 1.0,
+        "stopped": report.stopped,
+    }
+    assert (printed["totals"], printed["tokens_per_question"], printed["judge_calls_per_question"]) == (report.totals, 12, 4)
+    assert printed["seconds_per_question"] == report.totals["seconds"] / 5
+    answers.evaluate("a model")
+    told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(" "))
+    assert told["search"].strip() == "greedy, 6 candidates, scorer logprob, seed 0"
+    assert told["tokens a question"].strip() == "12.0 (3.0 kept), 60 in all"
+    assert told["judge prompts a question"].strip() == "4.0 (10 flips (100.0% of pairs), 15 not needed, 5 failed in all)"
+    assert told["seconds a question"].strip() == f"{report.totals['seconds'] / 5:.3f}, {report.totals['seconds']:.1f} in all"
+    assert (told["stopped: no end"].strip(), told["stopped: out of time"].strip()) == ("2", "1")
+
+
+def test_a_search_is_changed_by_key(evaluate):
+    """Inner keys are dotted; what they stand beside stays. A key that is none is refused, a stage of another format too."""
+    stages = {"CAPTION": {"max_new_tokens": 9}}
+    recipe = {"search": {"stages": stages, "swires": {"retraces": 1}}, "format": {"name": "four_stage"}}
+    evaluate(recipe, limit=1, search={"strategy": "sample", "swires.mean": -1, "stages.CAPTION.keep": 2})
+    seen = evaluate.config
+    assert (seen.strategy, seen.swires.mean, seen.swires.retraces) == ("sample", -1, 1)
+    assert (seen.stages["CAPTION"].keep, seen.stages["CAPTION"].max_new_tokens) == (2, 9)
+    for key, told in (
+        ("kep", "search.kep · unknown key · did you mean 'keep'?"),
+        ("stages.CAPTIONS.keep", "search.stages.CAPTIONS · .* no such stage · did you mean 'CAPTION'?"),
+        ("keep.more", "search.keep.more · 'more' is inside a value that holds no keys"),
+        ("keep", r"search.keep · .* \(got 'x'\)"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            evaluate(recipe, limit=1, search={key: "x"})
 
 
 def test_an_unknown_split_is_refused(evaluate):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from lora_cot.engines.base import Ask
 from lora_cot.engines.chat import Patience
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import AccessError, BackboneError, RunError
-from lora_cot.evaluation import ask, run
+from lora_cot.evaluation import ask, asking, run
 from lora_cot.evaluation.remote import Server, served_names
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
@@ -119,7 +120,7 @@ def greedy(engine, cot_format, samples, config, on_stage=lambda *_: None):
 
 def test_eval_and_ask_use_it(running, folders, monkeypatch, tmp_path, capsys):
     """The server's text is what is judged and shown; who answered is told on standard error."""
-    monkeypatch.setattr(run, "answer", greedy)
+    monkeypatch.setattr(asking, "answer", greedy)
     monkeypatch.setattr(ask, "answer", greedy)
     report = run.evaluate(str(folders["run"]), "shapes", limit=3, output=tmp_path / "o.jsonl", server=running("tiny"))
     assert report.format_validity.correct == report.format_validity.total == 3
@@ -138,7 +139,7 @@ def test_options_of_the_command_line(monkeypatch, tmp_path):
     seen = []
 
     def noted(*given):
-        seen.append(given[-1])
+        seen.append(next(one for one in given if isinstance(one, Server)))
         raise RunError("noted")
 
     monkeypatch.setattr(run, "evaluate", noted)
@@ -155,3 +156,27 @@ def test_options_of_the_command_line(monkeypatch, tmp_path):
     with pytest.raises(AccessError):
         answers.evaluate("m", engine="http://h/v1", api_key_file=tmp_path / "none")
     assert len(seen) == 1
+
+
+def test_a_trace_is_a_page_or_json(running, folders, tmp_path, monkeypatch, capsys):
+    """By its name; any other is refused before a model is loaded. Scorers that gave no verdict are told."""
+    image = tmp_path / "i.png"
+    Image.new("RGB", (32, 32)).save(image)
+    opened = open_remote(str(folders["run"]), running("tiny"))
+    found = ask.ask(opened, image, "What?", trace=tmp_path / "new" / "t.json")
+    assert json.loads((tmp_path / "new" / "t.json").read_text()) == json.loads(json.dumps(found.to_json()))
+    ask.ask(opened, image, "What?", trace=tmp_path / "t.html")
+    assert (tmp_path / "t.html").read_text().lower().startswith("<!doctype html>")
+    monkeypatch.setattr(opening, "open_model", lambda *_: pytest.fail("a model is loaded"))
+    for call in (
+        lambda path: ask.ask(opened, image, "What?", trace=path),
+        lambda path: answers.ask("m", image, "?", trace=path),
+    ):
+        with pytest.raises(RunError, match=r"t.txt · a trace is a page or JSON · name a file that ends with .html or .json"):
+            call(tmp_path / "t.txt")
+    monkeypatch.setattr(opening, "open_model", lambda *_: opened)
+    monkeypatch.setattr(ask, "answer", lambda *_: [found])
+    found.trace[0] = replace(found.trace[0], failures=3)
+    capsys.readouterr()
+    answers.ask("m", image, "?", scorer="self_judge")
+    assert "the scorer self_judge gave no verdict 3 times: likelihood decided instead" in capsys.readouterr().err

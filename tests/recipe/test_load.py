@@ -11,7 +11,8 @@ from lora_cot.errors import LoraCotError, Problem, RecipeError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import dump, load_recipe, load_saved
 from lora_cot.recipe.libraries import OWNED
-from lora_cot.recipe.schema import NOT_LORA
+from lora_cot.recipe.load import change_search
+from lora_cot.recipe.schema import NOT_LORA, SearchSection
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -373,3 +374,50 @@ def test_a_scorer_is_one_of_ours_or_a_function(name):
     with pytest.raises(RecipeError, match=r"search\.scorer · .*no scorer '.*allowed: logprob, reward, self_judge, or package"):
         load_recipe(ROOT / "recipes/mini/llava_four_stage.yaml", [f"search.scorer='{name}'"])
     assert load_recipe(ROOT / "recipes/mini/llava_four_stage.yaml", ["search.scorer=a.b:c"]).search.scorer == "a.b:c"
+
+
+SEARCHES = {
+    "no server": ("scorer: reward", "search.reward.url", "has no server · name its address"),
+    "no cutoff": (
+        "{strategy: swires, swires: {mean: 1}}",
+        "search.swires",
+        "what lora_cot.calibrate measures",
+    ),
+    "no score": (
+        "{strategy: swires, faithful: true, scorer: self_judge}",
+        "search.scorer",
+        "gives no score · use logprob",
+    ),
+}
+
+
+@pytest.mark.parametrize(("search", "key", "told"), SEARCHES.values(), ids=SEARCHES)
+def test_a_search_that_is_not_defined_is_refused(write, search, key, told):
+    """With its key, before a model is trained for it."""
+    found = refusal(write({**SMALL, "search": yaml.safe_load(search)}))
+    assert found.keys() == {key} and re.search(told.replace(" · ", ".* · "), found[key])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"base": "mini/t5_vit"}, {"base": "x/y", "vision_features": "vit"}, {"base": "x/y", "vision_features": "none"}],
+)
+def test_a_recipe_of_an_encoder_decoder_has_no_judge(write, model):
+    """As far as the recipe tells what the base is."""
+    recipe = {**SMALL, "search": {"scorer": "self_judge"}}
+    found = refusal(write({**recipe, "model": model}))
+    assert found == {
+        "search.scorer": "an encoder-decoder answers nothing but what it was trained on: it cannot judge · use "
+        "logprob or reward"
+    }
+    assert load_recipe(write(recipe)).search.scorer == "self_judge"
+
+
+def test_candidates_go_for_every_stage():
+    """A number given over a recipe's is meant for all of its search; other settings of its stages stay."""
+    section = SearchSection(strategy="stage_beam", candidates=4, stages={"CAPTION": {"candidates": 9, "max_new_tokens": 7}})
+    assert change_search(section, {"seed": 1}).stages["CAPTION"].candidates == 9 == section.most_candidates
+    changed = change_search(section, {"candidates": 1})
+    assert changed.most_candidates == 1 and changed.stages["CAPTION"].max_new_tokens == 7
+    own = change_search(section, {"candidates": 1, "stages.CAPTION.candidates": 2})
+    assert own.stages["CAPTION"].candidates == 2

@@ -14,8 +14,8 @@ SENTENCE = re.compile(r"[.!?]$")
 class Clock:
     """A clock that stands still but for what an engine writes; takes the place of the module `time`."""
 
-    def __init__(self, token_seconds=1.0):
-        self.now, self.token_seconds = 0.0, token_seconds
+    def __init__(self, token_seconds=1.0, judge_seconds=0.0):
+        self.now, self.token_seconds, self.judge_seconds = 0.0, token_seconds, judge_seconds
 
     def monotonic(self):
         return self.now
@@ -125,8 +125,11 @@ class ScriptedEngine:
             return False
         return self.clock.now + tokens * self.clock.token_seconds >= ask.deadline
 
-    def choose(self, samples, options):
-        self.judged.append((list(samples), self.adapter))
+    def choose(self, samples, options, deadline=None):
+        if samples:
+            self.judged.append((list(samples), self.adapter))
+        if self.clock is not None:
+            self.clock.now += self.clock.judge_seconds * len(samples)
         return [self.judge(sample.last.question) for sample in samples]
 
 

@@ -81,13 +81,14 @@ def test_texts_are_quoted_in_both_prompts(text):
     [
         ("Since it is red, I choose response 1.", 0, 0),
         ("Since it is red, I choose response 2.", 1, 0),
+        ("Response 2 says 'I choose response 1', so I choose response 2.", 0, 1),
         ("i choose response 1", 1, 1),
         ("It is a tie.", 1, 1),
         ("", 1, 1),
     ],
 )
 def test_what_does_not_choose_the_first_chooses_the_second(said, winner, failures):
-    """As released; what says neither is counted."""
+    """As released; what says neither, or both, is counted."""
     (verdict,), judge, engine = judged(lambda _prompt: said, contest("a", "b"))
     ((_, adapter),) = engine.judged
     first, second = responses(engine.prompts[0])
@@ -100,7 +101,7 @@ def test_what_does_not_choose_the_first_chooses_the_second(said, winner, failure
     (comparison,) = verdict.comparisons
     assert (comparison.said, comparison.flipped, comparison.margin) == (said, False, None)
     ((ask,),) = judge.calls
-    assert (ask.sampling, ask.max_new_tokens, len(ask.seeds)) == (Sampling(0.6, 0.9), 2048, 1)
+    assert (ask.sampling, ask.max_new_tokens, len(ask.seeds)) == (Sampling(0.6, 0.9), 256, 1)
 
 
 def test_a_judge_that_the_engine_gives_no_text_leaves_it_to_likelihood():
@@ -153,7 +154,7 @@ class Broken:
     def __init__(self, found):
         self.found = found
 
-    def choose(self, samples, _options):
+    def choose(self, samples, _options, _deadline=None):
         if isinstance(self.found, Exception):
             raise self.found
         return [self.found] * len(samples)

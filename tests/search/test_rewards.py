@@ -2,15 +2,16 @@
 
 import base64
 import io
+import time
 from importlib import metadata
 
 import pytest
 from PIL import Image
 
-from lora_cot.engines import chat
+from lora_cot.engines import chat, image_parts
 from lora_cot.errors import AccessError, SearchError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import SearchSection
 from lora_cot.search import scorers
 from lora_cot.search.strategies import answer
 from lora_cot.types import Exchange, Sample
@@ -32,7 +33,7 @@ def png():
 
 
 def longest(body, _number):
-    return {"scores": [float(len(one["text"])) for one in body["candidates"]]}
+    return {"scores": [float(len(text)) for text in body["candidates"]]}
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +55,10 @@ def test_a_server_scores_every_candidate():
     assert [stage.text for stage in completion.parsed.stages] == ["ccc"] * 4
     assert {step.scored_by for step in completion.trace} == {"reward"} and completion.judge_failures == 0
     assert [c.score for c in completion.trace[0].candidates] == [1.0, 2.0, 3.0]
-    first, second = server.requests[1]["candidates"][:2]
-    assert {key: first[key] for key in ("stage", "given", "text")} == {"stage": "CAPTION", "given": "ccc", "text": "a"}
-    assert first["question"] == "What is it?\nOptions: (A) x (B) y" and second["text"] == "bb"
-    assert base64.b64decode(first["image"].removeprefix("data:image/png;base64,")) == png()
+    asked = server.requests[1]
+    assert (asked["stage"], asked["given"], asked["candidates"]) == ("CAPTION", "ccc", ["a", "bb", "ccc"])
+    assert asked["question"] == "What is it?\nOptions: (A) x (B) y"
+    assert base64.b64decode(asked["image"].removeprefix("data:image/png;base64,")) == png()
     assert len(server.requests) == 4 and server.keys == [None] * 4
 
 
@@ -66,18 +67,19 @@ def test_it_is_asked_at_its_very_address(path, monkeypatch):
     """Nothing is put behind what the settings say."""
     asked = []
 
-    def send(self, method, path, *_):
-        asked.append((method, f"{self.url}/{path}"))
+    def send(_self, method, address, *_):
+        asked.append((method, address))
         return 200, {}, b'{"scores": [1, 2, 3]}'
 
     monkeypatch.setattr(chat.ChatServer, "_send", send)
     search(f"http://localhost:9{path}")
-    assert set(asked) == {("POST", f"http://localhost:9{path or '/'}")}
+    assert set(asked) == {("POST", f"http://localhost:9{path}")}
 
 
 FAULTS = {
     "500": Fault(500),
     "400": Fault(400),
+    "404, once": Fault(404),
     "half a JSON": Fault(body='{"scores": [1, 2'),
     "too few": {"scores": [1.0]},
     "too many": {"scores": [1.0] * 4},
@@ -91,7 +93,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_server_that_gives_no_scores_leaves_it_to_likelihood(fault):
     """For that contest, counted and told in the trace; the others are scored."""
-    with serve(lambda body, number: fault if body["candidates"][0]["stage"] == "CAPTION" else longest(body, number)) as server:
+    with serve(lambda body, number: fault if body["stage"] == "CAPTION" else longest(body, number)) as server:
         completion = search(server.url)
     assert [stage.text for stage in completion.parsed.stages] == ["ccc", "a", "ccc", "ccc"]
     assert [step.scored_by for step in completion.trace] == ["reward", "logprob", "reward", "reward"]
@@ -117,6 +119,40 @@ def test_an_address_where_nothing_answers_is_an_error():
     """The settings are wrong, and no contest could be scored."""
     with serve(lambda _body, _number: Fault(404)) as server, pytest.raises(AccessError, match="check the address"):
         search(server.url)
+
+
+def test_a_refusal_beside_an_answer_is_a_failure():
+    """One call of many: the others were scored, so the address is right."""
+    engine = ScriptedEngine(lambda *_: ("x y", -1.0))
+    samples = [Sample(f"q{number}", (Exchange(f"What is {number}?"),)) for number in range(4)]
+    refuse = lambda body, number: Fault(404) if "2" in body["question"] else longest(body, number)  # noqa: E731
+    with serve(refuse) as server:
+        config = SearchSection(strategy="best_of_n", candidates=3, scorer="reward", reward={"url": server.url})
+        found = answer(engine, FOUR_STAGE, samples, config)
+    assert [completion.judge_failures for completion in found] == [0, 0, 1, 0]
+
+
+def test_an_image_that_the_engine_accepted_is_sent(monkeypatch):
+    """However large; and one that is gone by then fails its contest alone."""
+    monkeypatch.setattr(image_parts.image_part, "__defaults__", (1,))
+    with serve(longest) as server:
+        assert search(server.url, question((png(),))).judge_failures == 0
+        assert search(server.url, question((b"gone",))).judge_failures == 4
+    assert [body["image"] is not None for body in server.requests] == [True] * 4
+
+
+def test_a_server_that_hangs_is_left_alone():
+    """It is waited for until the deadline; without one, four requests in a row are enough."""
+    begin = time.monotonic()
+    with serve([Fault(seconds=3)]) as server:
+        completion = search(server.url, deadline_seconds=0.4)
+        assert time.monotonic() - begin < 1.5 and completion.judge_failures == len(server.requests) == 1
+    samples = [Sample(f"q{number}", (Exchange("?"),)) for number in range(24)]
+    with serve([Fault(500)]) as server:
+        section = {"url": server.url, "tries": 1}
+        config = SearchSection(strategy="best_of_n", candidates=3, scorer="reward", reward=section)
+        found = answer(ScriptedEngine(lambda *_: ("x", -1.0)), FOUR_STAGE, samples, config)
+        assert len(server.requests) <= 4 + 7 and sum(completion.judge_failures for completion in found) == 24
 
 
 def test_a_reward_needs_a_server():

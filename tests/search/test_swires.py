@@ -1,5 +1,7 @@
 """SWIRES: when it goes back, what it keeps, and what it must be told before."""
 
+import math
+
 import pytest
 
 from lora_cot.errors import SearchError
@@ -169,6 +171,16 @@ def test_scores_that_are_missing_retrace_nothing(monkeypatch):
     assert completion.judge_failures == 1 + 2 + 1
 
 
+def test_likelihoods_that_are_not_told_retrace_nothing():
+    """No round would be better; and there is nothing to calibrate by."""
+    engine = ScriptedEngine(lambda state, seed: (numbered(state, seed)[0], math.nan))
+    config = SearchSection(strategy="swires", swires={"cutoff": -1.0})
+    (completion,) = answer(engine, FOUR_STAGE, [question()], config)
+    assert steps(completion).count(("CAPTION", 4)) == 1 and completion.stopped == "complete"
+    with pytest.raises(SearchError, match="0 of 3 questions came to a reasoning with a score"):
+        calibrate(engine, FOUR_STAGE, [question(name) for name in "abc"], None, SearchSection())
+
+
 def test_one_step_has_one_unit(monkeypatch):
     """Where some of its texts have no score of the server, all are scored by likelihood."""
     down = lambda one: one.stage.name == "REASONING" and ("CAPTION", "CAPTION.0.0") in one.given  # noqa: E731
@@ -199,6 +211,10 @@ def test_calibration_measures_mean_and_deviation():
     found = calibrate(engine, FOUR_STAGE, samples, worth(table), SearchSection())
     assert (found.mean, found.count) == (3.0, 3) and found.std == pytest.approx(7**0.5)
     assert [[len(ask.seeds) for ask in asks] for asks in engine.calls] == [[1, 1, 1]] * 3
+    many = [question(f"{number}") for number in range(20)]
+    engine = ScriptedEngine(engine.script)
+    assert calibrate(engine, FOUR_STAGE, many, worth({}, 1.0), SearchSection()).count == 20
+    assert max(len(asks) for asks in engine.calls) == 8
     with pytest.raises(SearchError, match="1 of 1 questions came to a reasoning with a score, and at least two"):
         calibrate(engine, FOUR_STAGE, samples[:1], worth(table), SearchSection())
     with pytest.raises(SearchError, match="no score that a cutoff could be for"):

@@ -57,6 +57,7 @@ def weights(folder):
 STEPS = {"before the texts": "gold", "among the texts": "predicted", "in the answer pass": "gold"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "kind"), STEPS.items())
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(two_stage, tmp_path, monkeypatch, step, kind):
     """The same adapters, texts and log, and no pass trained twice."""

@@ -1,6 +1,6 @@
 """A merged folder in the real vLLM: it loads under the base's own names, and answers as it does here.
 
-`VLLM_SERVE` names a program that serves a model: `SERVE FOLDER PORT`, in the foreground, in an environment of its own.
+`VLLM_SERVE` names a program that serves a model: `SERVE FOLDER PORT [FLAGS]`, in the foreground, in an environment of its own.
 """
 
 import json
@@ -32,14 +32,14 @@ pytestmark = [pytest.mark.vllm, pytest.mark.skipif(SERVE is None, reason="VLLM_S
 
 
 @contextmanager
-def served(folder, log):
-    """The address of a server of that folder."""
+def served(folder, log, *flags):
+    """The address of a server of that folder, with further flags of vLLM's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with log.open("w") as output:
         server = subprocess.Popen(
-            [SERVE, str(folder), str(port)], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            [SERVE, str(folder), str(port), *flags], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
     try:

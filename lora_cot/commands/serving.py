@@ -1,0 +1,92 @@
+"""The verb that serves models: serve."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_cot.errors import Problem, RunError
+from lora_cot.options import Engine, EngineModel, Model, Quantize, quantization_name
+
+NEEDED = ("fastapi", "prometheus_client", "uvicorn")
+
+
+def serve(
+    model: Model,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="A further run or adapter of the same base; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call MODEL; its run's name if not given.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    engine: Engine = None,
+    engine_model: EngineModel = None,
+    engine_key_file: Annotated[Path | None, typer.Option(help="That server's key; OPENAI_API_KEY if not given.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="One line; clients must send it.")] = None,
+    quantization: Quantize = "auto",
+    rows: Annotated[int, typer.Option(min=1, max=4096, help="Candidates that decode at once, of all requests.")] = 64,
+    queue_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that all requests together may still take; beyond, 503.")
+    ] = 500_000,
+    candidates: Annotated[int, typer.Option(min=1, max=64, help="Of a request, at most.")] = 16,
+    context: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer; the model's if not given.")] = None,
+    image_host: Annotated[
+        list[str] | None, typer.Option(help="A host that images may be fetched from; repeatable; none if not given.")
+    ] = None,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="For running requests, when told to end.")] = 30.0,
+) -> None:
+    """Serve a model as OpenAI's API does, with searches inside."""
+    _see_extra()
+    how, adapters = quantization_name(quantization), _named(adapter or [])
+    if engine is not None and (adapters or how != "auto"):
+        raise RunError(Problem("--engine", "that server has loaded the model", "drop --adapter and --quantization"))
+    from lora_cot.engines.chat import read_key
+    from lora_cot.evaluation.remote import Server
+    from lora_cot.serving.images import Fetching
+    from lora_cot.serving.limits import Limits
+    from lora_cot.serving.opening import open_models, open_served
+    from lora_cot.serving.run import serve as run
+    from lora_cot.serving.scheduler import Scheduler
+    from lora_cot.serving.service import Service
+
+    key = read_key(api_key_file) if api_key_file else None  # before a model is loaded for nothing
+    bounds = {"max_rows": rows, "max_tokens": queue_tokens, "max_request_tokens": queue_tokens // 2}
+    fetching = Fetching(frozenset(image_host or ()))
+    limits = Limits(**bounds, max_candidates=candidates, fetching=fetching, drain_seconds=drain_seconds)
+    scheduler = None if engine else Scheduler(rows)
+    if scheduler is None:
+        models, said = open_served(model, name, Server(str(engine), engine_model, read_key(engine_key_file)))
+    else:
+        models, said = open_models(model, name, adapters, how, context, scheduler)
+    print(said, file=sys.stderr)
+    run(Service(models, limits, scheduler), host, port, key)
+
+
+def _see_extra() -> None:
+    """See that what the server needs is installed.
+
+    Raises:
+        RunError: it is not.
+    """
+    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        raise RunError(Problem("serve", f"the server needs {', '.join(missing)}", "pip install 'lora_cot[serve]'"))
+
+
+def _named(adapters: list[str]) -> dict[str, str]:
+    """Folders by name.
+
+    Raises:
+        RunError: one without a name, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for one in adapters:
+        name, _, path = one.partition("=")
+        if not name or not path or name in found:
+            raise RunError(Problem("--adapter", f"'{one}' names nothing new", "expected NAME=PATH, each name once"))
+        found[name] = path
+    return found

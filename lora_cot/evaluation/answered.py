@@ -1,0 +1,111 @@
+"""Answered questions, and the rows that keep them, so that an evaluation can be stopped anywhere and go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lora_cot.checkpoints.layout import adapter_in
+from lora_cot.data.kept import KeptRows
+from lora_cot.data.rows import StrictRow, checked
+from lora_cot.errors import DataError, Problem, RunError
+from lora_cot.evaluation.asking import UNASKABLE, is_failed
+from lora_cot.evaluation.benchmarks import Benchmark
+from lora_cot.evaluation.summary import Judged, reasoning
+from lora_cot.formats import CotFormat, Parsed
+from lora_cot.search.trace import Completion
+from lora_cot.types import Sample
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question that was asked, now or before."""
+
+    sample: Sample
+    text: str
+    parsed: Parsed
+    stopped: str
+    """complete, or why the search ended early."""
+    failed: bool
+    """The engine gave no text."""
+    totals: dict[str, float]
+    """See `Completion.totals`."""
+
+
+class AnswerRow(StrictRow):
+    """What of a row is read again; the rest follows from it."""
+
+    question: str
+    output: str
+    stopped: str
+    failed: bool
+    totals: dict[str, int | float]
+
+
+def answered(sample: Sample, completion: Completion) -> Answered:
+    """The question with its answer."""
+    failed = is_failed(completion)
+    return Answered(sample, completion.text, completion.parsed, completion.stopped, failed, completion.totals)
+
+
+def judged(benchmark: Benchmark, cot_format: CotFormat, one: Answered) -> Judged:
+    """The answer with the benchmark's verdict on it."""
+    verdict = benchmark.judge(one.parsed.answer, one.sample)
+    return Judged(one.sample, verdict, reasoning(one.parsed, cot_format))
+
+
+def row_of(one: Answered, judgement: Judged) -> dict[str, Any]:
+    """The row that keeps an answer."""
+    return {
+        "id": one.sample.id,
+        "question": one.sample.last.question,
+        "output": one.text,
+        "stages": {stage.name: stage.text for stage in one.parsed.stages},
+        "answer": judgement.verdict.answer,
+        "gold": one.sample.last.answer,
+        "right": judgement.verdict.credit == 1,
+        "format": one.parsed.outcome,
+        "stopped": one.stopped,
+        "failed": one.failed,
+        "totals": one.totals,
+    }
+
+
+def known(kept: KeptRows, samples: Sequence[Sample], cot_format: CotFormat) -> dict[str, Answered]:
+    """What a file has answers to, by id. Rows of questions that could not be answered are taken out of it.
+
+    Raises:
+        DataError: a row is damaged.
+        RunError: a question is another one than it was.
+    """
+    rows = kept.read(kept.output)
+    found: dict[str, Answered] = {}
+    again = set()
+    for sample in samples:
+        if sample.id not in rows:
+            continue
+        try:
+            row = checked(AnswerRow, rows[sample.id])
+        except DataError as error:
+            raise error.at(f"{kept.output} · {sample.id}") from None
+        if row.question != sample.last.question:
+            what = f"the question {sample.id} is another one now"
+            raise RunError(Problem(str(kept.output), what, "name another output, or delete this one"))
+        if row.failed or row.stopped.startswith(UNASKABLE):
+            again.add(sample.id)
+            continue
+        text = row.output
+        found[sample.id] = Answered(sample, text, cot_format.parse(text), row.stopped, False, row.totals)
+    if again:
+        kept.rewrite(kept.output, (row for name, row in rows.items() if name not in again))
+    return found
+
+
+def weights_date(model: str) -> str | None:
+    """When the newest weights in a model's folder were written; None of what is in no folder."""
+    folder = adapter_in(Path(model)) or Path(model)
+    times = [file.stat().st_mtime for file in folder.rglob("*.safetensors")]
+    return datetime.fromtimestamp(max(times), UTC).isoformat() if times else None

@@ -1,0 +1,77 @@
+"""Errors as OpenAI's clients know them. No text here holds a path, an address or a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from lora_cot.errors import DataError, EngineError, LoraCotError, RejectedError, SearchError
+
+KINDS = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "server_error"}
+MOST_CHARACTERS = 500
+
+
+class ApiError(Exception):
+    """An answer that is an error."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, retry_after: float | None = None
+    ):
+        """
+        Args:
+            status: of HTTP.
+            message: what is wrong, what is allowed.
+            code: one of OpenAI's or of docs/serving.md's.
+            param: dotted key of the request that it is about.
+            retry_after: seconds after which it is worth another try.
+        """
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's envelope."""
+        kind = KINDS.get(self.status, "invalid_request_error")
+        message = str(self)[:MOST_CHARACTERS]
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of HTTP."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+
+
+def of_request(error: ValidationError) -> ApiError:
+    """What is wrong with a request's body: the first mistake."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is no JSON", "invalid_json")
+    return ApiError(400, f"{place}: {first['msg']}{more}" if place else first["msg"], "invalid_value", place or None)
+
+
+def of_failure(error: BaseException, request_id: str) -> ApiError:
+    """What a client is told of anything that was raised; the rest stands in the log under the request's id."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, DataError):
+        kind = error.problems[0].kind
+        code = "image_too_large" if kind == "image_size" else "invalid_image" if kind.startswith("image") else "invalid_value"
+        return ApiError(400, _said(error), code, "messages")
+    if isinstance(error, SearchError):
+        return ApiError(400, _said(error), "invalid_value", "search")
+    if isinstance(error, RejectedError):
+        return ApiError(400, f"the model server takes this request for wrong (request {request_id})", "invalid_value")
+    if isinstance(error, EngineError):
+        return ApiError(503, f"the model server gives no answer (request {request_id})", "engine_unavailable", None, 5)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return ApiError(503, f"the model ran out of memory (request {request_id})", "engine_unavailable", None, 1)
+    return ApiError(500, f"internal error (request {request_id})", "internal_error")
+
+
+def _said(error: LoraCotError) -> str:
+    """The problems without where they are: what stands there is ours."""
+    return "; ".join(" · ".join(filter(None, (problem.what, problem.remedy))) for problem in error.problems)

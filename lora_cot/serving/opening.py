@@ -1,0 +1,105 @@
+"""Opening what is served: a model, and further adapters of its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lora_cot.adapters.lora import load_adapter
+from lora_cot.backbones import Backbone
+from lora_cot.checkpoints.layout import pass_folders
+from lora_cot.checkpoints.opening import Opened, Quantization, find_adapter, open_model, saved_recipe
+from lora_cot.engines.local import LocalEngine
+from lora_cot.errors import Problem, RunError
+from lora_cot.evaluation.remote import Server, open_remote
+from lora_cot.recipe import Recipe
+from lora_cot.serving.local import context_length, served_local
+from lora_cot.serving.models import ServedModel
+from lora_cot.serving.remote import served_remote
+from lora_cot.serving.scheduler import Scheduler
+
+
+def open_models(
+    model: str,
+    name: str | None,
+    adapters: Mapping[str, str],
+    quantization: Quantization,
+    context: int | None,
+    scheduler: Scheduler,
+) -> tuple[list[ServedModel], str]:
+    """The models to serve, and how the first one was loaded.
+
+    Args:
+        model: see `open_model`.
+        name: that requests call it by; its run's name, or that of its folder, if not given.
+        adapters: further runs or adapters by name; all of the same base, which is loaded once.
+        quantization: of the base.
+        context: tokens of a prompt and its answer; the model's own if not given.
+        scheduler: the thread that will own the model.
+
+    Raises:
+        RunError, BackboneError, AdapterError: one of them cannot be opened, or is of another base.
+    """
+    opened = open_model(model, quantization)
+    first = _name(name, opened.recipe, model)
+    if first in adapters:
+        raise RunError(Problem("--adapter", f"two models are called '{first}'", "name MODEL otherwise: --name"))
+    is_bare = not hasattr(opened.backbone.model, "peft_config")
+    backbone, others = opened.backbone, {}
+    for other, path in adapters.items():
+        if backbone.merged:
+            raise RunError(Problem("--adapter", "a merged two-stage model is two models, and takes no adapter"))
+        backbone, loaded, recipe = _beside(backbone, opened, other, path)
+        others[other] = loaded, recipe
+    if is_bare:
+        own = replace(backbone, adapter=None)
+    else:
+        own = backbone if opened.recipe.format.build().split else replace(backbone, adapter="default")
+    found = {first: (own, opened.recipe), **others}
+    models = []
+    for served, (one, recipe) in found.items():
+        cot_format = recipe.format.build().spelled(one.family.tag_style)
+        one = replace(one, model=backbone.model)  # the first adapter wraps the model that was there before
+        engine = LocalEngine(
+            one, cot_format, recipe.data.max_pixels, adapter=not (served == first and is_bare and bool(others))
+        )
+        models.append(served_local(served, engine, cot_format, recipe.search, scheduler, context or context_length(engine)))
+    return models, opened.said
+
+
+def open_served(model: str, name: str | None, server: Server) -> tuple[list[ServedModel], str]:
+    """A model that another server runs.
+
+    Args:
+        model: its recipe is read, its weights are not.
+        name: see `open_models`.
+        server: that has it loaded.
+
+    Raises:
+        RunError, BackboneError, EngineError: see `open_remote`.
+    """
+    opened = open_remote(model, server)
+    cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
+    return [served_remote(_name(name, opened.recipe, model), opened.engine, cot_format, opened.recipe.search)], opened.said
+
+
+def _name(name: str | None, recipe: Recipe, model: str) -> str:
+    return name or (recipe.name if recipe.name != "base" else Path(model.partition("@")[0]).name)
+
+
+def _beside(backbone: Backbone, opened: Opened, name: str, path: str) -> tuple[Backbone, Backbone, Recipe]:
+    """The model with one more adapter, and that model answering with it."""
+    folder = find_adapter(path)
+    if folder is None:
+        raise RunError(Problem("--adapter", f"'{path}' holds no adapter", "name a run or an adapter"))
+    recipe = saved_recipe(folder)
+    if (recipe.model.base, recipe.model.revision) != (opened.recipe.model.base, opened.recipe.model.revision):
+        what = f"{name} was trained on {recipe.model.base}, and {opened.recipe.model.base} is served"
+        raise RunError(Problem("--adapter", what, "start another server for it"))
+    passes = {}
+    for one, place in pass_folders(folder, recipe).items():
+        backbone = load_adapter(backbone, place, f"{name}-{one}".replace(".", "-"))
+        passes[one] = replace(backbone, adapter=f"{name}-{one}".replace(".", "-"))
+    split = recipe.format.build().split
+    return backbone, replace(backbone, merged=passes) if split else passes["default"], recipe

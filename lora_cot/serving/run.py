@@ -1,0 +1,94 @@
+"""A server as a process: its address, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from lora_cot.errors import Problem, RunError
+from lora_cot.serving.app import make_app
+from lora_cot.serving.gate import LOCAL_HOSTS
+from lora_cot.serving.service import Service
+
+GRACE_SECONDS = 5.0
+"""After the drain's end, for streams to tell their clients."""
+KEEP_ALIVE_SECONDS = 30
+
+
+class _Server(uvicorn.Server):
+    """The first SIGTERM or Ctrl-C lets requests end, for a bounded time; the second ends the process."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
+        print("draining: no new requests; a second signal ends at once", file=sys.stderr, flush=True)
+        self._service.admission.is_open = False
+        self.should_exit = True
+        loop = asyncio.get_running_loop()
+        drain = threading.Timer(self._service.limits.drain_seconds, lambda: loop.call_soon_threadsafe(self._service.expire))
+        drain.daemon = True
+        drain.start()
+
+
+def serve(service: Service, host: str, port: int, key: str | None) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        service: the models.
+        host: name or address to listen at. Without a key, a server on the loopback address answers to local names only.
+        port: 0 takes any that is free.
+        key: that clients must send.
+
+    Raises:
+        RunError: the address cannot be listened at.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("lora_cot.serving").setLevel(logging.INFO)
+    listening = _listen(host, port)
+    is_local = listening.getsockname()[0] in ("127.0.0.1", "::1")
+    app = make_app(service, key, LOCAL_HOSTS if is_local and key is None else None)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(service.limits.drain_seconds + GRACE_SECONDS),
+    )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {', '.join(service.models)} at http://{shown}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
+    if not is_local and key is None:
+        print("anybody who reaches this address may ask: give --api-key-file", file=sys.stderr, flush=True)
+    try:
+        asyncio.run(_Server(config, service).serve([listening]))
+    finally:
+        service.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        what = f"cannot listen at {host}:{port}: {error.strerror}"
+        raise RunError(Problem("--host, --port", what, "choose another port; 0 takes any that is free")) from None

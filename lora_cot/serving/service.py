@@ -1,0 +1,288 @@
+"""Requests from their arrival to their answer, whatever API they came by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from lora_cot.formats import CotFormat
+from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.drive import drive
+from lora_cot.search.strategies import Pass, prepare, run
+from lora_cot.search.trace import Completion, TracedStage
+from lora_cot.serving.errors import ApiError
+from lora_cot.serving.limits import Admission, Limits, Place
+from lora_cot.serving.metrics import Metrics
+from lora_cot.serving.models import ServedModel
+from lora_cot.serving.scheduler import Load, Scheduler
+from lora_cot.serving.schema import Message, SearchOptions
+from lora_cot.serving.settings import SINGLE, sample_of, search_of, within
+from lora_cot.serving.tickets import Ticket
+from lora_cot.types import Sample
+
+PREPARING = 4
+"""Requests whose images are opened at once."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request asks for, of whichever API."""
+
+    model: str
+    messages: Sequence[Message]
+    options: SearchOptions | None
+    effort: str | None
+    sampling: dict[str, Any]
+    most_tokens: int | None
+    n: int
+    stream: bool
+    arrived: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request that was found to be answerable."""
+
+    model: ServedModel
+    samples: tuple[Sample, ...]
+    config: SearchSection
+    passes: tuple[Pass, ...]
+    ticket: Ticket
+    prompt_tokens: int
+    arrived: float
+    streams_tokens: bool
+
+
+@dataclass(frozen=True)
+class Text:
+    """A further piece of the one text that is written."""
+
+    text: str
+    pass_format: CotFormat | None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A step of a search, and which of the request's answers it belongs to."""
+
+    number: int
+    step: TracedStage
+
+
+@dataclass(frozen=True)
+class Done:
+    """All answers of a request; nothing comes after it."""
+
+    completions: list[Completion]
+
+
+Event = Text | Decided | Done
+
+
+class Service:
+    """The models of a server and all requests to them."""
+
+    def __init__(self, models: Sequence[ServedModel], limits: Limits, scheduler: Scheduler | None = None):
+        """
+        Args:
+            models: by which a request names what answers; the first one is the default of nothing: a name is needed.
+            limits: bounds of the server.
+            scheduler: that runs them, if this process does.
+        """
+        self.models: Mapping[str, ServedModel] = {model.name: model for model in models}
+        self.limits, self.scheduler, self.metrics = limits, scheduler, Metrics()
+        self.admission = Admission(limits, self._speed)
+        self.runs: weakref.WeakSet[Run] = weakref.WeakSet()
+        """Requests that are answered."""
+        self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
+        self._searching = ThreadPoolExecutor(limits.max_requests, "search")
+
+    def _speed(self) -> float:
+        scheduler = self.scheduler
+        return scheduler.tokens / scheduler.step_seconds if scheduler and scheduler.step_seconds else 100.0
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether an answer can be expected."""
+        return self.scheduler is None or self.scheduler.is_healthy
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be let in."""
+        return self.is_healthy and self.admission.is_open
+
+    @property
+    def load(self) -> Load:
+        """What the engine has to do."""
+        return self.scheduler.load if self.scheduler else Load()
+
+    def model(self, name: str) -> ServedModel:
+        """The model of that name.
+
+        Raises:
+            ApiError: 404: there is none.
+        """
+        if name not in self.models:
+            raise ApiError(404, f"no such model; there are: {', '.join(self.models)}", "model_not_found", "model")
+        return self.models[name]
+
+    async def begin(self, wanted: Wanted) -> Run:
+        """Start on a request, once it was found that it can be answered and that there is room.
+
+        Raises:
+            ApiError, DataError, SearchError: it cannot, or there is none.
+        """
+        if not self.is_healthy:
+            raise ApiError(503, "the engine is out of order", "engine_unavailable", retry_after=30)
+        model, place = self.model(wanted.model), self.admission.enter()
+        begun = Run(self, place)
+        try:
+            loop = asyncio.get_running_loop()
+            question, cost = await loop.run_in_executor(self._preparing, self._prepare, model, wanted, begun)
+            place.take(cost)
+        except BaseException:
+            place.leave()
+            raise
+        begun.start(question, self._searching)
+        self.runs.add(begun)
+        return begun
+
+    def _prepare(self, model: ServedModel, wanted: Wanted, begun: Run) -> tuple[Question, int]:
+        """The question, and what it may cost in tokens. Images are opened here, and nothing runs yet."""
+        sample = sample_of(wanted.messages, self.limits)
+        config = search_of(model, wanted.effort, wanted.options, wanted.sampling, self.limits)
+        tells = wanted.stream and wanted.n == 1 and config.strategy in SINGLE and model.streams_tokens
+        ticket = Ticket(on_text=begun.told if tells else None)
+        begun.ticket = ticket
+        engine = model.engine(ticket).for_search()
+        passes = prepare(engine, model.cot_format, config)
+        prompt = model.count(passes[0].engine, sample)
+        config, budget = within(model, config, prompt, wanted.most_tokens)
+        samples = tuple(replace(sample, id=f"{sample.id}.{number}" if number else sample.id) for number in range(wanted.n))
+        cost = wanted.n * (prompt + config.most_candidates * budget)
+        passes = prepare(engine, model.cot_format, config)
+        return Question(model, samples, config, passes, ticket, prompt, wanted.arrived, tells), cost
+
+    def expire(self) -> None:
+        """End what still runs; its clients are told."""
+        for one in [*self.runs]:
+            one.expire(ApiError(503, "the server is shutting down", "engine_unavailable", retry_after=10))
+
+    def close(self) -> None:
+        """End all threads."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._searching.shutdown(wait=False, cancel_futures=True)
+        if self.scheduler is not None:
+            self.scheduler.stop()
+
+
+class Run:
+    """A request while it is answered; made and read in the event loop."""
+
+    question: Question
+
+    def __init__(self, service: Service, place: Place):
+        self._service, self._place = service, place
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        self._future: Future[None] | None = None
+        self._is_first, self._is_over = True, False
+        self.ticket: Ticket | None = None
+
+    def start(self, question: Question, pool: ThreadPoolExecutor) -> None:
+        """Search, in a thread."""
+        self.question = question
+        self._future = pool.submit(self._search)
+
+    def told(self, cot_format: CotFormat, text: str) -> None:
+        """The engine tells a piece of text."""
+        self._put(Text(text, cot_format if cot_format.given is not None else None))
+
+    async def next(self) -> list[Event]:
+        """What has happened since; at least one thing.
+
+        Raises:
+            Exception: whatever ended the search.
+        """
+        found = [await self._events.get()]
+        while not self._events.empty():
+            found.append(self._events.get_nowait())
+        events: list[Event] = []
+        for event in found:
+            if isinstance(event, BaseException):
+                if events:  # what came before it is told first
+                    self._events.put_nowait(event)
+                    break
+                raise event
+            events.append(event)
+        return events
+
+    async def result(self) -> list[Completion]:
+        """All answers.
+
+        Raises:
+            Exception: whatever ended the search.
+        """
+        while True:
+            for event in await self.next():
+                if isinstance(event, Done):
+                    return event.completions
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more, if it still runs."""
+        if self._is_over or self.ticket is None:
+            return
+        self._is_over = True
+        self._service.metrics.cancelled.inc()
+        self.ticket.cancel()
+        if self._future is not None and self._future.cancel():
+            self._place.leave()  # it had not begun
+        if self._service.scheduler is not None:
+            self._service.scheduler.wake()
+
+    def expire(self, error: BaseException) -> None:
+        """End it with an error, that its client is told."""
+        if not self._is_over:
+            self._events.put_nowait(error)
+
+    def _put(self, event: Event | BaseException) -> None:
+        if self._is_first and not isinstance(event, BaseException):
+            self._is_first = False
+            self._service.metrics.first.observe(time.monotonic() - self.question.arrived)
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def _search(self) -> None:
+        question, metrics = self.question, self._service.metrics
+        stages = [stage.name for stage in question.model.cot_format.stages]
+
+        def decided(number: int, step: TracedStage) -> None:
+            metrics.decided(step, stages)
+            self._put(Decided(number, step))
+
+        try:
+            searches = [
+                run(question.passes, question.model.cot_format, sample, question.config, partial(decided, number))
+                for number, sample in enumerate(question.samples)
+            ]
+            completions = drive(searches)
+            failed = [c.problem for found in completions for step in found.trace for c in step.candidates if c.problem]
+            if failed and not any(found.text.strip() for found in completions):
+                raise ApiError(503, "the engine gave no answer", "engine_unavailable", retry_after=5)
+            metrics.answered(completions, question.ticket.spent)
+            event: Event | BaseException = Done(completions)
+        except BaseException as error:  # told to whoever waits
+            event = error
+        self._place.leave()
+        self._is_over = True
+        with contextlib.suppress(RuntimeError):  # the server is gone
+            self._put(event)
+        # what was read of the prompt goes now, and not when a collector finds these cycles
+        question.ticket.on_text = None
+        del event

@@ -1,0 +1,59 @@
+"""The prompts that reasoning is held against, and the benchmarks of ICoT on every kind of model."""
+
+import json
+
+import pytest
+
+from lora_cot.errors import RunError
+from lora_cot.evaluation.predictions import score
+from lora_cot.evaluation.remote import in_format
+from lora_cot.evaluation.run import evaluate
+from lora_cot.formats import FORMATS
+from lora_cot.recipe import Recipe
+from lora_cot.recipe.schema import FormatSection, ModelSection
+from lora_cot.types import Exchange
+from tests import published
+
+SHORT = {"stages": {"ANSWER": {"max_new_tokens": 8}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "end"), [("answer_only", "Answer:"), ("step_by_step", "Let's think step by step."), ("direct", None)]
+)
+def test_baselines_ask_as_icot_does(name, end):
+    """Without reasoning, and with it; `direct` is asked without a cue. The whole text is the answer."""
+    question = FORMATS[name].question(Exchange("Which is a plant?\nContext: Look."), ("fern", "newt"))
+    lines = ["Which is a plant?", "Context: Look.", "Options: (A) fern (B) newt"]
+    assert question.splitlines() == ([f"Question: {lines[0]}", *lines[1:], end] if end else lines)
+    text = "A fern grows.\nThe answer is (A)."
+    assert FORMATS[name].parse(text).answer == text
+
+
+@pytest.mark.parametrize("name", ["step_by_step", "answer_only"])
+@pytest.mark.parametrize("benchmark", ["m3cot", "llava_wild"])
+def test_every_chat_model_can_be_measured(each_chat_base, tmp_path, benchmark, name):
+    """With its own images, in a baseline's prompt; `score` says the same of what was written."""
+    data = {
+        "m3cot": lambda: published.m3cot(tmp_path / "data", [published.m3cot_record(n) for n in range(2)]),
+        "llava_wild": lambda: published.llava_wild(tmp_path / "data", 2),
+    }[benchmark]()
+    output = tmp_path / "out.jsonl"
+    report = evaluate(str(each_chat_base), benchmark, search=SHORT, output=output, data=str(data), format_name=name)
+    assert report.accuracy.total == report.groups["Avg"].total == 2 and report.left_out == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert all(set(row["stages"]) <= {"ANSWER"} for row in rows)
+    assert score(benchmark, output, str(data)).summary == report.summary
+
+
+def test_a_format_must_go_with_the_model():
+    """One of passes needs adapters of its own; a name that does not exist is told."""
+    recipe = Recipe(name="x", model=ModelSection(base="x"))
+    assert in_format(recipe, None) is recipe and in_format(recipe, "direct").format.build() == FORMATS["direct"]
+    assert recipe.format.name == "four_stage"
+    with pytest.raises(RunError, match="--format · no format 'stepbystep' · did you mean 'step_by_step'"):
+        in_format(recipe, "stepbystep")
+    with pytest.raises(RunError, match="--format · a format that is generated in passes needs the adapters"):
+        in_format(recipe, "two_stage")
+    split = Recipe(name="x", model=ModelSection(base="x"), format=FormatSection(name="two_stage"))
+    with pytest.raises(RunError, match="--format · a format that is generated in passes needs the adapters"):
+        in_format(split, "direct")

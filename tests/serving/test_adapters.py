@@ -1,0 +1,79 @@
+"""Several adapters on one base that is loaded once: a request's name decides which one answers, whoever asks beside."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from starlette.testclient import TestClient
+
+from lora_cot.checkpoints.opening import open_model
+from lora_cot.engines.local import LocalEngine
+from lora_cot.errors import RunError
+from lora_cot.recipe.load import dump
+from lora_cot.search.strategies import answer
+from lora_cot.serving.app import make_app
+from lora_cot.serving.limits import Limits
+from lora_cot.serving.opening import open_models
+from lora_cot.serving.service import Service
+from lora_cot.types import Exchange, Sample
+from tests.merging.conftest import make_adapter
+from tests.serving.conftest import chat
+
+SHORT = {"stages": {name: {"max_new_tokens": 6} for name in ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")}}
+
+
+@pytest.fixture
+def folders(make_recipe, tiny_base, tmp_path):
+    """Two adapters of one base, and one of two stages."""
+    made = {}
+    for number, name in enumerate(("first", "second", "pair")):
+        keys = {"format": {"name": "two_stage"}, "search": {}} if name == "pair" else {"search": SHORT}
+        (tmp_path / name).mkdir()
+        recipe = make_recipe(tmp_path / name, quantization=None, **keys)
+        for part in ("rationale", "answer") if name == "pair" else ("",):
+            folder = tmp_path / name / "adapter" / part
+            make_adapter(tiny_base, folder, target_modules=["q_proj", "v_proj"], r=4 + 2 * number + len(part))
+        (tmp_path / name / "adapter" / "recipe.yaml").write_text(dump(recipe))
+        made[name] = str(tmp_path / name)
+    return made
+
+
+def alone(model):
+    """What a model answers by itself, with nothing else loaded."""
+    opened = open_model(model)
+    cot_format = opened.recipe.format.build()
+    config = opened.recipe.search.model_copy(update={"max_search_tokens": 24})
+    (found,) = answer(LocalEngine(opened.backbone, cot_format), cot_format, [Sample("a", (Exchange("What is it?"),))], config)
+    return found.text
+
+
+@pytest.mark.parametrize("base_first", [True, False], ids=["beside the base", "beside an adapter"])
+def test_each_name_answers_as_it_does_alone(folders, tiny_base, scheduler, base_first):
+    """Adapters, a two-stage run and the bare base, asked for at once."""
+    model = str(tiny_base) if base_first else folders["first"]
+    others = {name: path for name, path in folders.items() if path != model}
+    models, said = open_models(model, "main", others, "auto", None, scheduler)
+    assert [served.name for served in models] == ["main", *others] and said
+    expected = {"main": alone(model)} | {name: alone(path) for name, path in others.items()}
+    assert len(set(expected.values())) == len(expected)
+    with TestClient(make_app(Service(models, Limits(), scheduler))) as client, ThreadPoolExecutor(8) as pool:
+
+        def ask(name):
+            body = chat(model=name, include_reasoning=False, search={"max_tokens": 24})
+            return client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+
+        names = [*expected] * 3
+        assert list(pool.map(ask, names)) == [expected[name] for name in names]
+
+
+def test_what_cannot_be_beside_is_refused(folders, tiny_base, make_recipe, scheduler, tmp_path):
+    """A name twice, no adapter, another base."""
+    for adapters, told in (({"main": folders["first"]}, "two models"), ({"x": str(tiny_base)}, "holds no adapter")):
+        with pytest.raises(RunError, match=told):
+            open_models(folders["second"], "main", adapters, "auto", None, scheduler)
+    other = tmp_path / "other" / "adapter"
+    other.mkdir(parents=True)
+    (other / "adapter_config.json").write_text(json.dumps({}))
+    (other / "recipe.yaml").write_text(dump(make_recipe(tmp_path, "model.base=mini/llava")))
+    with pytest.raises(RunError, match="was trained on"):
+        open_models(folders["second"], "main", {"x": str(tmp_path / "other")}, "auto", None, scheduler)

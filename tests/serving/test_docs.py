@@ -1,0 +1,54 @@
+"""The lines of docs/serving.md, as they stand there."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.serving.test_process import process
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+
+
+def lines():
+    block = re.search(r"<!-- run -->\n((?:    .+\n)+)", DOCS.read_text("utf-8")).group(1)
+    return [line.strip() for line in block.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_lines_run(tiny_base):
+    """Against a server as the document starts it; none answers with an error."""
+    assert len(lines()) == 7
+    with process(tiny_base, "--name", "cot") as running:
+        for line in lines():
+            done = subprocess.run(
+                ["bash", "-c", line], env={"URL": running.address, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+            )
+            assert done.returncode == 0 and done.stdout and '"error":{' not in done.stdout, (line, done.stdout)
+            if "stream" in line:
+                assert done.stdout.rstrip().endswith("data: [DONE]")
+
+
+def codes(path):
+    """The third argument of every `ApiError` in a file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ApiError" and len(node.args) > 2:
+            yield from (one.value for one in ast.walk(node.args[2]) if isinstance(one, ast.Constant) and one.value)
+
+
+def test_every_key_code_and_metric_is_in_the_document():
+    """Search keys, error codes and metrics that exist are told."""
+    from lora_cot.serving import schema
+    from lora_cot.serving.metrics import Metrics
+    from lora_cot.serving.scheduler import Load
+
+    text = DOCS.read_text("utf-8")
+    for name, field in schema.SearchOptions.model_fields.items():
+        assert f"`{field.alias or name}`" in text, name
+    found = {code for path in Path(schema.__file__).parent.glob("*.py") for code in codes(path)}
+    assert len(found) > 8 and all(f"`{code}`" in text for code in found), found
+    told = Metrics().text(Load(), 0, 0).decode()
+    for name in re.findall(r"# TYPE lora_cot_(\w+) (?!gauge\n.*_created)", told):
+        assert name.endswith("_created") or re.search(rf"`{name}[`{{]", text), name

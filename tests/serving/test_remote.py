@@ -1,0 +1,76 @@
+"""The same server before another one that runs the model: stages, searches, streams; its faults are told as ours."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from lora_cot.engines.chat import Patience
+from lora_cot.engines.remote import RemoteEngine
+from lora_cot.formats import FORMATS
+from lora_cot.recipe.schema import SearchSection
+from lora_cot.serving.app import make_app
+from lora_cot.serving.limits import Limits
+from lora_cot.serving.remote import served_remote
+from lora_cot.serving.service import Service
+from tests.openai_fake import FakeOpenAI
+from tests.scripted_server import Fault, serve
+from tests.serving.conftest import chat, chunks, data_uri
+
+FOUR = FORMATS["four_stage"]
+BEAM = {"strategy": "stage_beam", "candidates": 3, "scorer": "pairwise", "return": "trace"}
+
+
+@pytest.fixture
+def script():
+    """What the model's server answers; a test may put a fault there."""
+    return {"fault": None}
+
+
+@pytest.fixture
+def client(script):
+    """Ours before it."""
+    fake = FakeOpenAI()
+    with serve(lambda body, number: script["fault"] or fake(body, number)) as behind:
+        behind.models = ["tiny"]
+        engine = RemoteEngine.open(behind.url, FOUR, "tiny", patience=Patience(timeout_seconds=5, tries=1))
+        model = served_remote("four_stage", engine, FOUR, SearchSection())
+        with TestClient(make_app(Service([model], Limits())), raise_server_exceptions=False) as made:
+            yield made
+
+
+@pytest.mark.parametrize("search", [{}, BEAM], ids=["plain", "beam"])
+@pytest.mark.parametrize("stops", [[], ["circles", "Yes"]], ids=["whole", "stop"])
+def test_stages_arrive_as_they_are_decided(client, search, stops):
+    """The conclusion is the content, the stages before it the reasoning; a stream says the same."""
+    keys = {"seed": 4, "search": search, "stop": stops, "image": data_uri()}
+    body = client.post("/v1/chat/completions", json=chat(**keys)).json()
+    (choice,) = body["choices"]
+    message = choice["message"]
+    assert [stage["name"] for stage in message["stages"]] == [stage.name for stage in FOUR.stages]
+    assert all(stage["complete"] for stage in message["stages"]) and "fault" not in message
+    *before, last = (stage["text"] for stage in message["stages"])
+    assert message["reasoning_content"] == message["reasoning"] == "\n\n".join(before)
+    assert last.startswith(message["content"]) and not any(stop in message["content"] for stop in stops)
+    assert choice["finish_reason"] == "stop"
+    usage = body["usage"]
+    assert 0 < usage["completion_tokens_details"]["reasoning_tokens"] < usage["completion_tokens"]
+    streamed = chunks(client.post("/v1/chat/completions", json=chat(stream=True, **keys)))
+    deltas = [chunk["choices"][0]["delta"] for chunk in streamed]
+    for field in ("content", "reasoning_content"):
+        assert "".join(delta.get(field, "") for delta in deltas) == message[field]
+    if search:
+        shown = [delta["stage"] for delta in deltas if "stage" in delta]
+        assert [stage["name"] for stage in shown] == [stage.name for stage in FOUR.stages]
+        assert all(len(stage["candidates"]) == 3 for stage in shown)
+        assert sum(candidate["chosen"] for stage in shown for candidate in stage["candidates"]) == 4
+        assert usage["search"]["generated_tokens"] > usage["completion_tokens"] and usage["search"]["calls"]["judge"]
+        assert message["stages"][0]["scored_by"] == "wins" and len(message["trace"]["steps"]) == 4
+
+
+def test_a_server_that_is_gone_is_unavailable(client, script):
+    """503, with a time to come back, and nothing of where it is."""
+    script["fault"] = Fault(500, "secret at http://10.0.0.1/x")
+    response = client.post("/v1/chat/completions", json=chat())
+    assert response.status_code == 503 and response.json()["error"]["code"] == "engine_unavailable"
+    assert response.headers["retry-after"] and "10.0.0.1" not in response.text and "127.0.0.1" not in response.text
+    script["fault"] = None
+    assert client.post("/v1/chat/completions", json=chat()).status_code == 200
