@@ -62,7 +62,7 @@ def insert(decoder: CausalDecoder, roots: Sequence[Root], chosen: Sequence[Seque
         ends.append(end)
     read = _read(decoder, roots, pieces, places)
     found = [replace(root, ahead=end - root.kv.length) for root, end in zip(read, ends, strict=True)]
-    return [State(root, last, begun=True) for root in found]
+    return [State(root, last, (last,)) for root in found]
 
 
 def copy_in(states: Sequence[State], chosen: Sequence[Sequence[int]]) -> list[State]:
