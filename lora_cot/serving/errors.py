@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
 from lora_cot.errors import DataError, EngineError, LoraCotError, RejectedError, SearchError
+from lora_cot.search.trace import Completion, TracedStage
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "server_error"}
 MOST_CHARACTERS = 500
+
+NO_ANSWER = "the engine gave no answer"
 
 
 class ApiError(Exception):
@@ -75,3 +79,18 @@ def of_failure(error: BaseException, request_id: str) -> ApiError:
 def _said(error: LoraCotError) -> str:
     """The problems without where they are: what stands there is ours."""
     return "; ".join(" · ".join(filter(None, (problem.what, problem.remedy))) for problem in error.problems)
+
+
+def told(step: TracedStage) -> TracedStage:
+    """A step without the engine's own words for a fault: they may say where it is, or quote what it was asked."""
+    candidates = tuple(replace(one, problem=NO_ANSWER) if one.problem else one for one in step.candidates)
+    comparisons = tuple(replace(one, said=NO_ANSWER) if one.failed and one.said else one for one in step.comparisons)
+    return replace(step, candidates=candidates, comparisons=comparisons)
+
+
+def told_whole(completion: Completion) -> Completion:
+    """The same of a whole search."""
+    problems = [one.problem for step in completion.trace for one in step.candidates if one.problem]
+    is_fault = any(problem in completion.stopped for problem in problems)
+    stopped = NO_ANSWER if is_fault else completion.stopped
+    return replace(completion, trace=[told(step) for step in completion.trace], stopped=stopped)

@@ -17,7 +17,7 @@ from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.drive import drive
 from lora_cot.search.strategies import Pass, prepare, run
 from lora_cot.search.trace import Completion, TracedStage
-from lora_cot.serving.errors import ApiError
+from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
 from lora_cot.serving.limits import Admission, Limits, Place
 from lora_cot.serving.metrics import Metrics
 from lora_cot.serving.models import ServedModel
@@ -264,7 +264,7 @@ class Run:
 
         def decided(number: int, step: TracedStage) -> None:
             metrics.decided(step, stages)
-            self._put(Decided(number, step))
+            self._put(Decided(number, told(step)))
 
         try:
             searches = [
@@ -274,9 +274,9 @@ class Run:
             completions = drive(searches)
             failed = [c.problem for found in completions for step in found.trace for c in step.candidates if c.problem]
             if failed and not any(found.text.strip() for found in completions):
-                raise ApiError(503, "the engine gave no answer", "engine_unavailable", retry_after=5)
+                raise ApiError(503, NO_ANSWER, "engine_unavailable", retry_after=5)
             metrics.answered(completions, question.ticket.spent)
-            event: Event | BaseException = Done(completions)
+            event: Event | BaseException = Done([told_whole(completion) for completion in completions])
         except BaseException as error:  # told to whoever waits
             event = error
         self._place.leave()

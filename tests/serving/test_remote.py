@@ -21,15 +21,20 @@ BEAM = {"strategy": "stage_beam", "candidates": 3, "scorer": "pairwise", "return
 
 @pytest.fixture
 def script():
-    """What the model's server answers; a test may put a fault there."""
-    return {"fault": None}
+    """What the model's server answers; a test may put a fault there, or how many requests come before it."""
+    return {"fault": None, "before": 0}
 
 
 @pytest.fixture
 def client(script):
     """Ours before it."""
     fake = FakeOpenAI()
-    with serve(lambda body, number: script["fault"] or fake(body, number)) as behind:
+
+    def answer(body, number):
+        script["before"] -= bool(script["fault"])
+        return script["fault"] if script["fault"] and script["before"] < 0 else fake(body, number)
+
+    with serve(answer) as behind:
         behind.models = ["tiny"]
         engine = RemoteEngine.open(behind.url, FOUR, "tiny", patience=Patience(timeout_seconds=5, tries=1))
         model = served_remote("four_stage", engine, FOUR, SearchSection())
@@ -74,3 +79,13 @@ def test_a_server_that_is_gone_is_unavailable(client, script):
     assert response.headers["retry-after"] and "10.0.0.1" not in response.text and "127.0.0.1" not in response.text
     script["fault"] = None
     assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_fault_in_mid_search_does_not_tell_where_the_engine_is(client, script, stream):
+    """The first stage is there, the rest is not: an answer, and nowhere in it what the server behind says of itself."""
+    script |= {"fault": Fault(500, "secret at http://10.0.0.1/x"), "before": 1}
+    search = {"strategy": "stage_beam", "candidates": 2, "return": "trace"}
+    response = client.post("/v1/chat/completions", json=chat(search=search, stream=stream))
+    assert response.status_code == 200 and "the engine gave no answer" in response.text
+    assert "10.0.0.1" not in response.text and "127.0.0.1" not in response.text
