@@ -1,6 +1,7 @@
 """A real process on a real socket: clients that leave or do not read, signals, full queues, and the official clients."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -107,12 +108,17 @@ def test_a_client_that_leaves_frees_its_rows(server, keys):
 
 
 def test_a_client_that_leaves_the_queue_is_never_begun(server):
-    """Its place is free at once."""
-    with raw(server, n=4), raw(server):
-        wait_for(lambda: metric(server, "rows") == 4 and metric(server, "queue_depth") >= 1)
-        with raw(server):
-            wait_for(lambda: metric(server, "requests_in_progress") == 3)
-        wait_for(lambda: metric(server, "requests_in_progress") == 2)
+    """Its place is free at once. On a busy machine the answer before it may be done too soon to see it: then once more."""
+    for seconds in (3, 6, 12, 24):
+        with contextlib.suppress(AssertionError), raw(server, n=4), raw(server):
+            wait_for(lambda: metric(server, "rows") == 4 and metric(server, "queue_depth") >= 1, seconds)
+            with raw(server):
+                wait_for(lambda: metric(server, "requests_in_progress") == 3, seconds)
+            wait_for(lambda: metric(server, "requests_in_progress") == 2, seconds)
+            assert metric(server, "rows") == 4, "the first is still being answered: it was not its place that came free"
+            break
+    else:
+        raise AssertionError("the one that left kept its place")
     wait_for(lambda: metric(server, "requests_in_progress") == 0 and metric(server, "rows") == 0)
 
 
