@@ -79,10 +79,8 @@ def backbones(options: argparse.Namespace) -> Any:
     """(name, model) one after another."""
     if options.recipe is None:
         for base in options.bases:
-            yield (
-                base.removeprefix("tiny/"),
-                tiny(base) if base.startswith("tiny/") else load_backbone(ModelSection(base=base)),
-            )
+            kind = base.removeprefix("tiny/")
+            yield kind, tiny(kind) if kind != base else load_backbone(ModelSection(base=base))
         return
     from memory import build  # beside this file
 
@@ -99,21 +97,17 @@ def read_with_a_tiny_tokenizer(backbone: Backbone) -> None:
     """Give a model of published shapes words to read: its own tokenizer is not in a recipe. Images are its own."""
     config, processor = backbone.base_model.config, backbone.processor
     _, other = random_base(MiniSpec(config.model_type, (), width=64, layers=2))
-    processor.tokenizer, processor.chat_template, processor.image_token = (
-        other.tokenizer,
-        other.chat_template,
-        other.image_token,
-    )
+    for name in ("tokenizer", "chat_template", "image_token"):
+        setattr(processor, name, getattr(other, name))
     processor.image_token_id = other.tokenizer.convert_tokens_to_ids(other.image_token)
     config.image_token_id = processor.image_token_id
     backbone.model.generation_config.eos_token_id = other.tokenizer.eos_token_id
 
 
-def tiny(base: str) -> Backbone:
+def tiny(kind: str) -> Backbone:
     """Random, of the size of the tests' models."""
-    kind = base.removeprefix("tiny/")
     model, processor = random_base(MiniSpec(kind, (), width=64, layers=2))
-    return Backbone(next(f for f in FAMILIES.values() if kind in f.model_types), model.eval(), processor, base)
+    return Backbone(next(f for f in FAMILIES.values() if kind in f.model_types), model.eval(), processor, kind)
 
 
 def measured(backbone: Backbone, rounds: int) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def test_draws_follow_the_probabilities_within_top_p(monkeypatch, tries, top_p):
     within = {1.0: [0, 1, 2, 3, 4], 0.7: [2, 1, 3], 0.35: [2]}[top_p]
     expected = torch.tensor([float(expected[token]) * (token in within) for token in range(5)])
     shares = torch.bincount(torch.tensor(tokens), minlength=5) / 8000
+    assert set(tokens) <= set(within), "a token beyond top_p was drawn"
     torch.testing.assert_close(shares, expected / expected.sum(), atol=0.02, rtol=0)
     assert logprobs[:20] == pytest.approx([float(logits[0].log_softmax(-1)[token]) for token in tokens[:20]])
 
