@@ -29,6 +29,10 @@ Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the 
 Push = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
 Public = Annotated[bool, typer.Option("--public", help="Of a push: open to everybody; private if not given.")]
 Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
+Format = Annotated[str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")]
+Demonstrations = Annotated[
+    Path | None, typer.Option(help="File of worked examples, text and image regions in turn, shown before each question.")
+]
 Engine = Annotated[str | None, typer.Option(help="Address of a server that runs the model; this process if not given.")]
 EngineModel = Annotated[
     str | None, typer.Option(metavar="NAME", help="Its name there; PASS=NAME,base=NAME of several; the only one if not given.")

@@ -52,6 +52,13 @@ class Sample:
     """Fields that only a benchmark reads: skill, grade, number of steps."""
     slots: int = 0
     """Places of images that the row's own text marks; 0 where it marks none. The images are shown whatever it says."""
+    preface: tuple[str | None, ...] = ()
+    """What the prompt shows before the first question, texts and images in turn; None is the next of `images`."""
+
+    @property
+    def own_images(self) -> tuple[Image, ...]:
+        """The images that the question is about: those that the preface leaves."""
+        return self.images[self.preface.count(None) :]
 
     @property
     def last(self) -> Exchange:

@@ -126,6 +126,7 @@ def data_print(*parts: Iterable[Sample]) -> str:
         for sample in part:
             texts = [[e.question, dict(e.stages or {}), e.answer] for e in sample.exchanges]
             row = [sample.id, texts, list(sample.choices), [_image_print(image) for image in sample.images]]
+            row += [sample.preface] if sample.preface else []
             digest.update(json.dumps(row, sort_keys=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()

@@ -13,8 +13,10 @@ from lora_cot.options import (
     AsJson,
     Candidates,
     Data,
+    Demonstrations,
     Engine,
     EngineModel,
+    Format,
     JudgeAdapter,
     KeyFile,
     Model,
@@ -34,9 +36,8 @@ def evaluate(
     benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
     data: Data = None,
     split: Split = None,
-    cot_format: Annotated[
-        str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")
-    ] = None,
+    cot_format: Format = None,
+    demonstrations: Demonstrations = None,
     strategy: Strategy = None,
     candidates: Candidates = None,
     scorer: Scorer = None,
@@ -56,7 +57,7 @@ def evaluate(
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.evaluation.run import evaluate as run
 
-    report = run(model, benchmark, split, limit, search, output, how, data, server, cot_format)
+    report = run(model, benchmark, split, limit, search, output, how, data, server, cot_format, demonstrations)
     print_rows(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
     if report.failed:
@@ -89,6 +90,8 @@ def ask(
     model: Model,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    cot_format: Format = None,
+    demonstrations: Demonstrations = None,
     strategy: Strategy = None,
     candidates: Candidates = None,
     scorer: Scorer = None,
@@ -104,21 +107,19 @@ def ask(
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings)
     how = quantization_name(quantization)
     server = _server(engine, engine_model, api_key_file, how)
-    from lora_cot.checkpoints.opening import open_model
     from lora_cot.evaluation.ask import ask as run
     from lora_cot.evaluation.ask import check_trace
-    from lora_cot.evaluation.remote import open_remote
+    from lora_cot.evaluation.remote import open_any
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))
     check_trace(trace)
-    opened = open_remote(model, server) if server else open_model(model, how)
-    print(opened.said, file=sys.stderr)
+    opened = open_any(model, how, server, cot_format)
 
     def show(_number: int, stage: Any) -> None:
         print(next(c.text for c in stage.candidates if c.chosen).strip(), flush=True)
 
-    completion = run(opened, image, question, search, show, trace)
+    completion = run(opened, image, question, search, show, trace, demonstrations)
     if completion.stopped != "complete":
         print(f"stopped early: {completion.stopped}", file=sys.stderr)
     _warn_of_judging(search.get("scorer", opened.recipe.search.scorer), completion.judge_failures)

@@ -93,7 +93,7 @@ class ChatEncoder:
         self, sample: Sample, slots: Sequence[Sequence[int]], image_inputs: dict[str, Any], answered: int, staged: bool = True
     ) -> Encoded:
         """The sample with its first answers; without stage ids, if they are not asked for, in two thirds of the time."""
-        images, waiting = len(slots), list(slots)
+        images, waiting = len(slots) - sample.preface.count(None), list(slots)
         last = len(sample.exchanges) - 1
         trains = answered > last
         golds = [
@@ -104,11 +104,12 @@ class ChatEncoder:
             self.format.question(exchange, sample.choices if turn == last else ())
             for turn, exchange in enumerate(sample.exchanges)
         ]
-        out, end = Encoded([], [], [], image_inputs, images, slots), ""
+        out, end = Encoded([], [], [], image_inputs, len(slots), slots), ""
         for turn, question in enumerate(texts):
             prompt = self._render(turn + 1, turn, images)
             new = self._after(prompt, 2 * turn - 1).removeprefix(end) if turn else prompt
-            self._append_prompt(out, new, question, waiting)
+            before = [] if turn else self._before(prompt, images, sample.preface)
+            self._append_prompt(out, new, question, waiting, before)
             if turn < answered:
                 whole = self._render(turn + 1, turn + 1, images)
                 after = self._after(whole, 2 * turn + 1)
@@ -117,7 +118,7 @@ class ChatEncoder:
                 self._append_answer(out, lead if whole.startswith(prompt) else "", golds[turn], end, staged)
         if waiting:
             raise BackboneError(
-                Problem("chat template", f"{len(waiting)} of {images} images found no slot", "check the template")
+                Problem("chat template", f"{len(waiting)} of {len(slots)} images found no slot", "check the template")
             )
         return out
 
@@ -145,10 +146,22 @@ class ChatEncoder:
             raise BackboneError(Problem("chat template", what, "use a template that keeps the whole conversation"))
         return after
 
-    def _append_prompt(self, out: Encoded, rendered: str, question: str, slots: list[Sequence[int]]) -> None:
-        """Add a prompt: the template's text around a question; nothing of it is trained."""
-        pieces = [(question, False) if _SPANS.fullmatch(piece) else (piece, True) for piece in _SPANS.split(rendered) if piece]
-        tokens = self._safe.tokens(pieces)
+    def _before(self, rendered: str, images: int, preface: Sequence[str | None]) -> list[tuple[str, bool]]:
+        """The first turn up to its images, and the preface, whose images are written as the template writes one."""
+        if not preface:
+            return []
+        one, two = (self._render(1, 0, count).partition(_SPAN.format(0))[0] for count in (1, 2))
+        image = two.removeprefix(one)
+        lead = rendered.partition(_SPAN.format(0))[0].removesuffix(image * images)
+        return [(lead, True), *((image, True) if piece is None else (piece, False) for piece in preface)]
+
+    def _append_prompt(
+        self, out: Encoded, rendered: str, question: str, slots: list[Sequence[int]], before: Sequence[tuple[str, bool]]
+    ) -> None:
+        """Add a prompt: the template's text around a question, what it begins with replaced; nothing of it is trained."""
+        rest = rendered[len(before[0][0]) :] if before else rendered
+        pieces = [(question, False) if _SPANS.fullmatch(piece) else (piece, True) for piece in _SPANS.split(rest) if piece]
+        tokens = self._safe.tokens([*before, *pieces])
         if not out.input_ids:
             tokens = self._beginning(rendered) + tokens
         ids: list[int] = []

@@ -4,13 +4,17 @@ A YAML or JSON file, `{"demonstrations": […]}`; each has an `image` beside the
 and an `answer`. A step is a text or a box, `[left, top, right, bottom]` in pixels of the upright image, right and bottom
 outside.
 
+`Preface` is how a prompt shows them: in the first turn, before the question's own image.
+
 Where we differ from the released code: a box is in pixels, not in patches of one model's grid, and boxes may overlap.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +25,11 @@ from pydantic import ConfigDict, Field
 from lora_cot.data.images import MAX_PIXELS, inside, open_image
 from lora_cot.data.rows import StrictRow, checked, not_empty
 from lora_cot.errors import DataError, Problem, nearest
+from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import letter
+from lora_cot.formats.step_by_step import STEP_BY_STEP
 from lora_cot.recipe.load import parse_yaml
+from lora_cot.types import Exchange, Image, Sample
 
 KEY = "demonstrations"
 
@@ -56,6 +63,51 @@ class Demonstration:
             DataError: see `open_image`.
         """
         return open_image(self.image, max_pixels).crop(region)
+
+
+@dataclass(frozen=True)
+class Preface:
+    """Demonstrations as a prompt shows them; see `Sample.preface`."""
+
+    pieces: tuple[str | None, ...]
+    images: tuple[Image, ...]
+
+    def before(self, sample: Sample) -> Sample:
+        """The sample, with the demonstrations before its question."""
+        return replace(sample, preface=self.pieces, images=(*self.images, *sample.images))
+
+
+def preface(demonstrations: Sequence[Demonstration], cot_format: CotFormat, max_pixels: int = MAX_PIXELS) -> Preface:
+    """What stands before a question: each demonstration as it would be asked, its steps where the format reasons, its answer.
+
+    Args:
+        demonstrations: in the order in which they are shown.
+        cot_format: in which the question is asked.
+        max_pixels: limit of each image.
+
+    Raises:
+        DataError: the format has stages of its own, in which a demonstration is not written; see `open_image`.
+    """
+    if cot_format.is_tagged or cot_format.split:
+        what = f"no demonstration is written in the stages of the format {cot_format.name}"
+        raise DataError(Problem("demonstrations", what, "ask in step_by_step, answer_only or direct"))
+    pieces: list[str | None] = []
+    images: list[Image] = []
+    for one in demonstrations:
+        pieces += [None, f"{cot_format.question(Exchange(one.question), one.choices)}\n"]
+        images.append(one.image)
+        for step in one.steps if cot_format.name == STEP_BY_STEP.name else ():
+            pieces.append(f"{step}\n" if isinstance(step, str) else None)
+            images += [] if isinstance(step, str) else [_png(one.cut(step, max_pixels))]
+        answer = f"({one.answer})" if one.choices else one.answer
+        pieces.append(f"{answer}\n\n" if cot_format.name != STEP_BY_STEP.name else f"Answer: {answer}\n\n")
+    return Preface(tuple(pieces), tuple(images))
+
+
+def _png(image: PILImage.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 class DemonstrationRow(StrictRow):

@@ -69,6 +69,9 @@ class Seq2SeqEncoder:
         if len(sample.exchanges) > 1:
             what = f"a conversation of {len(sample.exchanges)} exchanges, and this model answers single questions"
             raise DataError(Problem("", what, "make each exchange a sample of its own", kind="not_taken"))
+        if sample.preface:
+            what = "a demonstration, and this model reads its own question alone"
+            raise DataError(Problem("", what, "leave demonstrations out", kind="not_taken"))
         if len(images) > 1:
             what = f"{len(images)} images, and this model sees one"
             raise DataError(Problem("", what, "join them to one image", kind="not_taken"))

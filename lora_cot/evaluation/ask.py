@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.checkpoints.opening import Opened
+from lora_cot.data.demonstrations import load_demonstrations, preface
 from lora_cot.data.images import open_image
 from lora_cot.errors import Problem, RunError
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
@@ -25,6 +26,7 @@ def ask(
     search: dict[str, Any] | None = None,
     on_stage: OnStage = lambda _number, _stage: None,
     trace: Path | None = None,
+    demonstrations: Path | None = None,
 ) -> Completion:
     """The model's answer to a question about an image.
 
@@ -36,10 +38,11 @@ def ask(
         on_stage: told of each stage as it is decided.
         trace: a file of all candidates, verdicts and winners: a page if its name ends with .html, `Completion.to_json` if
             with .json.
+        demonstrations: a file of worked examples that the prompt shows before the question.
 
     Raises:
         RecipeError: the search has no such key or value.
-        DataError: the image cannot be opened.
+        DataError: the image cannot be opened; see `load_demonstrations` and `preface`.
         SearchError: the strategy is not defined for the model's format.
         RunError: the trace's name ends with something else.
     """
@@ -48,6 +51,9 @@ def ask(
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)
     sample = Sample("question", (Exchange(question),), (image,))
+    if demonstrations:
+        max_pixels = opened.recipe.data.max_pixels
+        sample = preface(load_demonstrations(demonstrations, max_pixels), cot_format, max_pixels).before(sample)
     (completion,) = answer(engine, cot_format, [sample], config, on_stage)
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 
 from lora_cot.backbones.base import Family
-from lora_cot.checkpoints.opening import Opened, know_model
+from lora_cot.checkpoints.opening import Opened, Quantization, know_model, open_model
 from lora_cot.engines.base import Engine
 from lora_cot.engines.chat import Patience
 from lora_cot.engines.local import LocalEngine
@@ -66,6 +67,30 @@ def in_format(recipe: Recipe, name: str | None) -> Recipe:
         what = "a format that is generated in passes needs the adapters that were trained in it"
         raise RunError(Problem("--format", what, "leave it out"))
     return recipe.model_copy(update={"format": FormatSection(name=name)})
+
+
+def open_any(
+    model: str, quantization: Quantization = "auto", server: Server | None = None, format_name: str | None = None
+) -> Opened | OpenedRemote:
+    """A model, ready to answer; which, and with what precision, is printed.
+
+    Args:
+        model: as `open_model` takes it.
+        quantization: how the base is loaded.
+        server: what runs the model, if not this process.
+        format_name: see `in_format`.
+
+    Raises:
+        LoraCotError: see `open_model`, `open_remote`, `in_format`.
+    """
+    check_format(format_name)
+    if server:
+        opened: Opened | OpenedRemote = open_remote(model, server, format_name)
+    else:
+        loaded = open_model(model, quantization)
+        opened = loaded if format_name is None else replace(loaded, recipe=in_format(loaded.recipe, format_name))
+    print(opened.said, file=sys.stderr)
+    return opened
 
 
 def open_remote(model: str, server: Server, format_name: str | None = None) -> OpenedRemote:

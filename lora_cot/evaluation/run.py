@@ -8,11 +8,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_cot.checkpoints.opening import Opened, Quantization, open_model
+from lora_cot.checkpoints.fingerprints import data_print
+from lora_cot.checkpoints.opening import Opened, Quantization
+from lora_cot.data.demonstrations import Preface, load_demonstrations, preface
 from lora_cot.data.kept import KeptRows
 from lora_cot.data.rows import shortened
 from lora_cot.errors import DataError, EngineError, Problem, StoppedError
@@ -20,7 +22,7 @@ from lora_cot.evaluation.answered import Answered, answered, judged, known, row_
 from lora_cot.evaluation.asking import answers
 from lora_cot.evaluation.benchmarks import Benchmark, Wanted, check_split, find
 from lora_cot.evaluation.metrics import Share
-from lora_cot.evaluation.remote import OpenedRemote, Server, check_format, in_format, open_remote
+from lora_cot.evaluation.remote import OpenedRemote, Server, open_any
 from lora_cot.evaluation.summary import Summary, summarise
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.load import change_search
@@ -121,6 +123,7 @@ def evaluate(
     data: str | None = None,
     server: Server | None = None,
     format_name: str | None = None,
+    demonstrations: Path | None = None,
 ) -> EvalReport:
     """A model on a benchmark.
 
@@ -136,6 +139,7 @@ def evaluate(
         data: where the benchmark's files are; where the recipe's data are, if not given and they are the same questions.
         server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
         format_name: a built-in format to ask in; the recipe's if not given; see `in_format`.
+        demonstrations: a file of worked examples that every prompt shows before its question.
 
     Raises:
         RecipeError: the search has no such key or value.
@@ -146,17 +150,19 @@ def evaluate(
     """
     if benchmark is not None:
         check_split(benchmark, split)  # before a model is loaded for nothing
-    check_format(format_name)
-    opened = _open(model, quantization, server, format_name)
+    examples = load_demonstrations(demonstrations) if demonstrations else []
+    opened = open_any(model, quantization, server, format_name)
     recipe, told = opened.recipe, opened.recipe.evaluation
     if benchmark is None or benchmark == told.benchmark:
         benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
     chosen, split = find(benchmark), check_split(benchmark, split)
     config = change_search(recipe.search, search or {}, recipe.format)
-    samples, left_out = _questions(opened, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)))
+    shown = preface(examples, recipe.format.build(), recipe.data.max_pixels) if examples else None
+    samples, left_out = _questions(opened, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)), shown)
     setting = _setting(model, server, config)
     setting |= {"benchmark": benchmark, "split": split, "data": data, "quantization": quantization}
     setting |= {"format": recipe.format.model_dump(mode="json")}
+    setting |= {"demonstrations": data_print([shown.before(Sample("", ()))])} if shown else {}
     with KeptRows(output, setting) if output else nullcontext() as kept:
         done = _answered(opened, chosen, samples, config, kept)
     cot_format = recipe.format.build()
@@ -212,23 +218,14 @@ def _answered(
     return [found[sample.id] for sample in samples]
 
 
-def _open(model: str, quantization: Quantization, server: Server | None, format_name: str | None) -> Opened | OpenedRemote:
-    if server:
-        opened: Opened | OpenedRemote = open_remote(model, server, format_name)
-    else:
-        loaded = open_model(model, quantization)
-        opened = loaded if format_name is None else replace(loaded, recipe=in_format(loaded.recipe, format_name))
-    print(opened.said, file=sys.stderr)
-    return opened
-
-
-def _questions(opened: Opened | OpenedRemote, name: str, wanted: Wanted) -> tuple[list[Sample], int]:
-    """What can be asked, and how many problems the rest has, which are told."""
+def _questions(opened: Opened | OpenedRemote, name: str, wanted: Wanted, shown: Preface | None) -> tuple[list[Sample], int]:
+    """What can be asked, what is shown before it included, and how many problems the rest has, which are told."""
     found, most_images = find(name).load(wanted), opened.family.most_images
     limit = math.inf if most_images is None else most_images
-    samples = [sample for sample in found.samples if len(sample.images) <= limit]
+    wished = [shown.before(sample) if shown else sample for sample in found.samples]
+    samples = [sample for sample in wished if len(sample.images) <= limit]
     what = f"more images than the {most_images} that this model sees"
-    problems = [*found.problems, *(Problem(s.id, what) for s in found.samples if len(s.images) > limit)]
+    problems = [*found.problems, *(Problem(s.id, what) for s in wished if len(s.images) > limit)]
     if problems:
         print("questions that are left out:", *shortened(problems), sep="\n  ", file=sys.stderr)
     if not samples:

@@ -92,7 +92,7 @@ def _compare(engine: Engine, contests: Sequence[Contest], pairs: Sequence[Pair])
         for first, second in ((a, b), (b, a)):
             texts = (contest.texts[first], contest.texts[second])
             question = judge_question(contest.question, contest.stage, given, *texts)
-            prompts.append(Sample(contest.sample.id, (Exchange(question),), contest.sample.images))
+            prompts.append(Sample(contest.sample.id, (Exchange(question),), contest.sample.own_images))
     try:
         odds = [first - second for first, second in engine.choose(prompts, VERDICTS, _earliest(contests))]
     except AccessError:

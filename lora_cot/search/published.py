@@ -143,4 +143,4 @@ def _check(contest: Contest, player: int) -> Sample:
 def _question(contest: Contest, first: int, second: int) -> Sample:
     texts = (contest.texts[first], contest.texts[second])
     question = published_question(contest.question, contest.stage.name, contest.given, *texts)
-    return Sample(contest.sample.id, (Exchange(question),), contest.sample.images)
+    return Sample(contest.sample.id, (Exchange(question),), contest.sample.own_images)

@@ -90,7 +90,7 @@ def _verdict(contest: Contest, found: list[float] | LoraCotError) -> Verdict:
 
 
 def _told(contest: Contest) -> dict[str, Any]:
-    images = contest.sample.images
+    images = contest.sample.own_images
     return {
         "question": contest.question,
         "image": image_part(images[0], sys.maxsize)["image_url"]["url"] if images else None,  # the engine has accepted it

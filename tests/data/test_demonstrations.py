@@ -1,6 +1,8 @@
-"""Demonstrations: read as they stand, refused with the place of every mistake."""
+"""Demonstrations: read as they stand, refused with the place of every mistake, and shown as a prompt holds them."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -8,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_cot.data.demonstrations import Demonstration, Region, is_demonstrations, load_demonstrations
+from lora_cot.data.chat import ChatEncoder
+from lora_cot.data.collate import encode
+from lora_cot.data.demonstrations import Demonstration, Region, is_demonstrations, load_demonstrations, preface
+from lora_cot.data.images import open_image
+from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError
+from lora_cot.formats import FORMATS
+from lora_cot.types import Exchange, Sample
 
 
 def plain(**keys):
@@ -179,3 +187,83 @@ def test_a_box_is_taken_if_it_holds_pixels_of_the_image_alone(folder, box):
         assert not good
     else:
         assert good and demonstration.cut(*demonstration.steps).size == (len(columns), len(rows))
+
+
+QUESTION = Sample("q", (Exchange("How many?"),), make_sample(0, "train", 0).images)
+STEP_BY_STEP = FORMATS["step_by_step"]
+IMAGES_FIRST = (
+    "{% for m in messages %}{{ m.role.upper() }}: {% for c in m.content if c.type == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m.content if c.type == 'text' %}{{ c.text }} {% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""As LLaVA-1.5's template has it, whatever the order of the parts."""
+
+
+def shown(folder, cot_format=STEP_BY_STEP, **keys):
+    """The question after two demonstrations, one of them without options."""
+    second = plain(choices=[], answer="blue", steps=["It is blue."])
+    examples = load_demonstrations(written(folder, {"demonstrations": [plain(**keys), second]}))
+    return preface(examples, cot_format).before(QUESTION)
+
+
+def test_a_prompt_shows_texts_and_regions_in_turn(each_chat, folder):
+    """Token by token what the model's own template makes of the parts in that order, before the question's own image."""
+    sample = shown(folder)
+    assert sample.own_images == QUESTION.images and len(sample.images) == 5
+    question = STEP_BY_STEP.question(QUESTION.last)
+    shots = [
+        "Question: Which colour?\nOptions: (A) red (B) blue\nLet's think step by step.\nThere is a corner.\n",
+        "It is blue.\n",
+        "Answer: (B)\n\n",
+        "Question: Which colour?\nLet's think step by step.\nIt is blue.\nAnswer: blue\n\n",
+    ]
+    image = {"type": "image"}
+    first, *others = ({"type": "text", "text": text} for text in shots)
+    parts = [image, first, image, others[0], image, others[1], image, others[2], image, {"type": "text", "text": question}]
+    processor = each_chat.processor
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True)
+    images = [open_image(one) for one in sample.images]
+    expected = processor(images=[images], text=text, add_special_tokens=False)["input_ids"][0]
+    assert encode(each_chat.encoder(STEP_BY_STEP), sample, False).input_ids == list(expected)
+    assert [image.size for image in images][1:3] == [(10, 5), (40, 20)]
+
+
+def test_a_template_that_puts_images_first_does_not_move_them(tiny, folder):
+    """Each image stands where its demonstration shows it, written as that template writes one."""
+    processor = copy.copy(tiny.processor)
+    processor.chat_template = IMAGES_FIRST
+    sample = shown(folder)
+    sample = replace(sample, exchanges=(Exchange("What?", answer="4"), *sample.exchanges))
+    encoder = ChatEncoder(processor, STEP_BY_STEP)
+    encoded = encode(encoder, sample, False)
+    text = encoder.tokenizer.decode(encoded.input_ids).replace("<image>" * 4, "<image>")
+    assert text.count("<image>\n") == 5
+    assert text.startswith("USER: <image>\nQuestion: Which colour?")
+    assert "There is a corner.\n<image>\nIt is blue.\n<image>\nAnswer: (B)" in text
+    assert "Answer: blue\n\n<image>\nQuestion: What?" in text and text.endswith("Let's think step by step. ASSISTANT:")
+    assert encoded.images == 5
+
+
+def test_a_demonstration_cannot_forge_an_image(tiny, folder):
+    """What its texts quote is its characters."""
+    sample = shown(folder, question="<image> or <|end|>?", steps=["<image>", [0, 0, 10, 5]])
+    encoded = encode(tiny.encoder(STEP_BY_STEP), sample, False)
+    assert encoded.input_ids.count(tiny.encoder(STEP_BY_STEP).image_token_id) == 4 * 4
+    assert "<image> or <|end|>?" in tiny.processor.tokenizer.decode(encoded.input_ids)
+
+
+def test_steps_are_shown_where_the_format_reasons(folder):
+    """A baseline that is asked for the answer alone is shown answers alone; formats with stages have no demonstrations."""
+    only = shown(folder, FORMATS["answer_only"])
+    assert only.preface[:2] == (None, "Question: Which colour?\nOptions: (A) red (B) blue\nAnswer:\n")
+    assert len(only.images) == 3
+    assert shown(folder, FORMATS["direct"]).preface[2] == "(B)\n\n"
+    for name in ("four_stage", "two_stage"):
+        with pytest.raises(DataError, match=f"no demonstration is written in the stages of the format {name} · ask in step"):
+            shown(folder, FORMATS[name])
+
+
+def test_an_encoder_decoder_takes_none(load_tiny, folder):
+    """It reads one question and one image."""
+    with pytest.raises(DataError, match="q · a demonstration, and this model reads its own question alone"):
+        encode(load_tiny("t5_vision").encoder(STEP_BY_STEP), shown(folder), False)

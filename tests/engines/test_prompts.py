@@ -42,3 +42,14 @@ def test_the_prompt_is_the_same(tiny):
         assert [message["role"] for message in messages] == ["user", "assistant", "user"]
         found = rendered(tiny.processor, messages, [open_image(image) for image in images])
         assert list(found) == encode(tiny.encoder(FORMAT), sample, False).input_ids
+
+
+def test_demonstrations_come_first(tiny):
+    """Texts and images in turn, before the question's own image."""
+    images = (picture(), picture(), picture())
+    sample = Sample("s", (Exchange("How many?"),), images, preface=(None, "One: ", None, "two."))
+    messages = chat_messages(FORMAT, sample)
+    kinds = [part["type"] for part in messages[0]["content"]]
+    assert kinds == ["image_url", "text", "image_url", "text", "image_url", "text"]
+    found = rendered(tiny.processor, messages, [open_image(image) for image in images])
+    assert list(found) == encode(tiny.encoder(FORMAT), sample, False).input_ids

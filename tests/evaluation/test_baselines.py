@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from PIL import Image as PILImage
 
-from lora_cot.errors import RunError
+from lora_cot.data.chat import ChatEncoder
+from lora_cot.errors import DataError, RunError
 from lora_cot.evaluation.predictions import score
 from lora_cot.evaluation.remote import in_format
 from lora_cot.evaluation.run import evaluate
@@ -43,6 +45,30 @@ def test_every_chat_model_can_be_measured(each_chat_base, tmp_path, benchmark, n
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert all(set(row["stages"]) <= {"ANSWER"} for row in rows)
     assert score(benchmark, output, str(data)).summary == report.summary
+
+
+def test_every_prompt_shows_the_demonstrations(tiny_base, tmp_path, monkeypatch):
+    """One-shot answers are of another setting than zero-shot ones; a model with stages has no demonstrations."""
+    PILImage.new("RGB", (40, 20), "red").save(tmp_path / "a.png")
+    one = {"image": "a.png", "question": "Which colour?", "steps": ["It is", [0, 0, 9, 9], "red."], "answer": "red"}
+    path = tmp_path / "shots.json"
+    path.write_text(json.dumps({"demonstrations": [one]}))
+    prompts, encode = [], ChatEncoder.prompt
+
+    def kept(encoder, sample, images, like=None):
+        prompts.append(encode(encoder, sample, images, like))
+        return prompts[-1]
+
+    monkeypatch.setattr(ChatEncoder, "prompt", kept)
+    given = {"model": str(tiny_base), "benchmark": "shapes", "limit": 2, "search": SHORT, "output": tmp_path / "out.jsonl"}
+    report = evaluate(**given, format_name="step_by_step", demonstrations=path)
+    assert report.accuracy.total == 2 and {prompt.images for prompt in prompts} == {3}
+    path.write_text(json.dumps({"demonstrations": [one | {"answer": "blue"}]}))
+    for demonstrations in (path, None):
+        with pytest.raises(RunError, match=r"out\.jsonl"):
+            evaluate(**given, format_name="step_by_step", demonstrations=demonstrations)
+    with pytest.raises(DataError, match="no demonstration is written in the stages of the format four_stage"):
+        evaluate(**given | {"search": {}}, format_name="four_stage", demonstrations=path)
 
 
 def test_a_format_must_go_with_the_model():
