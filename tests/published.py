@@ -1,5 +1,6 @@
 """Files in the forms of published sets of questions, made up and tiny."""
 
+import gzip
 import io
 import json
 
@@ -109,6 +110,30 @@ def llava_wild(folder, count=3, images=True):
     answers = [{"question_id": n, "prompt": "?", "text": f"The big red fern grows {n} leaves."} for n in range(count)]
     json_lines(folder / "answers_gpt4.jsonl", answers)
     for name in ("001.png", "002.png"):
+        if images:
+            (folder / "images").mkdir(exist_ok=True)
+            (folder / "images" / name).write_bytes(png())
+    return folder
+
+
+MULTI30K = {
+    "en": ["A dog runs.", "Two men talk.", "A red bus."],
+    "de": ["Ein Hund läuft.", "Zwei Männer reden.", "Ein roter Bus."],
+    "fr": ["Un chien court.", "Deux hommes parlent.", "Un bus rouge."],
+}
+
+
+def multi30k(folder, split="test_2016_flickr", packed=True, images=True, **sentences):
+    """Its folder `task1` with three captions, the last two of one photograph, as MSCOCO's are named."""
+    names = ["1.jpg", "COCO_val2014_2.jpg#33", "COCO_val2014_2.jpg#44"]
+    for language, lines in (MULTI30K | sentences).items():
+        data = "".join(f"{line}\n" for line in lines).encode()
+        path = folder / "raw" / (f"{split}.{language}.gz" if packed else f"{split}.{language}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(data) if packed else data)
+    (folder / "image_splits").mkdir(exist_ok=True)
+    (folder / "image_splits" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    for name in ("1.jpg", "COCO_val2014_2.jpg"):
         if images:
             (folder / "images").mkdir(exist_ok=True)
             (folder / "images" / name).write_bytes(png())

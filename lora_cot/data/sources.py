@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from lora_cot.data import aokvqa, jsonl, llava_cot_100k, llava_wild, m3cot, messages, scienceqa, shapes
+from lora_cot.data import aokvqa, jsonl, llava_cot_100k, llava_wild, m3cot, messages, multi30k, scienceqa, shapes
 from lora_cot.data.rationales import check_foreign, with_rationales
 from lora_cot.data.rows import SampleReader, collect
 from lora_cot.errors import DataError, Problem
@@ -29,6 +29,7 @@ SOURCES: dict[str, Callable[[Any, CotFormat], Iterator[SampleReader]]] = {
     "aokvqa": aokvqa.rows,
     "m3cot": m3cot.rows,
     "llava_wild": llava_wild.rows,
+    "multi30k": multi30k.rows,
 }
 """A source takes its own section of the recipe and the format, and gives its rows one by one, not yet read."""
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_cot.data import aokvqa, llava_wild, m3cot, mmmu, scienceqa, shapes
+from lora_cot.data import aokvqa, llava_wild, m3cot, mmmu, multi30k, scienceqa, shapes
 from lora_cot.data.questions import Use
 from lora_cot.data.rows import Collected
 from lora_cot.errors import Problem, RunError, nearest
 from lora_cot.evaluation.m3cot import carried, chosen_letter
 from lora_cot.evaluation.metrics import Metric, rouge_l
+from lora_cot.evaluation.translation import corpus_figures, sentence_chrf
 from lora_cot.formats.answers import letter, read_option, same
-from lora_cot.recipe.sources import AokvqaSource, LlavaWildSource, M3cotSource, QuestionSource, ScienceqaSource
+from lora_cot.recipe.sources import AokvqaSource, LlavaWildSource, M3cotSource, Multi30kSource, QuestionSource, ScienceqaSource
 from lora_cot.types import Sample
 
 SourceType = TypeVar("SourceType", bound=QuestionSource)
@@ -66,6 +67,8 @@ class Benchmark:
     """Whether a question counts to the accuracy, or to its groups alone."""
     metric: Metric = "accuracy"
     """What the mean of the credits is."""
+    figures: Callable[[Sequence[tuple[str, Sample]]], dict[str, float]] | None = None
+    """Of all answers together, with their questions, what is no mean of credits."""
     carried: Callable[[Path], Collected] | None = None
     """The questions that a file of predictions in the benchmark's own form brings along."""
 
@@ -172,6 +175,16 @@ def _llava_wild_verdict(text: str | None, sample: Sample) -> Verdict:
     return Verdict(said, rouge_l(str(sample.last.answer), said or ""))
 
 
+def _multi30k(wanted: Wanted) -> Collected:
+    return _first(multi30k.questions(_source(Multi30kSource, "multi30k", wanted), wanted.use), wanted.limit)
+
+
+def _multi30k_verdict(text: str | None, sample: Sample) -> Verdict:
+    """ChrF against the reference translation; there is no right and wrong."""
+    said = (text or "").strip() or None
+    return Verdict(said, sentence_chrf(str(sample.last.answer), said or ""))
+
+
 BENCHMARKS = {
     "shapes": Benchmark(("test", "validation", "train"), _shapes, _shapes_verdict, _shapes_groups),
     "scienceqa": Benchmark(
@@ -197,6 +210,15 @@ BENCHMARKS = {
         lambda sample: (str(sample.meta["category"]), "Avg"),
         source="llava_wild",
         metric="ROUGE-L",
+    ),
+    "multi30k": Benchmark(
+        multi30k.SPLITS,
+        _multi30k,
+        _multi30k_verdict,
+        lambda sample: (str(sample.meta["language"]),),
+        source="multi30k",
+        metric="sentence chrF",
+        figures=corpus_figures,
     ),
 }
 

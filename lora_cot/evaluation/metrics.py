@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-Metric = Literal["accuracy", "ROUGE-L"]
-"""What a benchmark's credits add up to: the share of right answers, or mean ROUGE-L, 0 to 1."""
+Metric = Literal["accuracy", "ROUGE-L", "sentence chrF"]
+"""What a benchmark's credits add up to: the share of right answers, or the mean of a score, 0 to 1."""
 
 
 def rouge_l(gold: str, text: str) -> float:

@@ -63,6 +63,7 @@ class ScoreReport:
             "unanswered": self.summary.unanswered,
             "rouge_l": self.summary.rouge_l,
             "failure_modes": self.summary.failure_modes,
+            "figures": self.summary.figures,
             "shares": {name: share.to_json() for name, share in shares.items()},
             "gaps": self.gaps,
         }

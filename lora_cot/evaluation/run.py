@@ -108,7 +108,7 @@ class EvalReport:
         plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | Summary)}
         shares = {"accuracy": self.accuracy.to_json(), "format_validity": self.format_validity.to_json()}
         groups = {name: share.to_json() for name, share in self.groups.items()}
-        told = {key: getattr(self.summary, key) for key in ("metric", "unanswered", "rouge_l", "failure_modes")}
+        told = {key: getattr(self.summary, key) for key in ("metric", "unanswered", "rouge_l", "failure_modes", "figures")}
         return {**plain, **self.per_question, "flip_rate": self.flip_rate, **shares, **told, "groups": groups}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_cot.evaluation.benchmarks import Benchmark, Verdict
@@ -41,11 +41,14 @@ class Summary:
     """Questions with a gold rationale by rationale_right, rationale_wrong and answer_right, answer_wrong."""
     metric: Metric = "accuracy"
     """What the shares are."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Further ones by name, of all answers together; see `Benchmark.figures`."""
 
     def lines(self) -> list[tuple[str, Any]]:
         """For people."""
         rows: list[tuple[str, Any]] = [(self.metric, self.accuracy)]
         rows += [(f"  {name}", share) for name, share in self.groups.items()]
+        rows += [(name, f"{figure:.2f}") for name, figure in self.figures.items()]
         rows.append(("unanswered", self.unanswered))
         if self.rouge_l is not None and self.metric == "accuracy":
             rows.append(("ROUGE-L of rationales", f"{100 * self.rouge_l:.2f}"))
@@ -80,6 +83,7 @@ def summarise(benchmark: Benchmark, judged: Sequence[Judged]) -> Summary:
         sum(rouge) / len(rouge) if rouge else None,
         _failure_modes(explained, scores) if scores else None,
         benchmark.metric,
+        benchmark.figures([(one.verdict.answer or "", one.sample) for one in judged]) if benchmark.figures else {},
     )
 
 

@@ -6,6 +6,7 @@ from lora_cot.formats.four_stage import FOUR_STAGE
 from lora_cot.formats.one_stage import ANSWER_FIRST, ANSWER_ONLY, ONE_STAGE
 from lora_cot.formats.parser import Event, Parsed, ParsedStage, StageParser
 from lora_cot.formats.step_by_step import STEP_BY_STEP
+from lora_cot.formats.translate import TRANSLATE
 from lora_cot.formats.two_stage import TWO_STAGE
 
 FORMATS = {
@@ -16,6 +17,7 @@ FORMATS = {
     "answer_only": ANSWER_ONLY,
     "direct": DIRECT,
     "step_by_step": STEP_BY_STEP,
+    "translate": TRANSLATE,
 }
 
 __all__ = ["FORMATS", "CotFormat", "Event", "Parsed", "ParsedStage", "Stage", "StageParser"]

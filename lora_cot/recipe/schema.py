@@ -198,7 +198,7 @@ class TrainingSection(LibrarySection):
 class EvaluationSection(Section):
     """What `lora-cot eval` runs if not told otherwise."""
 
-    benchmark: Literal["shapes", "scienceqa", "aokvqa", "mmmu", "m3cot", "llava_wild"] = "shapes"
+    benchmark: Literal["shapes", "scienceqa", "aokvqa", "mmmu", "m3cot", "llava_wild", "multi30k"] = "shapes"
     data: str | None = None
     """Where the benchmark's files are; not for shapes. Where data.train or data.eval names the same source, its own."""
     split: str | None = None

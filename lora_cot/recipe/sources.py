@@ -111,6 +111,14 @@ class LlavaWildSource(QuestionSource):
     split: Literal["test"] = "test"
 
 
+class Multi30kSource(QuestionSource):
+    """Multi30K: the folder `data/task1` as it is published, or a table of the columns en, de, fr and image."""
+
+    source: Literal["multi30k"]
+    language: Literal["de", "fr"] = "de"
+    """That is translated to, from English."""
+
+
 AnySource = Annotated[
     ShapesSource
     | JsonlSource
@@ -119,6 +127,7 @@ AnySource = Annotated[
     | ScienceqaSource
     | AokvqaSource
     | M3cotSource
-    | LlavaWildSource,
+    | LlavaWildSource
+    | Multi30kSource,
     Field(discriminator="source"),
 ]

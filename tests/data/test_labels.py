@@ -150,7 +150,7 @@ def test_gold_text_cannot_forge_image_slots_or_ends(each_chat, name):
         assert split(hostile)[0] == encode(encoder, sample(text), False).input_ids
         assert stages_in(encoder, split(hostile)[1]) == encoder.format.gold(sample(text).last)
         written = encoder.tokenizer.decode(hostile.input_ids).count(f"it says {text}!")
-        once = {"direct": 1, "answer_only": 1, "step_by_step": 1, "rationale": 3}
+        once = {"direct": 1, "answer_only": 1, "step_by_step": 1, "translate": 1, "rationale": 3}
         assert written == once.get(name, 4)
 
 

@@ -37,6 +37,8 @@ def benchmark_files(tmp_path):
             return str(published.m3cot(folder, [published.m3cot_record(n) for n in range(3)], split))
         if name == "llava_wild":
             return str(published.llava_wild(folder))
+        if name == "multi30k":
+            return str(published.multi30k(folder, split))
         if name == "mmmu":
             rows = [published.mmmu_row(n) for n in range(3)]
             published.parquet(folder / f"{split}-00000.parquet", rows, [f"image_{n}" for n in range(1, 8)])
@@ -74,7 +76,7 @@ def test_a_benchmark_can_be_run(name, benchmark_files):
             assert benchmark.groups(sample)
 
 
-@pytest.mark.parametrize("name", ["scienceqa", "aokvqa", "mmmu", "m3cot", "llava_wild"])
+@pytest.mark.parametrize("name", ["scienceqa", "aokvqa", "mmmu", "m3cot", "llava_wild", "multi30k"])
 def test_a_benchmark_without_its_files_is_refused(name):
     """Its questions do not come along; the option that names them is told."""
     with pytest.raises(RunError, match=f"--data · the questions of {name} do not come along · name the folder"):
@@ -111,7 +113,7 @@ def evaluate(monkeypatch):
         recipe = Recipe(name="x", model=ModelSection(base="x"), **(recipe or {}))
         monkeypatch.setattr(
             run,
-            "open_model",
+            "open_any",
             lambda *_: SimpleNamespace(recipe=recipe, said="", family=ANY_FAMILY),
         )
         monkeypatch.setattr(run, "answers", lambda *given: zip(given[2], answered or written(*given), strict=True))

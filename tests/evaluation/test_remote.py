@@ -14,7 +14,7 @@ from lora_cot.engines.base import Ask
 from lora_cot.engines.chat import Patience
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import AccessError, BackboneError, RunError
-from lora_cot.evaluation import ask, asking, run
+from lora_cot.evaluation import ask, asking, remote, run
 from lora_cot.evaluation.remote import Server, served_names
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
@@ -167,14 +167,14 @@ def test_a_trace_is_a_page_or_json(running, folders, tmp_path, monkeypatch, caps
     assert json.loads((tmp_path / "new" / "t.json").read_text()) == json.loads(json.dumps(found.to_json()))
     ask.ask(opened, image, "What?", trace=tmp_path / "t.html")
     assert (tmp_path / "t.html").read_text().lower().startswith("<!doctype html>")
-    monkeypatch.setattr(opening, "open_model", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(remote, "open_model", lambda *_: pytest.fail("a model is loaded"))
     for call in (
         lambda path: ask.ask(opened, image, "What?", trace=path),
         lambda path: answers.ask("m", image, "?", trace=path),
     ):
         with pytest.raises(RunError, match=r"t.txt · a trace is a page or JSON · name a file that ends with .html or .json"):
             call(tmp_path / "t.txt")
-    monkeypatch.setattr(opening, "open_model", lambda *_: opened)
+    monkeypatch.setattr(remote, "open_any", lambda *_: opened)
     monkeypatch.setattr(ask, "answer", lambda *_: [found])
     found.trace[0] = replace(found.trace[0], failures=3)
     capsys.readouterr()
