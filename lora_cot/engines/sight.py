@@ -68,7 +68,7 @@ def patch_view(backbone: Backbone) -> PatchView:
     found = backbone.family.patch_view(backbone.base_model)
     if found is None:
         kind = getattr(backbone.base_model.config, "model_type", "this model")
-        remedy = "use a LLaVA-1.5 or a Qwen2-VL, or leave it out"
+        remedy = "use a LLaVA-1.5, a Qwen2-VL or a Chameleon, or leave it out"
         raise SearchError(Problem("search.interleave", f"patches of {kind} cannot be shown again", remedy))
     return found
 

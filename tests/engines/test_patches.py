@@ -20,7 +20,7 @@ from lora_cot.formats import FORMATS
 from tests.engines.reference import SAMPLES, TEXT_ONLY
 
 
-@pytest.fixture(params=["llava", "qwen2_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.fixture(params=["llava", "qwen2_vl", "chameleon", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def engine(request, load_tiny):
     """An engine that keeps what its images' patches are."""
     found = LocalEngine(load_tiny(request.param), FORMATS["direct"])

@@ -22,7 +22,7 @@ from lora_cot.search.strategies import answer
 from lora_cot.training import console
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
-from tests.conftest import CHAT
+from tests.conftest import TRAINED_CHAT
 
 
 def losses(folder, key="loss"):
@@ -279,7 +279,7 @@ def answers_of(opened):
 
 
 @pytest.mark.parametrize(
-    "kind", ["llava", "t5_vision", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CHAT if kind != "llava")]
+    "kind", ["llava", "t5_vision", *(pytest.param(kind, marks=pytest.mark.slow) for kind in TRAINED_CHAT if kind != "llava")]
 )
 def test_two_stages_are_two_adapters_on_one_base(make_recipe, make_base, tmp_path, monkeypatch, kind):
     """Each pass leaves an adapter; both answer on one base, loaded once, and their merged models answer as they do."""
