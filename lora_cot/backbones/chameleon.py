@@ -72,7 +72,6 @@ CHAMELEON = Family(
     image_inputs=image_inputs,
     image_tokens=image_tokens,
     inference_only=True,
-    never_quantized=("vision_encoder",),
     load_processor=load_processor,
     patch_view=patch_view,
 )

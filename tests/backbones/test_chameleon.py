@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,15 +73,16 @@ def test_half_an_image_is_no_image(chameleon):
 
 @torch.inference_mode()
 def test_what_was_seen_are_image_tokens(engine):
-    """The patches' features are the embeddings of the tokens that the VQ-VAE makes of the image, by rows."""
-    backbone = engine.backbone
-    for state, sample in zip(engine.start(SAMPLES), SAMPLES, strict=True):
+    """The patches' features are the embeddings of the tokens that the VQ-VAE makes of the images, by rows."""
+    backbone, both = engine.backbone, replace(SAMPLES[0], id="both", images=(*SAMPLES[0].images, *SAMPLES[1].images))
+    samples = [*SAMPLES, both]
+    for state, sample in zip(engine.start(samples), samples, strict=True):
         encoded = encode(engine.encoder, sample, False)
-        tokens = backbone.base_model.get_image_tokens(encoded.image_inputs["pixel_values"])[0]
+        tokens = backbone.base_model.get_image_tokens(encoded.image_inputs["pixel_values"]).flatten()
         expected = backbone.base_model.get_input_embeddings()(tokens)
         assert len(set(tokens.tolist())) > 1, "all the same is no test"
         torch.testing.assert_close(state.root.sight.features, expected, atol=0, rtol=0)
-        assert state.root.sight.grids == ((2, 2),)
+        assert state.root.sight.grids == ((2, 2),) * len(sample.images)
 
 
 @torch.inference_mode()
@@ -112,7 +114,7 @@ def test_four_bits_leave_the_images_alone(make_base, chameleon):
 
 REFUSED = (
     r"model\.base .* · chameleon is here for inference only: it can be asked, searched, evaluated and served, not trained · "
-    r"allowed: llava, .*mllama, qwen2_vl, qwen2_5_vl, t5"
+    r"allowed: llava, .*mllama, qwen2_vl, qwen2_5_vl, t5, t5_vision$"
 )
 
 
@@ -121,9 +123,8 @@ def test_training_is_refused_before_weights_are_read(make_base, make_recipe, tmp
     folder = shutil.copytree(make_base("chameleon"), tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     recipe = make_recipe(tmp_path, f"model.base={folder}")
     for refuse in (lambda: train(recipe, tmp_path), lambda: plan(recipe)):
-        with pytest.raises(BackboneError, match=REFUSED) as caught:
+        with pytest.raises(BackboneError, match=REFUSED):
             refuse()
-        assert "chameleon," not in str(caught.value)
     (problem,) = validate(recipe).problems
     assert "inference only" in str(problem)
     assert not (tmp_path / "tiny" / "adapter").exists()
