@@ -192,9 +192,10 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
         train(make_recipe(tmp_path, data={"train": []}), tmp_path)
 
 
-def test_the_preview_marks_what_is_trained(each_chat):
+@pytest.mark.parametrize("name", TRAINED_CHAT)
+def test_the_preview_marks_what_is_trained(load_tiny, name):
     """The run shows one sample with its answer between marks."""
-    encoder = each_chat.encoder(FORMATS["four_stage"])
+    encoder = load_tiny(name).encoder(FORMATS["four_stage"])
     text = console.mark_trained(encode(encoder, make_sample(0, "train", 0), True), encoder)
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
