@@ -1,5 +1,6 @@
 """What all tests share: where the repository is, the files beside it, and how hypothesis runs."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,25 @@ def shared_data():
     return find
 
 
-CHAT = ("llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl")
+TRAINED_CHAT = ("llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl")
+"""Every `model_type` that goes on from its prompt and can be trained."""
+TRAINED = (*TRAINED_CHAT, "t5_vision")
+"""Every `model_type` that can be trained."""
+CHAT = (*TRAINED_CHAT, "chameleon")
 """Every `model_type` that goes on from its prompt."""
-ARCHITECTURES = (*CHAT, "t5_vision")
-"""Every `model_type` that a family takes."""
+
+
+def plain_processor(processor):
+    """A copy that adds nothing to a text: Chameleon's puts a separator after any, wherever its template has them."""
+    plain = copy.deepcopy(processor)
+    if type(processor).__name__ == "ChameleonProcessor":
+        plain.tokenizer.sep_token = ""
+    return plain
+
+
+def slots_in(processor, ids):
+    """Number of tokens that stand for images."""
+    return sum(token in processor.image_token_ids for token in ids)
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +97,13 @@ def tiny(load_tiny):
     return load_tiny("llava")
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=TRAINED)
 def each_base(request, make_base):
-    """Folder of a tiny base, one test for each kind."""
+    """Folder of a tiny base that can be trained, one test for each kind."""
     return make_base(request.param)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=(*CHAT, "t5_vision"))
 def each_tiny(request, load_tiny):
     """A tiny base, loaded, one test for each kind."""
     return load_tiny(request.param)

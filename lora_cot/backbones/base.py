@@ -76,6 +76,8 @@ class Family:
     """Rows with and without images, or with different numbers of them, may share a batch."""
     most_images: int | None = None
     """Images of a sample, where there is a limit."""
+    inference_only: bool = False
+    """It answers, but cannot be trained here."""
     no_fp16: str = ""
     """Why this family cannot be trained in float16; empty if it can."""
     tag_style: str = "xml"

@@ -37,7 +37,20 @@ def family_of(base: str, revision: str | None = None) -> Family:
         if model_type in family.model_types:
             return family
     known = ", ".join(kind for family in FAMILIES.values() for kind in family.model_types)
-    what = f"a model of type '{model_type}' is not a vision-language model this package can train"
+    what = f"a model of type '{model_type}' is not a vision-language model this package knows"
+    raise BackboneError(Problem(f"model.base {base}", what, f"allowed: {known}"))
+
+
+def family_to_train(base: str, revision: str | None = None) -> Family:
+    """The family of a checkpoint that is to be trained.
+
+    Raises:
+        BackboneError: as `family_of`; its family is for inference only.
+    """
+    if not (family := family_of(base, revision)).inference_only:
+        return family
+    known = ", ".join(kind for family in FAMILIES.values() if not family.inference_only for kind in family.model_types)
+    what = f"{family.name} is here for inference only: it can be asked, searched, evaluated and served, not trained"
     raise BackboneError(Problem(f"model.base {base}", what, f"allowed: {known}"))
 
 
@@ -110,13 +123,13 @@ def _check_vision_keys(model: ModelSection, family: Family) -> None:
 
 
 def load_processor(model: ModelSection) -> tuple[Family, Any]:
-    """A base's family and processor; no weights are loaded.
+    """Family and processor of a base that is to be trained; no weights are loaded.
 
     Raises:
-        BackboneError: no such base, not one of ours, or its processor cannot be loaded.
+        BackboneError: no such base, none that can be trained, or its processor cannot be loaded.
     """
     base = resolve_base(model.base, weights=False)
-    family = family_of(base, model.revision)
+    family = family_to_train(base, model.revision)
     _check_vision_keys(model, family)
     try:
         return family, family.load_processor(base, model)

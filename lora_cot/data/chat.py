@@ -207,7 +207,7 @@ def image_slots(processor: Any, images: Sequence[PILImage.Image]) -> tuple[list[
     made = dict(processor(images=[list(images)], text=text, add_special_tokens=False, return_tensors="pt"))
     ids = made.pop("input_ids")[0].tolist()
     made.pop("attention_mask", None)
-    image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    runs = [list(run) for is_image, run in groupby(ids, lambda token: token == image_token_id) if is_image]
+    own = set(processor.image_token_ids)  # of some, marks around an image too
+    runs = [list(run) for is_image, run in groupby(ids, own.__contains__) if is_image]
     assert len(runs) == len(images), "the processor joined the slots of two images"
     return runs, made

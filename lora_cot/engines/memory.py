@@ -48,8 +48,7 @@ class Memory:
     @staticmethod
     def has_images(prompt: Encoded, length: int) -> bool:
         """Whether the beginning of a prompt holds all of its images."""
-        slots = {slot[0] for slot in prompt.image_slots if slot}
-        return not slots.intersection(prompt.input_ids[length:])
+        return not set().union(*prompt.image_slots).intersection(prompt.input_ids[length:])
 
     def store(self, who: Hashable, key: Hashable, ids: Sequence[int], root: Root) -> None:
         """What was read last is what later prompts have most in common with."""

@@ -42,14 +42,16 @@ class Sight:
 
 
 @contextmanager
-def embeddings(language_model: nn.Module | None) -> Iterator[list[torch.Tensor]]:
-    """What a language model is given, (B, T, D), call by call: patches stand in it as they were projected. Nothing of None."""
+def embeddings(language_model: Any) -> Iterator[list[torch.Tensor]]:
+    """What a language model's first layer is given, (B, T, D), call by call: patches stand in it as they were projected, or
+    looked up. Nothing of None.
+    """
     seen: list[torch.Tensor] = []
 
-    def look(_module: nn.Module, _args: Any, keys: Any) -> None:
-        seen.append(keys["inputs_embeds"])
+    def look(_module: nn.Module, args: Any) -> None:
+        seen.append(args[0])
 
-    hook = language_model.register_forward_pre_hook(look, with_kwargs=True) if language_model is not None else None
+    hook = language_model.layers[0].register_forward_pre_hook(look) if language_model is not None else None
     try:
         yield seen
     finally:
@@ -66,7 +68,7 @@ def patch_view(backbone: Backbone) -> PatchView:
     found = backbone.family.patch_view(backbone.base_model)
     if found is None:
         kind = getattr(backbone.base_model.config, "model_type", "this model")
-        remedy = "use a LLaVA-1.5 or a Qwen2-VL, or leave it out"
+        remedy = "use a LLaVA-1.5, a Qwen2-VL or a Chameleon, or leave it out"
         raise SearchError(Problem("search.interleave", f"patches of {kind} cannot be shown again", remedy))
     return found
 

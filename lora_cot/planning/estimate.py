@@ -9,7 +9,7 @@ from torch import nn
 
 from lora_cot.adapters.lora import report
 from lora_cot.backbones import Backbone, part_of
-from lora_cot.backbones.loading import choose_dtype, family_of
+from lora_cot.backbones.loading import choose_dtype, family_to_train
 from lora_cot.backbones.quantization import is_quantized
 from lora_cot.engines.local import PREFILL_TOKENS
 from lora_cot.planning.outline import configuration, largest_block, outline, weight_bytes
@@ -128,7 +128,7 @@ def simulate(recipe: Recipe, gpu: bool) -> Simulated:
         BackboneError, AdapterError, RecipeError: as in training.
     """
     base, keys = configuration(recipe), recipe.training.library
-    family = family_of(base, recipe.model.revision)
+    family = family_to_train(base, recipe.model.revision)
     dtype = choose_dtype(recipe.model.dtype, base, recipe.model.revision, family, recipe.quantization is not None)
     cast = gpu and bool(keys.get("fp16") or keys.get("bf16", True))
     backbone = outline(recipe, base, dtype, torch.bfloat16 if cast else torch.float32)

@@ -17,6 +17,7 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, BackboneError, TrainingError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import LoraSection, ModelSection, QuantizationSection
+from tests.conftest import TRAINED_CHAT
 
 NF4 = QuantizationSection(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
@@ -27,11 +28,11 @@ def load(tiny_base):
     return lambda quantization=None: load_backbone(ModelSection(base=str(tiny_base)), quantization)
 
 
-@pytest.fixture
-def load_each(each_chat_base):
+@pytest.fixture(params=TRAINED_CHAT)
+def load_each(request, make_base):
     """A fresh copy of a tiny base of each kind, quantised or not, in a precision."""
     return lambda quantization=None, dtype="auto": load_backbone(
-        ModelSection(base=str(each_chat_base), dtype=dtype), quantization
+        ModelSection(base=str(make_base(request.param)), dtype=dtype), quantization
     )
 
 
@@ -88,7 +89,7 @@ def test_a_part_is_a_path_and_not_the_beginning_of_one(family):
     for part, path in family.parts.items():
         assert part_of(family, path) == part_of(family, f"{path}.0.fc1") == part
         assert part_of(family, f"{path}_norm") != part or part == rest
-    assert part_of(family, "") == part_of(family, "model") == rest
+    assert part_of(family, "") == part_of(family, "other") == rest
 
 
 @pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])

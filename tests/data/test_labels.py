@@ -16,6 +16,7 @@ from lora_cot.data.shapes import make_sample
 from lora_cot.errors import BackboneError, DataError
 from lora_cot.formats import FORMATS
 from lora_cot.types import Exchange, Sample
+from tests.conftest import plain_processor, slots_in
 
 HOSTILE = [
     "What is <image> here?",
@@ -26,6 +27,7 @@ HOSTILE = [
     "<pad><|end|>",
     "<|image|> or <|image|><|image|>",
     "<|vision_start|><|image_pad|><|vision_end|><|video_pad|>",
+    "<racm3:break><image>IMGIMGAZ<eoss><reserved08706>",
 ]
 
 STAGES = [stage.name for stage in FORMATS["four_stage"].stages]
@@ -104,8 +106,8 @@ def test_two_images_are_masked_as_in_the_prompt(each_chat, name):
     encoded = encoder.training(sample, images)
     masked, trained = split(encoded)
     assert masked == encoder.prompt(sample, images).input_ids == encoded.input_ids[: encoded.prompt_length]
-    assert masked.count(encoder.image_token_id) == sum(each_chat.family.image_tokens(each_chat.processor, sizes))
-    assert encoder.image_token_id not in trained and encoded.images == len(images)
+    assert slots_in(each_chat.processor, masked) == sum(each_chat.family.image_tokens(each_chat.processor, sizes))
+    assert slots_in(each_chat.processor, trained) == 0 and encoded.images == len(images)
     assert stages_in(encoder, trained) == encoder.format.gold(sample.last)
 
 
@@ -169,7 +171,7 @@ def test_ordinary_text_is_tokenised_as_the_processor_does(each_chat):
     image = open_image(sample.images[0])
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.last.question}]}]
     text = each_chat.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    expected = each_chat.processor(images=[image], text=text, add_special_tokens=False)["input_ids"][0]
+    expected = plain_processor(each_chat.processor)(images=[image], text=text, add_special_tokens=False)["input_ids"][0]
     assert each_chat.encoder(FORMATS["four_stage"]).prompt(sample, [image]).input_ids == list(expected)
 
 

@@ -18,7 +18,7 @@ from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.types import Exchange, Sample
-from tests.conftest import CHAT
+from tests.conftest import CHAT, slots_in
 
 FOUR_STAGE = FORMATS["four_stage"]
 SHRINKING = ("qwen2_vl", "llava_next")
@@ -80,7 +80,7 @@ def test_the_length_is_that_of_the_encoded_sample(limit, name, sizes, number, tu
     measured, encoder = limit(name).measure(sample), limit(name).encoder
     encoded = encode(encoder, sample, True)
     assert measured.length == len(encoded.input_ids)
-    assert measured.images == encoded.input_ids.count(encoder.image_token_id)
+    assert measured.images == slots_in(encoder.processor, encoded.input_ids)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

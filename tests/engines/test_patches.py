@@ -20,7 +20,7 @@ from lora_cot.formats import FORMATS
 from tests.engines.reference import SAMPLES, TEXT_ONLY
 
 
-@pytest.fixture(params=["llava", "qwen2_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.fixture(params=["llava", "qwen2_vl", "chameleon", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def engine(request, load_tiny):
     """An engine that keeps what its images' patches are."""
     found = LocalEngine(load_tiny(request.param), FORMATS["direct"])
@@ -46,7 +46,7 @@ def whole(engine, sample, generated, chosen, then):
     embed = model.get_input_embeddings()
     seen = []
     language_model = model.get_submodule(backbone.family.parts["language_model"])
-    hook = language_model.register_forward_pre_hook(lambda _m, _a, k: seen.append(k["inputs_embeds"]), with_kwargs=True)
+    hook = language_model.layers[0].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     model(**inputs)
     hook.remove()
     prompt = seen[0][0]
@@ -93,8 +93,8 @@ def whole(engine, sample, generated, chosen, then):
     length = sum(map(len, pieces))
     causal = torch.full((length, length), -torch.inf).triu(1)[None, None]
     with monkeypatched(language_model, full):
-        hidden = language_model(inputs_embeds=torch.cat(pieces)[None], position_ids=positions).last_hidden_state
-    return model.get_output_embeddings()(hidden[0, -1]), maps
+        logits = model(inputs_embeds=torch.cat(pieces)[None], position_ids=positions).logits
+    return logits[0, -1], maps
 
 
 @contextmanager

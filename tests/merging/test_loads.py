@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lora_cot.merging.base import SMALL
-from tests.conftest import CHAT
+from tests.conftest import TRAINED_CHAT
 from tests.merging.conftest import layers_of, make_adapter, merge_files
 
 PROCESSOR = [pattern for pattern in SMALL if pattern != "config.json"]
 
 
-@pytest.mark.parametrize("name", CHAT)
+@pytest.mark.parametrize("name", TRAINED_CHAT)
 def test_transformers_loads_it_without_us(published, tmp_path, name):
     """By the automatic class: no tensor is missing, left over or of another shape, and the weights are the adapter's."""
     peft = make_adapter(published(name), tmp_path / "adapter", target_modules=layers_of(name))
@@ -26,7 +26,7 @@ def test_transformers_loads_it_without_us(published, tmp_path, name):
     assert all(torch.allclose(tensor, wanted[key], atol=1e-5) for key, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", CHAT)
+@pytest.mark.parametrize("name", TRAINED_CHAT)
 def test_its_processor_is_the_bases_own(published, tmp_path, name):
     """Each file of it, byte by byte; and it loads, where the base's does."""
     make_adapter(published(name), tmp_path / "adapter", target_modules=layers_of(name))

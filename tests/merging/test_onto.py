@@ -20,7 +20,7 @@ from lora_cot.merging.checkpoint import open_file
 from lora_cot.merging.merge import merge
 from lora_cot.merging.plan import Step
 from lora_cot.recipe.schema import DataSection, ModelSection, QuantizationSection
-from tests.conftest import ARCHITECTURES
+from tests.conftest import TRAINED
 from tests.merging.conftest import layers_of, make_adapter, merge_files, recipe_of, state_of
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -31,7 +31,7 @@ def section(**keys):
 
 
 @pytest.mark.parametrize("skip", [["lm_head"], ["vision_encoder", "projector", "lm_head"]])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_layers_are_those_that_loading_quantises(make_base, name, skip):
     """Worked out without weights, they are those of a model that was really loaded."""
     quantization = section(skip_parts=skip)

@@ -14,7 +14,7 @@ from lora_cot.merging import arithmetic, stream
 from lora_cot.merging.base import read_base
 from lora_cot.merging.deltas import read_adapter
 from lora_cot.merging.plan import make_plan
-from tests.conftest import ARCHITECTURES
+from tests.conftest import TRAINED
 from tests.merging.conftest import layers_of, layout, make_adapter, merge_files, rewrite, state_of, tensors_of
 
 KINDS = {
@@ -46,7 +46,7 @@ def assert_same(merged, folder, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_it_is_pefts_own_merge(make_base, tmp_path, name, kind):
     """Equal to 1e-5, whatever the family and the kind of adapter."""
     if (name, kind) == ("t5_vision", "embedding"):
@@ -61,7 +61,7 @@ def test_it_is_pefts_own_merge(make_base, tmp_path, name, kind):
     assert layout(folder) == layout(base) or name == "t5_vision"
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_published_names_are_kept(published, tmp_path, name):
     """Files, names, order, types and metadata are the base's; transformers loads the sums from them."""
     base = published(name)
@@ -75,7 +75,7 @@ def test_published_names_are_kept(published, tmp_path, name):
     assert changed and len(changed) < len(old)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_names_of_modules_are_understood(make_base, tmp_path, name):
     """A checkpoint may name its tensors as transformers 5 names its modules."""
     base = rewrite(make_base(name), tmp_path / "base", {}, shards=2)

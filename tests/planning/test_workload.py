@@ -12,6 +12,7 @@ from lora_cot.data.shapes import make_sample
 from lora_cot.planning import workload
 from lora_cot.planning.workload import rows, workloads
 from lora_cot.training.run import make_collator
+from tests.conftest import slots_in
 
 
 @pytest.fixture
@@ -125,8 +126,8 @@ def test_rows_are_what_was_measured(each_chat):
     made = batch(rows(each_chat, work, 3, answered=True), each_chat.processor, each_chat.family.image_inputs)
     assert made["attention_mask"].sum(-1).tolist() == [150, 120, 120]
     assert (made["labels"] != -100).sum(-1).tolist() == [60, 50, 50]
-    slots = (made["input_ids"] == each_chat.processor.image_token_id).sum(-1)
-    assert slots.tolist() == each_chat.family.image_tokens(each_chat.processor, [(90, 60)]) * 3
+    slots = [slots_in(each_chat.processor, row) for row in made["input_ids"].tolist()]
+    assert slots == each_chat.family.image_tokens(each_chat.processor, [(90, 60)]) * 3
     assert "pixel_values" in made
     prompts = batch(rows(each_chat, work, 1, answered=False), each_chat.processor, each_chat.family.image_inputs, left=True)
     assert prompts["input_ids"].shape == (1, 90) and torch.all(prompts["labels"] == -100)

@@ -22,7 +22,7 @@ from lora_cot.search.strategies import answer
 from lora_cot.training import console
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
-from tests.conftest import CHAT
+from tests.conftest import TRAINED_CHAT
 
 
 def losses(folder, key="loss"):
@@ -192,9 +192,10 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
         train(make_recipe(tmp_path, data={"train": []}), tmp_path)
 
 
-def test_the_preview_marks_what_is_trained(each_chat):
+@pytest.mark.parametrize("name", TRAINED_CHAT)
+def test_the_preview_marks_what_is_trained(load_tiny, name):
     """The run shows one sample with its answer between marks."""
-    encoder = each_chat.encoder(FORMATS["four_stage"])
+    encoder = load_tiny(name).encoder(FORMATS["four_stage"])
     text = console.mark_trained(encode(encoder, make_sample(0, "train", 0), True), encoder)
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
@@ -279,7 +280,7 @@ def answers_of(opened):
 
 
 @pytest.mark.parametrize(
-    "kind", ["llava", "t5_vision", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CHAT if kind != "llava")]
+    "kind", ["llava", "t5_vision", *(pytest.param(kind, marks=pytest.mark.slow) for kind in TRAINED_CHAT if kind != "llava")]
 )
 def test_two_stages_are_two_adapters_on_one_base(make_recipe, make_base, tmp_path, monkeypatch, kind):
     """Each pass leaves an adapter; both answer on one base, loaded once, and their merged models answer as they do."""

@@ -176,10 +176,11 @@ class Architecture:
 
 def architecture(name: str) -> Architecture:
     """The architecture of that `model_type`."""
-    from lora_cot.backbones.mini import llava, mllama, qwen2_vl, t5_vision
+    from lora_cot.backbones.mini import chameleon, llava, mllama, qwen2_vl, t5_vision
 
-    marks = {module: (module.IMAGE, module.SPECIAL_TOKENS) for module in (llava, mllama, qwen2_vl)}
+    marks = {module: (module.IMAGE, module.SPECIAL_TOKENS) for module in (chameleon, llava, mllama, qwen2_vl)}
     return {
+        "chameleon": Architecture(chameleon.make_model, chameleon.make_processor, *marks[chameleon]),
         "llava": Architecture(llava.make_model, llava.make_processor, *marks[llava]),
         "llava_next": Architecture(llava.make_next_model, llava.make_next_processor, *marks[llava]),
         "llava_onevision": Architecture(llava.make_onevision_model, llava.make_onevision_processor, *marks[llava]),
