@@ -18,6 +18,7 @@ from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.types import Exchange, Sample
+from tests.conftest import plain_processor
 
 
 def plain(**keys):
@@ -219,11 +220,12 @@ def test_a_prompt_shows_texts_and_regions_in_turn(each_chat, folder):
     ]
     image = {"type": "image"}
     first, *others = ({"type": "text", "text": text} for text in shots)
+    processor = each_chat.processor
     parts = [image, first, image, others[0], image, others[1], image, others[2], image, {"type": "text", "text": question}]
     processor = each_chat.processor
     text = processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True)
     images = [open_image(one) for one in sample.images]
-    expected = processor(images=[images], text=text, add_special_tokens=False)["input_ids"][0]
+    expected = plain_processor(processor)(images=[images], text=text, add_special_tokens=False)["input_ids"][0]
     assert encode(each_chat.encoder(STEP_BY_STEP), sample, False).input_ids == list(expected)
     assert [image.size for image in images][1:3] == [(10, 5), (40, 20)]
 
