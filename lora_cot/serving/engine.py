@@ -49,8 +49,8 @@ class ScheduledEngine:
         with self.encoding:
             return self.local.encode(samples).lengths
 
-    def start(self, samples: Sequence[Sample]) -> list[State]:
-        """See `Engine.start`."""
+    def start(self, samples: Sequence[Sample]) -> list[State | None]:
+        """See `Engine.start`; None for what could not be read before the ticket's deadline, and is continued by nothing."""
         with self.encoding:
             prompts = self.local.encode(samples)
         if self.is_judge:
@@ -76,7 +76,9 @@ class ScheduledEngine:
         tell = self.ticket.on_text
         if tell is None or self.is_judge or len(asks) != 1 or len(asks[0].seeds) != 1:
             return None
-        state: State = asks[0].state
+        state: State | None = asks[0].state
+        if state is None:
+            return None
         growing = Growing(self.local.texts, state.tail)
 
         def listen(ids: Sequence[int]) -> None:

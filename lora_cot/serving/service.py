@@ -21,7 +21,8 @@ from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
 from lora_cot.serving.limits import Admission, Limits, Place
 from lora_cot.serving.metrics import Metrics
 from lora_cot.serving.models import ServedModel
-from lora_cot.serving.scheduler import Load, Scheduler
+from lora_cot.serving.room import Load
+from lora_cot.serving.scheduler import Scheduler
 from lora_cot.serving.schema import Message, SearchOptions
 from lora_cot.serving.settings import SINGLE, sample_of, search_of, within
 from lora_cot.serving.tickets import Ticket

@@ -42,6 +42,8 @@ class Ticket:
 
     on_text: Callable[[CotFormat, str], None] | None = None
     """Told what is new in the one text that is written, and the pass it belongs to; called by the engine's thread."""
+    deadline: float | None = None
+    """On `time.monotonic`'s clock: no prompt is read for it after that. The search's own."""
     spent: Spent = field(default_factory=Spent)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
