@@ -30,6 +30,8 @@ class ServedModel:
     """For one request."""
     count: Callable[[Engine, Sample], int]
     """(engine, sample) to the tokens of its prompt, those of images included; 0 where that is not known."""
+    most: Callable[[Engine, Sample], int] | None = None
+    """(engine, sample) to the tokens that its prompt has at most, where that is not what is counted."""
     context: int | None = None
     """Tokens that a prompt and its answer may have together."""
     streams_tokens: bool = True

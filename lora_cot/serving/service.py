@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.cost import most_tokens
 from lora_cot.search.drive import drive
 from lora_cot.search.strategies import Pass, prepare, run
 from lora_cot.search.trace import Completion, TracedStage
@@ -160,16 +161,19 @@ class Service:
         sample = sample_of(wanted.messages, self.limits)
         config = search_of(model, wanted.effort, wanted.options, wanted.sampling, self.limits)
         tells = wanted.stream and wanted.n == 1 and config.strategy in SINGLE and model.streams_tokens
-        ticket = Ticket(on_text=begun.told if tells else None)
+        until = None if config.deadline_seconds is None else wanted.arrived + config.deadline_seconds
+        ticket = Ticket(begun.told if tells else None, until)
         begun.ticket = ticket
         engine = model.engine(ticket).for_search()
         passes = prepare(engine, model.cot_format, config)
         prompt = model.count(passes[0].engine, sample)
-        config, budget = within(model, config, prompt, wanted.most_tokens)
+        config = within(model, config, prompt, wanted.most_tokens)
         samples = tuple(replace(sample, id=f"{sample.id}.{number}" if number else sample.id) for number in range(wanted.n))
-        cost = wanted.n * (prompt + config.most_candidates * budget)
         passes = prepare(engine, model.cot_format, config)
-        return Question(model, samples, config, passes, ticket, prompt, wanted.arrived, tells), cost
+        cost = most_tokens(passes, sample, config, model.most or model.count)
+        ticket.most_judged = wanted.n * cost.judged
+        question = Question(model, samples, config, passes, ticket, prompt, wanted.arrived, tells)
+        return question, wanted.n * cost.tokens
 
     def expire(self) -> None:
         """End what still runs; its clients are told."""
@@ -268,8 +272,9 @@ class Run:
             self._put(Decided(number, told(step)))
 
         try:
+            fixed = question.passes, question.model.cot_format
             searches = [
-                run(question.passes, question.model.cot_format, sample, question.config, partial(decided, number))
+                run(*fixed, sample, question.config, partial(decided, number), question.ticket.deadline)
                 for number, sample in enumerate(question.samples)
             ]
             completions = drive(searches)
