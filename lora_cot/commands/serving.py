@@ -12,6 +12,10 @@ import typer
 from lora_cot.errors import Problem, RunError
 from lora_cot.options import Engine, EngineModel, Model, Quantize, quantization_name
 
+KvGib = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="GiB that keys and values may take, else rows wait; 0.75 of what is free if not given."),
+]
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 
@@ -29,13 +33,7 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="One line; clients must send it.")] = None,
     quantization: Quantize = "auto",
     rows: Annotated[int, typer.Option(min=1, max=4096, help="Candidates that decode at once, of all requests.")] = 64,
-    kv_gib: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001,
-            help="GiB that keys and values may take, else rows wait; 0.75 of what is free if not given.",
-        ),
-    ] = None,
+    kv_gib: KvGib = None,
     queue_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that all requests together may still take; beyond, 503.")
     ] = 2_000_000,

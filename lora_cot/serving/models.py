@@ -36,6 +36,10 @@ class ServedModel:
     """Tokens that a prompt and its answer may have together."""
     streams_tokens: bool = True
     """Without a search, an answer is told as it is written."""
+    is_ready: Callable[[], bool] = lambda: True
+    """Whether what runs it can be asked."""
+    close: Callable[[], None] = lambda: None
+    """Give up what is asked of it."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

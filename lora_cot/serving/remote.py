@@ -25,7 +25,7 @@ IMAGE_TOKENS = 6_500
 
 @dataclass(frozen=True)
 class CountingEngine:
-    """A remote engine for one request: it counts, and asks nothing more once the request was cancelled."""
+    """A remote engine for one request: it counts, and nothing is waited for any more once the request was cancelled."""
 
     remote: RemoteEngine
     ticket: Ticket
@@ -41,7 +41,9 @@ class CountingEngine:
 
     def for_search(self) -> CountingEngine:
         """See `Engine.for_search`."""
-        return replace(self, remote=self.remote.for_search())
+        remote = self.remote.for_search()
+        self.ticket.on_cancel = remote.give_up
+        return replace(self, remote=remote)
 
     def start(self, samples: Sequence[Sample]) -> list[Any]:
         """See `Engine.start`."""
@@ -67,7 +69,8 @@ def served_remote(name: str, engine: RemoteEngine, cot_format: CotFormat, search
     def make(ticket: Ticket) -> Engine:
         return CountingEngine(engine, ticket)
 
-    return ServedModel(name, cot_format, search, make, lambda _engine, _sample: 0, _most, streams_tokens=False)
+    made = ServedModel(name, cot_format, search, make, lambda _engine, _sample: 0, _most, streams_tokens=False)
+    return replace(made, is_ready=lambda: not engine.is_resting, close=engine.close)
 
 
 def _most(engine: Engine, sample: Sample) -> int:

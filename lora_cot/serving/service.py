@@ -118,7 +118,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether a request would be let in."""
-        return self.is_healthy and self.admission.is_open
+        return self.is_healthy and self.admission.is_open and all(model.is_ready() for model in self.models.values())
 
     @property
     def load(self) -> Load:
@@ -181,7 +181,9 @@ class Service:
             one.expire(ApiError(503, "the server is shutting down", "engine_unavailable", retry_after=10))
 
     def close(self) -> None:
-        """End all threads."""
+        """End all threads; what another server is asked is given up."""
+        for model in self.models.values():
+            model.close()
         self._preparing.shutdown(wait=False, cancel_futures=True)
         self._searching.shutdown(wait=False, cancel_futures=True)
         if self.scheduler is not None:

@@ -46,6 +46,8 @@ class Ticket:
     """On `time.monotonic`'s clock: no prompt is read for it after that. The search's own."""
     most_judged: int | None = None
     """Tokens of prompts that its judges may be given; None: any number."""
+    on_cancel: Callable[[], None] = lambda: None
+    """Called once it is cancelled."""
     spent: Spent = field(default_factory=Spent)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -57,6 +59,7 @@ class Ticket:
     def cancel(self) -> None:
         """Everything that waits for the engine in its name is told so within a step."""
         self._cancelled.set()
+        self.on_cancel()
 
     def may_judge(self, tokens: int) -> bool:
         """Whether judges may be given prompts of so many tokens more; if so, they are counted."""

@@ -81,7 +81,7 @@ def spend(local, scheduler, monkeypatch, cot_format, settings, sample):
     return bound, meter, found
 
 
-UNJUDGED = ("greedy", "sample", "adaptive", "swires", "released swires")
+UNJUDGED = ("greedy", "sample", "swires", "released swires")
 CASES = [(name, judge) for name in SEARCHES for judge in JUDGES if judge == "likelihood" or name not in UNJUDGED]
 
 

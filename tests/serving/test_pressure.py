@@ -16,6 +16,7 @@ from lora_cot.formats import FORMATS
 from lora_cot.serving import room as rooms
 from lora_cot.serving.room import GIB, Room, RowLimit, room_of
 from lora_cot.types import Exchange, Sample
+from tests.serving.conftest import chat
 from tests.serving.test_scheduler import SAMPLES, answer, ask, slow, wait_for
 
 assert slow
@@ -471,3 +472,33 @@ def test_time_ends_what_waits_to_be_read(engines, scheduler, local, monkeypatch)
     assert states == [None, None] and len(odds[0]) == 2 and all(value != value for value in odds[0])
     (found,) = late.extend([ask(None, "ab", deadline=time.monotonic())])
     assert [(c.ended, c.state) for c in found] == [("deadline", None)] * 2
+
+
+def test_an_answer_whose_time_is_over_ends_as_it_is(serve, scheduler, monkeypatch):
+    """Though its prompt was never read: it is told why, and nothing fails. Time runs from its arrival."""
+    end = scheduler._end_some
+    monkeypatch.setattr(scheduler, "_end_some", lambda: (scheduler._readings and time.sleep(0.15), end()))
+    for strategy in ("greedy", "stage_beam", "adaptive"):
+        search = {"strategy": strategy, "deadline_s": 0.1}
+        response = serve().post("/v1/chat/completions", json=chat(search=search))
+        body = response.json()
+        assert response.status_code == 200 and body["choices"][0]["finish_reason"] == "length"
+        assert "out of time" in body["usage"]["search"]["stopped"] and body["usage"]["search"]["generated_tokens"] == 0
+
+
+def test_the_memory_is_told(serve, engines, scheduler, slow):
+    """Of rows while they decode, of what is at rest as long as it is held, and how many rows there may be."""
+    client, engine = serve(), engines()
+
+    def told(name):
+        (line,) = (line for line in client.get("/metrics").text.splitlines() if line.startswith(f"lora_cot_{name}"))
+        return float(line.split()[-1])
+
+    (state,) = engine.start([SAMPLES[0]])
+    assert told('kv_bytes{kind="rows"}') == 0 and told('kv_bytes{kind="rest"}') >= state.root.kv.bytes
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(engine.extend, [ask(state, "ab", 100, 1.0)])
+        wait_for(lambda: scheduler.load.row_bytes)
+        assert told('kv_bytes{kind="rows"}') >= 2 * state.root.kv.bytes
+        running.result(timeout=10)
+    assert told("row_limit") == 8
