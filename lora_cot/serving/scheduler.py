@@ -180,11 +180,9 @@ class Scheduler:
             with self._batches[key][0].running():
                 work(self._batches[key][1])
         except Exception as error:  # whatever a model raises is the failure of its rows, not the server's
-            failure = error
-        else:
-            return True
-        self._lose(key, failure)
-        return False
+            self._lose(key, error)
+            return False
+        return True
 
     def _lose(self, key: Hashable, error: Exception) -> None:
         """Who has rows there fails; where memory ran out, they begin once more, in a smaller batch."""
@@ -281,12 +279,16 @@ class Scheduler:
                 self._faults.tell(("step", key), None)
                 if self._batches[key][1].is_empty:
                     del self._batches[key]
+        self._collect()
+        self._extensions = deque(extension for extension in self._extensions if not extension.future.done())
+        self._extensions.rotate(-1)
+        self.step_seconds += time.perf_counter() - begin
+
+    def _collect(self) -> None:
+        """What has ended. Apart from the step: an error's traceback holds its frame, which must hold no call."""
         for extension in [*self._extensions]:
             try:
                 self.tokens += extension.collect()
             except Exception as error:  # of who listens
                 self._leave(extension)
                 extension.fail(error)
-        self._extensions = deque(extension for extension in self._extensions if not extension.future.done())
-        self._extensions.rotate(-1)
-        self.step_seconds += time.perf_counter() - begin

@@ -474,6 +474,28 @@ def test_time_ends_what_waits_to_be_read(engines, scheduler, local, monkeypatch)
     assert [(c.ended, c.state) for c in found] == [("deadline", None)] * 2
 
 
+@pytest.mark.parametrize("end", ["cancel", "fault", "memory"])
+def test_what_rows_held_is_given_back_at_once(engines, scheduler, failing, slow, end):
+    """However they go, and not when a collector finds them."""
+    gc.collect()
+    gc.disable()
+    before = bytes_at_rest()
+    try:
+        engine = engines()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(lambda: engine.extend([ask(engine.start([SAMPLES[0]])[0], "ab", 400, 1.0)]))
+            wait_for(lambda: scheduler.load.rows == 2)
+            if end == "cancel":
+                engine.ticket.cancel()
+            else:
+                failing["step"] += [RuntimeError("odd")] if end == "fault" else [out_of_memory(), out_of_memory()]
+            assert running.exception(timeout=10) is not None
+        del running
+        wait_for(lambda: bytes_at_rest() <= before and not scheduler.load.row_bytes, 1.0)
+    finally:
+        gc.enable()
+
+
 def test_an_answer_whose_time_is_over_ends_as_it_is(serve, scheduler, monkeypatch):
     """Though its prompt was never read: it is told why, and nothing fails. Time runs from its arrival."""
     end = scheduler._end_some
