@@ -12,6 +12,10 @@ import typer
 from lora_cot.errors import Problem, RunError
 from lora_cot.options import Engine, EngineModel, Model, Quantize, quantization_name
 
+KvGib = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="GiB that keys and values may take, else rows wait; 0.75 of what is free if not given."),
+]
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 
@@ -29,9 +33,10 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="One line; clients must send it.")] = None,
     quantization: Quantize = "auto",
     rows: Annotated[int, typer.Option(min=1, max=4096, help="Candidates that decode at once, of all requests.")] = 64,
+    kv_gib: KvGib = None,
     queue_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that all requests together may still take; beyond, 503.")
-    ] = 500_000,
+    ] = 2_000_000,
     candidates: Annotated[int, typer.Option(min=1, max=64, help="Of a request, at most.")] = 16,
     context: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer; the model's if not given.")] = None,
     image_host: Annotated[
@@ -42,8 +47,9 @@ def serve(
     """Serve a model as OpenAI's API does, with searches inside."""
     _see_extra()
     how, adapters = quantization_name(quantization), _named(adapter or [])
-    if engine is not None and (adapters or how != "auto"):
-        raise RunError(Problem("--engine", "that server has loaded the model", "drop --adapter and --quantization"))
+    if engine is not None and (adapters or how != "auto" or kv_gib is not None):
+        remedy = "drop --adapter, --quantization and --kv-gib"
+        raise RunError(Problem("--engine", "that server has loaded the model", remedy))
     from lora_cot.engines.chat import read_key
     from lora_cot.evaluation.remote import Server
     from lora_cot.serving.images import Fetching
@@ -61,7 +67,7 @@ def serve(
     if scheduler is None:
         models, said = open_served(model, name, Server(str(engine), engine_model, read_key(engine_key_file)))
     else:
-        models, said = open_models(model, name, adapters, how, context, scheduler)
+        models, said = open_models(model, name, adapters, how, context, scheduler, kv_gib)
     print(said, file=sys.stderr)
     run(Service(models, limits, scheduler), host, port, key)
 

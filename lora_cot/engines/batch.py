@@ -58,11 +58,22 @@ class Batch:
         self._waiting.append(job)
         return job
 
-    def drop(self, job: Job) -> None:
-        """An ask that nobody waits for any more leaves before the next step."""
-        self._waiting = [other for other in self._waiting if other is not job]
+    def drop(self, *jobs: Job) -> None:
+        """Asks that nobody waits for any more leave before the next step."""
+        self._waiting = [job for job in self._waiting if job not in jobs]
         for group in self._groups.values():
-            group.leave([place for place, row in enumerate(group.rows) if row.job is job])
+            group.leave([place for place, row in enumerate(group.rows) if row.job in jobs])
+
+    @property
+    def asks(self) -> list[Ask]:
+        """Of each row, those included that join at the next step."""
+        waiting = [row for job in self._waiting for row in job.rows]
+        return [row.job.ask for row in (*(row for group in self._groups.values() for row in group.rows), *waiting)]
+
+    @property
+    def bytes(self) -> int:
+        """That the rows' keys and values hold."""
+        return sum(group.bytes for group in [*self._groups.values()])
 
     @property
     def is_empty(self) -> bool:
@@ -97,6 +108,10 @@ class _Group:
         self._make, self._texts = make, texts
         self._decoding = make()
         self.rows: list[Row] = []
+
+    @property
+    def bytes(self) -> int:
+        return self._decoding.bytes
 
     def join(self, jobs: Sequence[Job]) -> None:
         """The jobs' rows, at the end."""

@@ -5,6 +5,7 @@ The only file that touches the cache classes of transformers.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -29,6 +30,9 @@ class KeyValues:
     padded: bool = False
     """`still` may be padded, since what looks at it has a mask for it."""
 
+    def __post_init__(self) -> None:
+        _AT_REST[id(self)] = self
+
     @property
     def length(self) -> int:
         """Tokens of the text."""
@@ -38,6 +42,24 @@ class KeyValues:
     def shape_key(self) -> tuple[int, ...]:
         """Rows can decode together where this is equal."""
         return () if self.still is None or self.padded else tuple(self.still.shape)
+
+    def row_bytes(self, more: int) -> tuple[int, int]:
+        """Bytes that a row of a `Buffer` comes to which goes on from this text for so many tokens, and those of what it looks
+        at beside its text, where rows have that padded to one length.
+        """
+        layers, sides, heads, _, width = self.pieces[0].shape
+        token = layers * sides * heads * width * self.pieces[0].element_size()
+        return token * (self.length + more + ROOM), self.still.nbytes if self.still is not None and self.padded else 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all of it, shared or not."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All tensors."""
+        return self.pieces if self.still is None else (*self.pieces, self.still)
 
     def then(self, piece: torch.Tensor) -> KeyValues:
         """The text with more at its end."""
@@ -55,6 +77,17 @@ class KeyValues:
                 pieces.append(piece[..., :left, :])
             left -= piece.shape[3]
         return replace(self, pieces=tuple(pieces))
+
+
+_AT_REST: weakref.WeakValueDictionary[int, KeyValues] = weakref.WeakValueDictionary()
+"""All that there are; by identity, since tensors cannot be compared."""
+
+
+def bytes_at_rest() -> int:
+    """Of all texts at rest in this process; what several share is counted once."""
+    texts = [text for known in _AT_REST.valuerefs() if (text := known()) is not None]
+    storages = [part.untyped_storage() for text in texts for part in text.parts]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class _GrowingLayer(DynamicLayer):
@@ -126,6 +159,11 @@ class Buffer:
             room = [*self._data.shape]
             room[4] = max(ROOM, count)
             self._show(torch.cat([self._data, self._data.new_zeros(room)], dim=4), self.length)
+
+    @property
+    def bytes(self) -> int:
+        """That it holds; while rows join or leave, or it grows, what it held before is there too."""
+        return self._data.nbytes
 
     def grown(self, count: int) -> None:
         """Each row has so many more positions; called after each forward."""

@@ -13,7 +13,6 @@ import math
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import httpx2
 from pydantic import ValidationError
 
 from lora_cot.engines.completions import Answer, ListedModel, Reply, read_answer, read_models
-from lora_cot.engines.retries import Retries
+from lora_cot.engines.retries import Retries, Waits, pause
 from lora_cot.engines.transport import in_words, send
 from lora_cot.errors import AccessError, EngineError, Problem, RejectedError
 
@@ -86,13 +85,13 @@ class ChatServer:
         """
         beneath = base_url(url)
         self.url, self.patience, self._key = url.strip() if exact else beneath, patience or Patience(), key
-        self._closed = threading.Event()
+        self._waits = Waits()
         limits = httpx2.Limits(max_connections=None)
         self._client = httpx2.Client(limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {})
 
     def close(self) -> None:
-        """End all waits between tries; nothing can be asked afterwards."""
-        self._closed.set()
+        """Give up all that is asked, at once; nothing can be asked afterwards."""
+        self._waits.give_up()
         self._client.close()
 
     def complete(self, body: Mapping[str, Any]) -> list[Reply]:
@@ -181,7 +180,7 @@ class ChatServer:
             if retries.circuit.is_open:
                 raise EngineError(Problem(self.url, f"{retries.circuit.most} requests in a row got no answer", RUNNING))
             seconds = min(self.patience.timeout_seconds, math.inf if until is None else max(until - begin, 0.001))
-            got = self._try(method, address, content, read, seconds)
+            got = self._try(method, address, content, read, seconds, retries.waits)
             if not isinstance(got, _Fault):
                 retries.circuit.tell(True)
                 if isinstance(got, EngineError):
@@ -190,8 +189,9 @@ class ChatServer:
             wait, now = self.patience.wait(tried, got.asked), time.monotonic()
             late = until is not None and now + (wait or 0) >= until
             spent = wait is not None and not retries.take(now - begin + wait)
-            if wait is None or late or spent or self._closed.wait(wait):
-                if not late:  # a deadline of ours says nothing of the server
+            waits = self._waits, retries.waits
+            if wait is None or late or spent or pause(wait, *waits):
+                if not late and not any(one.are_over for one in waits):  # our own ends say nothing of the server
                     retries.circuit.tell(False)
                 more = f", and asks to wait {got.asked:.0f} s" if got.asked else ""
                 more += "; the search has no tries left" if spent else ""
@@ -199,11 +199,11 @@ class ChatServer:
                 raise EngineError(Problem(self.url, what, RUNNING))
 
     def _try(
-        self, method: str, address: str, content: bytes | None, read: Callable[[bytes], Read], seconds: float
+        self, method: str, address: str, content: bytes | None, read: Callable[[bytes], Read], seconds: float, waits: Waits
     ) -> Read | _Fault | EngineError:
         """What was read; a fault that may pass; or the error of one that will not."""
         try:
-            status, headers, data = self._send(method, address, content, seconds)
+            status, headers, data = send(self._client, method, address, content, seconds, self._waits, waits)
             if 200 <= status < 300:
                 return read(data)
         except ValidationError:
@@ -214,12 +214,6 @@ class ChatServer:
         if status not in (408, 425, 429) and status < 500:
             return self._refused(address, status, fault, headers.get("location", ""))
         return _Fault(fault, retry_after(headers.get("retry-after", "")))
-
-    def _send(self, method: str, address: str, content: bytes | None, seconds: float) -> tuple[int, httpx2.Headers, bytes]:
-        """Status, headers and body."""
-        if self._closed.is_set():
-            raise httpx2.ReadError("closed")
-        return send(self._client, method, address, content, seconds)
 
     def _refused(self, address: str, status: int, fault: str, location: str) -> EngineError:
         if status in (401, 403):

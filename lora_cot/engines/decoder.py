@@ -64,6 +64,11 @@ class Rows(ABC):
         self.tokens: list[int] = []
         """What each row is fed with next."""
 
+    @property
+    def bytes(self) -> int:
+        """That keys and values hold which are the rows' own."""
+        return self.buffer.bytes
+
     def join(self, states: Sequence[State], forks: Sequence[int]) -> None:
         """Add rows at the end: of each state, so many."""
         self.buffer.join([state.root.kv for state in states], forks)

@@ -111,6 +111,16 @@ class RemoteEngine:
         """Give up all that is still asked."""
         self.link.server.close()
 
+    def give_up(self) -> None:
+        """Give up what is still asked for this search; see `for_search`."""
+        if self.retries is not None:
+            self.retries.waits.give_up()
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the server left so much unanswered that nothing is asked of it for a while."""
+        return self.link.circuit.is_open
+
     def for_pass(self, cot_format: CotFormat) -> RemoteEngine:
         """See `Engine.for_pass`.
 

@@ -1,11 +1,15 @@
-"""What asking a server again may cost a whole search, and when to ask it no more."""
+"""What asking a server again may cost a whole search, and when to ask it no more, or wait for it no longer."""
 
 from __future__ import annotations
 
 import math
+import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 class Circuit:
@@ -33,6 +37,57 @@ class Circuit:
                 self._until = time.monotonic() + self.rest_seconds
 
 
+class Waits:
+    """Answers that are waited for. All can be given up at once; afterwards none is waited for."""
+
+    def __init__(self) -> None:
+        self.are_over = False
+        self._queues: set[queue.SimpleQueue[Any]] = set()
+        self._lock = threading.Lock()
+
+    def give_up(self) -> None:
+        """Each of those who wait gets None."""
+        with self._lock:
+            self.are_over = True
+            for one in self._queues:
+                one.put(None)
+
+    def add(self, one: queue.SimpleQueue[Any]) -> None:
+        """Somebody waits for what this queue is given."""
+        with self._lock:
+            self._queues.add(one)
+            if self.are_over:
+                one.put(None)
+
+    def remove(self, one: queue.SimpleQueue[Any]) -> None:
+        """Nobody does any more."""
+        with self._lock:
+            self._queues.discard(one)
+
+
+@contextmanager
+def waiting(*waits: Waits) -> Iterator[queue.SimpleQueue[Any]]:
+    """A queue to wait for; None in it says that one of these waits was given up."""
+    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for one in waits:
+        one.add(made)
+    try:
+        yield made
+    finally:
+        for one in waits:
+            one.remove(made)
+
+
+def pause(seconds: float, *waits: Waits) -> bool:
+    """Wait; whether that was given up."""
+    with waiting(*waits) as given_up:
+        try:
+            given_up.get(timeout=seconds)
+        except queue.Empty:
+            return False
+        return True
+
+
 class Retries:
     """What one search may spend on asking again. One object serves any number of threads."""
 
@@ -43,7 +98,7 @@ class Retries:
             count: tries after the first, of all requests together.
             seconds: that failed tries and the waits after them took, likewise.
         """
-        self.circuit = circuit
+        self.circuit, self.waits = circuit, Waits()
         self._count, self._seconds, self._lock = count, seconds, threading.Lock()
 
     @classmethod

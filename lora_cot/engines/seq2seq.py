@@ -63,10 +63,17 @@ class _Seq2SeqRows(Rows):
     def __init__(self, backbone: Backbone):
         super().__init__(backbone.device)
         self._model = backbone.model
+        self._prompt_bytes = 0
+
+    @property
+    def bytes(self) -> int:
+        """See `Rows.bytes`."""
+        return self.buffer.bytes + self._prompt_bytes
 
     def _arrange(self) -> None:
         super()._arrange()
         prompts, lengths = prompt_layers([root.kv.still for root in self.origins if root.kv.still is not None])
+        self._prompt_bytes = sum(part.nbytes for layer in prompts for part in (layer.keys, layer.values) if part is not None)
         self._cache = EncoderDecoderCache(joined(self.buffer.layers, [], frozenset()), Cache(layers=[*prompts]))
         self._prompt_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long().to(self.device)
         self._nothing = self._prompt_mask[..., None].to(self._model.dtype)

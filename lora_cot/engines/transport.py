@@ -8,6 +8,8 @@ import time
 
 import httpx2
 
+from lora_cot.engines.retries import Waits, waiting
+
 CONNECT_SECONDS = 10.0
 MOST_BYTES = 32 * 2**20
 """Of an answer; a server that sends more is not one that is asked here."""
@@ -15,31 +17,35 @@ Response = tuple[int, httpx2.Headers, bytes]
 """Status, headers, body."""
 
 
-def send(client: httpx2.Client, method: str, url: str, content: bytes | None, seconds: float) -> Response:
+def send(client: httpx2.Client, method: str, url: str, content: bytes | None, seconds: float, *waits: Waits) -> Response:
     """What is answered within so many seconds: a server that sends its headers or its body in drops has no more.
 
     The client's own limits are for each read, and a drop in time satisfies them; so a thread reads, and is left alone at the
-    end. It ends with the headers (they are bounded), the body's time or the client.
+    end, or once it was given up. It ends with the headers (they are bounded), the body's time or the client.
 
     Raises:
         httpx2.RequestError: there is none.
     """
-    done: queue.SimpleQueue[Response | BaseException] = queue.SimpleQueue()
+    with waiting(*waits) as done:
 
-    def run() -> None:
+        def run() -> None:
+            try:
+                done.put(_exchange(client, method, url, content, seconds))
+            except BaseException as error:
+                done.put(error)
+
+        if done.empty():  # else it is given up already
+            threading.Thread(target=run, daemon=True).start()
         try:
-            done.put(_exchange(client, method, url, content, seconds))
-        except BaseException as error:
-            done.put(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        got = done.get(timeout=seconds + 0.05)  # or a connection that is too slow would be told as an answer that is
-    except queue.Empty:
-        raise httpx2.ReadTimeout("too slow") from None
+            got = done.get(timeout=seconds + 0.05)  # or a connection that is too slow would be told as an answer that is
+        except queue.Empty:
+            raise httpx2.ReadTimeout("too slow") from None
+    if got is None:
+        raise httpx2.ReadError("given up")
     if isinstance(got, BaseException):
         raise got
-    return got
+    response: Response = got
+    return response
 
 
 def _exchange(client: httpx2.Client, method: str, url: str, content: bytes | None, seconds: float) -> Response:

@@ -13,13 +13,15 @@ def is_over(deadline: float | None) -> bool:
 
 
 class Budget:
-    """Tokens of all candidates and judges, and time. It begins to run when it is made."""
+    """Tokens of all candidates and judges, and time. It begins to run when it is made, unless a deadline is given."""
 
-    def __init__(self, config: SearchSection):
+    def __init__(self, config: SearchSection, deadline: float | None = None):
         self._most, self._seconds = config.max_search_tokens, config.deadline_seconds
         self.left = config.max_search_tokens
         """Tokens; None: no bound but those of the stages."""
-        self.deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        self.deadline = deadline
+        if deadline is None and self._seconds is not None:
+            self.deadline = time.monotonic() + self._seconds
 
     def share(self, candidates: int) -> int | None:
         """Tokens that each of so many candidates may take; None: any number.

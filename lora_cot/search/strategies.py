@@ -97,9 +97,19 @@ def run(
     sample: Sample,
     config: SearchSection,
     tell: Callable[[TracedStage], None],
+    deadline: float | None = None,
 ) -> Steps[Completion]:
-    """The search of one question, to be driven with any others."""
-    log, budget = Log(tell), Budget(config)
+    """The search of one question, to be driven with any others.
+
+    Args:
+        passes: see `prepare`.
+        cot_format: of the whole text.
+        sample: what is asked.
+        config: strategy and settings.
+        tell: called with each step that has a part of the returned text, as soon as that is certain.
+        deadline: on `time.monotonic`'s clock; the settings' seconds from now, if not given.
+    """
+    log, budget = Log(tell), Budget(config, deadline)
     texts: dict[str, str] = {}
     stopped, root, whole = "complete", None, False
     text = ""

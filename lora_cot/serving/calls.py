@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -19,6 +21,7 @@ class Call:
     def __init__(self, ticket: Ticket, engine: LocalEngine):
         self.ticket, self.engine = ticket, engine
         self.future: Future[Any] = Future()
+        self.arrived = time.monotonic()
 
     def cancel(self) -> None:
         """Nobody waits for the search any more."""
@@ -50,9 +53,22 @@ class Reading(Call):
         return len(self._prompts.keys) - self._taken
 
     @property
+    def tokens(self) -> int:
+        """Of the next prompt."""
+        return self._prompts.lengths[self._taken]
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
         return self.future.done()
+
+    def end_late(self, now: float) -> None:
+        """Once the ticket's time is over, what was not read has no state, and of its options nothing is known."""
+        if self.ticket.deadline is not None and now >= self.ticket.deadline and self.left:
+            nothing = None if self.options is None else [math.nan] * len(self.options.firsts)
+            missing = [nothing] * self.left
+            self._taken += self.left
+            self.add(missing)
 
     def take(self, tokens: int) -> Encodings:
         """The next prompts, about so many tokens: at least one."""
@@ -80,11 +96,12 @@ class Extension(Call):
         super().__init__(ticket, engine)
         self.key = engine.reader
         self.jobs: list[Job] = []
-        self._listen, self._heard = listen, 0
+        self._listen, self._heard = listen, list[int]()
         self._asks = asks
         self._waiting = [(number, place) for number, ask in enumerate(asks) for place in range(len(ask.seeds))]
-        self._places: dict[Job, tuple[int, int]] = {}
+        self._places: dict[Job, tuple[int, list[int]]] = {}
         self._found: list[dict[int, Candidate]] = [{} for _ in asks]
+        self._lost: BaseException | None = None
 
     @property
     def left(self) -> int:
@@ -96,6 +113,21 @@ class Extension(Call):
         """Candidates that decode."""
         return sum(len(job.rows) - len(job.candidates) for job in [*self.jobs])
 
+    def waiting(self, place: int) -> Ask:
+        """What the candidate at a place of those without a row is of."""
+        return self._asks[self._waiting[place][0]]
+
+    def end_late(self, now: float) -> None:
+        """Candidates whose time is over before they have a row end as they are; so do those of a prompt that was not read."""
+        left = []
+        for number, place in self._waiting:
+            ask = self._asks[number]
+            if ask.state is None or (ask.deadline is not None and now >= ask.deadline):
+                self._found[number][place] = Candidate("", 0, 0.0, "deadline", ask.state)
+            else:
+                left.append((number, place))
+        self._waiting = left
+
     def join(self, batch: Batch, count: int) -> None:
         """The next so many candidates get a row."""
         joining, self._waiting = self._waiting[:count], self._waiting[count:]
@@ -103,22 +135,63 @@ class Extension(Call):
             places = [place for which, place in joining if which == number]
             ask = self._asks[number]
             job = batch.add(replace(ask, seeds=[ask.seeds[place] for place in places]))
-            self._places[job] = number, places[0]
+            self._places[job] = number, places
             self.jobs.append(job)
 
+    def begin_again(self, error: BaseException) -> bool:
+        """After its rows were lost: those without an end wait for others, once. The same seeds draw the same tokens.
+
+        Args:
+            error: that they were lost by.
+
+        Returns:
+            Whether they do; the second time they do not.
+        """
+        if self._lost is not None:
+            return False
+        self._lost = error
+        again = []
+        for job in self.jobs:
+            number, places = self._places[job]
+            again += [(number, place) for at, place in enumerate(places) if at not in job.candidates]
+            self._end(job)
+        self.jobs, self._waiting = [], again + self._waiting
+        return True
+
+    def let_go(self) -> None:
+        """Hold no rows any more: rows know their job, and a cycle would hold what was read until a collector finds it."""
+        for job in self.jobs:
+            job.rows.clear()
+        self.jobs = []
+
     def collect(self) -> int:
-        """Take what has ended; returns the number of tokens drawn for it."""
-        if self._listen is not None and self.jobs and len(ids := self.jobs[0].rows[0].ids) > self._heard:
-            self._heard = len(ids)
-            self._listen(ids)
+        """Take what has ended; returns the number of tokens drawn for it.
+
+        Raises:
+            Exception: whatever the listener raises; or its text was begun again, and comes out otherwise than it was told.
+        """
+        if self._listen is not None and self.jobs:
+            self._tell(self._listen, self.jobs[0].rows[0].ids)
         tokens = 0
         for job in [job for job in self.jobs if job.done]:
-            number, first = self._places.pop(job)
-            self._found[number].update({first + place: candidate for place, candidate in job.candidates.items()})
-            tokens += sum(candidate.tokens for candidate in job.candidates.values())
+            tokens += self._end(job)
             self.jobs.remove(job)
-            job.rows.clear()  # rows know their job: a cycle would hold what was read until a collector finds it
         if not self.jobs and not self._waiting and not self.future.done():
             asks = zip(self._asks, self._found, strict=True)
             self.future.set_result([[found[place] for place in range(len(ask.seeds))] for ask, found in asks])
         return tokens
+
+    def _tell(self, listen: Callable[[Sequence[int]], None], ids: Sequence[int]) -> None:
+        told = self._heard[: len(ids)]
+        if self._lost is not None and (list(ids[: len(told)]) != told or (self.jobs[0].done and len(ids) < len(self._heard))):
+            raise self._lost  # batches of another size may round differently
+        if len(ids) > len(self._heard):
+            self._heard = list(ids)
+            listen(ids)
+
+    def _end(self, job: Job) -> int:
+        """Take the candidates of a job that will have no more; returns their tokens."""
+        number, places = self._places.pop(job)
+        self._found[number].update({places[at]: candidate for at, candidate in job.candidates.items()})
+        job.rows.clear()  # see `let_go`
+        return sum(candidate.tokens for candidate in job.candidates.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -49,12 +50,14 @@ class ScheduledEngine:
         with self.encoding:
             return self.local.encode(samples).lengths
 
-    def start(self, samples: Sequence[Sample]) -> list[State]:
-        """See `Engine.start`."""
+    def start(self, samples: Sequence[Sample]) -> list[State | None]:
+        """See `Engine.start`; None for what could not be read before the ticket's deadline, or is more than its judges may
+        read: nothing continues it.
+        """
         with self.encoding:
             prompts = self.local.encode(samples)
-        if self.is_judge:
-            self.ticket.spent.judge_prompt_tokens += sum(prompts.lengths)
+        if self.is_judge and not self.ticket.may_judge(sum(prompts.lengths)):
+            return [None] * len(samples)
         return self.scheduler.read(self.ticket, self.local, prompts)
 
     def extend(self, asks: Sequence[Ask]) -> list[list[Candidate]]:
@@ -65,18 +68,21 @@ class ScheduledEngine:
         return found
 
     def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
-        """See `Engine.choose`."""
+        """See `Engine.choose`; nan for what is more than the ticket's judges may read."""
         with self.encoding:
             prompts, weighed = self.local.encode(samples), self.local.told_apart(options)
+        if not self.ticket.may_judge(sum(prompts.lengths)):
+            return [[math.nan] * len(options)] * len(samples)
         self.ticket.spent.judge_calls += len(samples)
-        self.ticket.spent.judge_prompt_tokens += sum(prompts.lengths)
         return self.scheduler.weigh(self.ticket, self.local, prompts, weighed)
 
     def _listener(self, asks: Sequence[Ask]) -> Callable[[Sequence[int]], None] | None:
         tell = self.ticket.on_text
         if tell is None or self.is_judge or len(asks) != 1 or len(asks[0].seeds) != 1:
             return None
-        state: State = asks[0].state
+        state: State | None = asks[0].state
+        if state is None:
+            return None
         growing = Growing(self.local.texts, state.tail)
 
         def listen(ids: Sequence[int]) -> None:

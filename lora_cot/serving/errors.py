@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from lora_cot.errors import DataError, EngineError, LoraCotError, RejectedError, SearchError
 from lora_cot.search.trace import Completion, TracedStage
+from lora_cot.serving.faults import is_lost, is_out_of_memory
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "server_error"}
 MOST_CHARACTERS = 500
@@ -71,7 +71,9 @@ def of_failure(error: BaseException, request_id: str) -> ApiError:
         return ApiError(400, f"the model server takes this request for wrong (request {request_id})", "invalid_value")
     if isinstance(error, EngineError):
         return ApiError(503, f"the model server gives no answer (request {request_id})", "engine_unavailable", None, 5)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_lost(error):
+        return ApiError(503, f"the engine is out of order (request {request_id})", "engine_unavailable", None, 30)
+    if is_out_of_memory(error):
         return ApiError(503, f"the model ran out of memory (request {request_id})", "engine_unavailable", None, 1)
     return ApiError(500, f"internal error (request {request_id})", "internal_error")
 

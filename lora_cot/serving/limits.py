@@ -18,9 +18,9 @@ class Limits:
     """Candidates that decode at once."""
     max_requests: int = 256
     """Requests in the house, waiting ones included."""
-    max_tokens: int = 500_000
+    max_tokens: int = 2_000_000
     """That all of them together may still read and write; what is over it is refused with 503."""
-    max_request_tokens: int = 250_000
+    max_request_tokens: int = 1_000_000
     """That one of them may, with all its candidates."""
     max_candidates: int = 16
     max_images: int = 8

@@ -40,7 +40,7 @@ def served_local(
     def make(ticket: Ticket) -> ScheduledEngine:
         return ScheduledEngine(scheduler, engine, ticket, _ENCODING, cot_format)
 
-    return ServedModel(name, cot_format, search, make, _count, context)
+    return ServedModel(name, cot_format, search, make, _count, context=context)
 
 
 def _count(engine: Engine, sample: Sample) -> int:

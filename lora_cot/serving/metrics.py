@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from lora_cot.search.trace import Completion, TracedStage
-from lora_cot.serving.scheduler import Load
+from lora_cot.serving.room import Load
 from lora_cot.serving.tickets import Spent
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -37,6 +37,10 @@ class Metrics:
         self.cancelled: Counter = made(Counter, "cancelled", "Requests whose client left.")  # type: ignore[assignment]
         self._rows: Gauge = made(Gauge, "rows", "Candidates that decode.")  # type: ignore[assignment]
         self._queue: Gauge = made(Gauge, "queue_depth", "Candidates and prompts that wait for the engine.")  # type: ignore[assignment]
+        self._limit: Gauge = made(Gauge, "row_limit", "Candidates that may decode: fewer once memory ran out.")  # type: ignore[assignment]
+        self._bytes: Gauge = made(  # type: ignore[assignment]
+            Gauge, "kv_bytes", "Keys and values: of candidates that decode, and at rest.", ("kind",)
+        )
         self._house: Gauge = made(Gauge, "requests_in_progress", "Requests in the house.")  # type: ignore[assignment]
         self._held: Gauge = made(Gauge, "tokens_admitted", "Tokens that they may still take.")  # type: ignore[assignment]
 
@@ -61,6 +65,9 @@ class Metrics:
         """In Prometheus's format."""
         self._rows.set(load.rows)
         self._queue.set(load.waiting)
+        self._limit.set(load.row_limit)
+        self._bytes.labels("rows").set(load.row_bytes)
+        self._bytes.labels("rest").set(load.rest_bytes)
         self._house.set(requests)
         self._held.set(tokens)
         return generate_latest(self._registry)

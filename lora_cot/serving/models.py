@@ -30,10 +30,16 @@ class ServedModel:
     """For one request."""
     count: Callable[[Engine, Sample], int]
     """(engine, sample) to the tokens of its prompt, those of images included; 0 where that is not known."""
+    most: Callable[[Engine, Sample], int] | None = None
+    """(engine, sample) to the tokens that its prompt has at most, where that is not what is counted."""
     context: int | None = None
     """Tokens that a prompt and its answer may have together."""
     streams_tokens: bool = True
     """Without a search, an answer is told as it is written."""
+    is_ready: Callable[[], bool] = lambda: True
+    """Whether what runs it can be asked."""
+    close: Callable[[], None] = lambda: None
+    """Give up what is asked of it."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

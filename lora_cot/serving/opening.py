@@ -17,6 +17,7 @@ from lora_cot.recipe import Recipe
 from lora_cot.serving.local import context_length, served_local
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.remote import served_remote
+from lora_cot.serving.room import GIB, room_of
 from lora_cot.serving.scheduler import Scheduler
 
 
@@ -27,6 +28,7 @@ def open_models(
     quantization: Quantization,
     context: int | None,
     scheduler: Scheduler,
+    kv_gib: float | None = None,
 ) -> tuple[list[ServedModel], str]:
     """The models to serve, and how the first one was loaded.
 
@@ -36,7 +38,8 @@ def open_models(
         adapters: further runs or adapters by name; all of the same base, which is loaded once.
         quantization: of the base.
         context: tokens of a prompt and its answer; the model's own if not given.
-        scheduler: the thread that will own the model.
+        scheduler: the thread that will own the model; it is told how much memory keys and values may take.
+        kv_gib: that memory, in GiB; see `room_of`.
 
     Raises:
         RunError, BackboneError, AdapterError: one of them cannot be opened, or is of another base.
@@ -65,7 +68,8 @@ def open_models(
             one, cot_format, recipe.data.max_pixels, adapter=not (served == first and is_bare and bool(others))
         )
         models.append(served_local(served, engine, cot_format, recipe.search, scheduler, context or context_length(engine)))
-    return models, opened.said
+    scheduler.kv_bytes = room_of(backbone.device, kv_gib)
+    return models, f"{opened.said}; keys and values may take {scheduler.kv_bytes / GIB:.3g} GiB"
 
 
 def open_served(model: str, name: str | None, server: Server) -> tuple[list[ServedModel], str]:

@@ -17,10 +17,15 @@ from lora_cot.serving.models import ServedModel
 from lora_cot.serving.tickets import Ticket
 from lora_cot.types import Sample
 
+TURN_TOKENS = 64
+"""Of a template, around a question and its answer."""
+IMAGE_TOKENS = 6_500
+"""Of an image: models that look closest have one for 28 by 28 pixels, and nothing larger than 2,048 by 2,048 is sent."""
+
 
 @dataclass(frozen=True)
 class CountingEngine:
-    """A remote engine for one request: it counts, and asks nothing more once the request was cancelled."""
+    """A remote engine for one request: it counts, and nothing is waited for any more once the request was cancelled."""
 
     remote: RemoteEngine
     ticket: Ticket
@@ -36,7 +41,9 @@ class CountingEngine:
 
     def for_search(self) -> CountingEngine:
         """See `Engine.for_search`."""
-        return replace(self, remote=self.remote.for_search())
+        remote = self.remote.for_search()
+        self.ticket.on_cancel = remote.give_up
+        return replace(self, remote=remote)
 
     def start(self, samples: Sequence[Sample]) -> list[Any]:
         """See `Engine.start`."""
@@ -46,7 +53,7 @@ class CountingEngine:
         """See `Engine.extend`."""
         self.ticket.check()
         found = self.remote.extend(asks)
-        self.ticket.spent.add(self.is_judge, len(asks), sum(c.tokens for candidates in found for c in candidates))
+        self.ticket.spent.add(self.is_judge, len(asks), sum(c.spent for candidates in found for c in candidates))
         return found
 
     def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
@@ -62,4 +69,13 @@ def served_remote(name: str, engine: RemoteEngine, cot_format: CotFormat, search
     def make(ticket: Ticket) -> Engine:
         return CountingEngine(engine, ticket)
 
-    return ServedModel(name, cot_format, search, make, lambda _engine, _sample: 0, None, streams_tokens=False)
+    made = ServedModel(name, cot_format, search, make, lambda _engine, _sample: 0, _most, streams_tokens=False)
+    return replace(made, is_ready=lambda: not engine.is_resting, close=engine.close)
+
+
+def _most(engine: Engine, sample: Sample) -> int:
+    """Tokens of a prompt whose tokenizer is not here: at most one a byte."""
+    asked: Any = engine
+    texts = [asked.remote.cot_format.question(one, sample.choices) + (one.answer or "") for one in sample.exchanges[-1:]]
+    texts += [one.question + (one.answer or "") for one in sample.exchanges[:-1]]
+    return sum(len(text.encode()) + TURN_TOKENS for text in texts) + len(sample.images) * IMAGE_TOKENS

@@ -13,49 +13,42 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lora_cot.engines.base import Ask, Candidate
 from lora_cot.engines.batch import Batch
+from lora_cot.engines.cache import bytes_at_rest
 from lora_cot.engines.decoder import State
 from lora_cot.engines.local import Encodings, LocalEngine, Options
 from lora_cot.serving.calls import Call, Extension, Reading
+from lora_cot.serving.faults import Faults, is_lost, is_out_of_memory
+from lora_cot.serving.room import Load, Room, RowLimit
 from lora_cot.serving.tickets import Ticket
-
-FAULTS = 3
-"""Steps in a row that may fail before the engine counts as broken."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What the engine has to do."""
-
-    rows: int = 0
-    """That decode now."""
-    waiting: int = 0
-    """Rows and prompts that have to wait."""
+from lora_cot.serving.turns import shares
 
 
 class Scheduler:
     """The thread that owns the model. Its methods may be called from any thread."""
 
-    def __init__(self, max_rows: int = 64, prefill_tokens: int = 4096):
+    def __init__(self, max_rows: int = 64, prefill_tokens: int = 4096, kv_bytes: int | None = None):
         """
         Args:
             max_rows: candidates that decode at once, of all requests.
             prefill_tokens: of prompts that are read between two steps; a single longer one is read at once.
+            kv_bytes: that keys and values may take, see `room.py`; None: any number. It is set once a model is loaded.
         """
-        self.max_rows, self.prefill_tokens = max_rows, prefill_tokens
+        self.limit, self.prefill_tokens, self.kv_bytes = RowLimit(max_rows), prefill_tokens, kv_bytes
         self._inbox: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._readings: deque[Reading] = deque()
         self._extensions: deque[Extension] = deque()
         self._batches: dict[Hashable, tuple[LocalEngine, Batch]] = {}
-        self._faults = 0
+        self._prompt_bytes = 0.0
+        """Of a prompt's token, at most, as far as is known."""
+        self._faults = Faults()
         self._broken: BaseException | None = None
         self._stopping = False
         self.tokens = 0
@@ -68,17 +61,19 @@ class Scheduler:
     @property
     def is_healthy(self) -> bool:
         """Whether it can be expected to answer."""
-        return self._broken is None and self._faults < FAULTS and self._thread.is_alive()
+        return self._broken is None and not self._faults.are_many and self._thread.is_alive()
 
     @property
     def load(self) -> Load:
         """What there is to do now."""
         rows = sum(extension.rows for extension in [*self._extensions])
         left = sum(extension.left for extension in [*self._extensions])
-        return Load(rows, left + sum(reading.left for reading in [*self._readings]))
+        left += sum(reading.left for reading in [*self._readings])
+        row_bytes = sum(batch.bytes for _, batch in [*self._batches.values()])
+        return Load(rows, left, self.limit.now, row_bytes, bytes_at_rest())
 
-    def read(self, ticket: Ticket, engine: LocalEngine, prompts: Encodings) -> list[State]:
-        """States of prompts.
+    def read(self, ticket: Ticket, engine: LocalEngine, prompts: Encodings) -> list[State | None]:
+        """States of prompts; None for those that were not read by the ticket's deadline.
 
         Raises:
             CancelledError: the ticket was cancelled.
@@ -86,7 +81,7 @@ class Scheduler:
         return self._wait(Reading(ticket, engine, prompts))
 
     def weigh(self, ticket: Ticket, engine: LocalEngine, prompts: Encodings, options: Options) -> list[list[float]]:
-        """Of each prompt the log-probability of each option."""
+        """Of each prompt the log-probability of each option; nan for those that were not read by the ticket's deadline."""
         return self._wait(Reading(ticket, engine, prompts, options))
 
     def extend(
@@ -124,13 +119,13 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            while not self._stopping:
+            while not self._stopping and self._broken is None:
                 self._take()
-                self._drop_cancelled()
+                self._end_some()
                 self._read_some()
                 self._admit()
                 self._step()
-            self._fail_all(RuntimeError("the engine was stopped"))
+            self._fail_all(self._broken or RuntimeError("the engine was stopped"))
         except BaseException as error:  # a fault of this file: nothing may wait for ever
             self._broken = error
             self._fail_all(error)
@@ -157,96 +152,143 @@ class Scheduler:
         for one in (*self._readings, *self._extensions):
             one.fail(error)
 
-    def _drop_cancelled(self) -> None:
-        for extension in [one for one in self._extensions if one.ticket.is_cancelled]:
-            if extension.key in self._batches:
-                for job in extension.jobs:
-                    self._batches[extension.key][1].drop(job)
-                    job.rows.clear()
-            self._extensions.remove(extension)
-            extension.cancel()
-        for reading in [one for one in self._readings if one.ticket.is_cancelled]:
-            self._readings.remove(reading)
-            reading.cancel()
+    def _end_some(self) -> None:
+        """What nobody waits for any more leaves, and what waits when its time is over ends as it is."""
+        now = time.monotonic()
+        for extension in [*self._extensions]:
+            if extension.ticket.is_cancelled:
+                self._leave(extension)
+                extension.cancel()
+            extension.end_late(now)
+        for reading in [*self._readings]:
+            if reading.ticket.is_cancelled:
+                reading.cancel()
+            reading.end_late(now)
+            if reading.is_done:
+                self._readings.remove(reading)
+
+    def _leave(self, extension: Extension) -> None:
+        """Its rows leave their batch."""
+        self._extensions.remove(extension)
+        if extension.jobs and extension.key in self._batches:
+            self._on(extension.key, lambda batch: batch.drop(*extension.jobs))
+        extension.let_go()
+
+    def _on(self, key: Hashable, work: Callable[[Batch], object]) -> bool:
+        """Do something with a batch, the only way to it; returns whether it went well. If not, the batch is lost."""
+        try:
+            with self._batches[key][0].running():
+                work(self._batches[key][1])
+        except Exception as error:  # whatever a model raises is the failure of its rows, not the server's
+            self._lose(key, error)
+            return False
+        return True
+
+    def _lose(self, key: Hashable, error: Exception) -> None:
+        """Who has rows there fails; where memory ran out, they begin once more, in a smaller batch."""
+        del self._batches[key]
+        self._faults.tell(("step", key), error)
+        mine = [extension for extension in self._extensions if extension.key == key and extension.jobs]
+        if is_lost(error):
+            self._broken = error
+        if is_out_of_memory(error):
+            error.__traceback__ = None  # it holds what did not fit
+            self.limit.shrink(sum(extension.rows for extension in mine))
+            mine = [extension for extension in mine if not extension.begin_again(error)]
+        for extension in mine:
+            extension.let_go()
+            extension.fail(error)
+        if is_out_of_memory(error):
+            torch.cuda.empty_cache()
+
+    def _room(self) -> Room:
+        """The memory there is beside what is held."""
+        room = Room(self.kv_bytes, 0 if self.kv_bytes is None else bytes_at_rest())
+        for key, (_, batch) in self._batches.items():
+            for ask in batch.asks:
+                room.add(key, ask)
+        return room
+
+    def _readable(self) -> int:
+        """Tokens of prompts that may be read now: without rows that will leave, there is nothing to wait for."""
+        room = self._room()
+        if room.left is None or not self._prompt_bytes:
+            return self.prefill_tokens
+        tokens, wanted = int(room.left / self._prompt_bytes), self._readings[0].tokens
+        return min(self.prefill_tokens, tokens) if tokens >= wanted else 0 if room.rows else wanted
 
     def _read_some(self) -> None:
         """Read prompts of like kind, of each call in turn, up to the bound."""
-        if not self._readings:
+        if not self._readings or (left := self._readable()) <= 0:
             return
-        kind, left = self._readings[0].kind, self.prefill_tokens
+        kind = self._readings[0].kind
         taken: list[tuple[Reading, Encodings]] = []
         for reading in [one for one in self._readings if one.kind == kind]:
-            if left <= 0:
+            if taken and reading.tokens > left:
                 break
             part = reading.take(left)
             left -= sum(part.lengths)
             taken.append((reading, part))
-        if not self._read(taken) and len(taken) > 1:  # one of them is at fault: only that one fails
-            for one in taken:
-                self._read([one])
+        error = self._read(taken)
+        if error is not None and len(taken) > 1:  # one of them is at fault: only that one fails
+            errors = [self._read([one]) for one in taken]
+            error = None if None in errors else errors[0]
+        if error is None or not is_out_of_memory(error):  # one prompt that is too long says nothing of the engine
+            self._faults.tell(("read", kind), error)
         for reading, _ in taken:  # to the end of the line
             self._readings.remove(reading)
             if not reading.is_done:
                 self._readings.append(reading)
 
-    def _read(self, group: Sequence[tuple[Reading, Encodings]]) -> bool:
-        """Whether it could be read; a single call that cannot fails."""
+    def _read(self, group: Sequence[tuple[Reading, Encodings]]) -> Exception | None:
+        """Why it could not be read, if so; a single call that cannot fails."""
         engine, options = group[0][0].engine, group[0][0].options
         try:
             parts = [part for _, part in group]
             found: list[Any] = engine.read(parts) if options is None else engine.weigh(parts, options)
         except Exception as error:  # whatever a model raises is its request's failure, not the server's
+            if is_lost(error):
+                self._broken = error
+            if is_out_of_memory(error):
+                error.__traceback__ = None
+                torch.cuda.empty_cache()
             if len(group) == 1:
-                self._spare_memory(error)
                 group[0][0].fail(error)
-            return False
-        for (reading, _), mine in zip(group, found, strict=True):
+            return error
+        for (reading, part), mine in zip(group, found, strict=True):
+            if options is None:
+                sizes = [state.root.kv.bytes / length for state, length in zip(mine, part.lengths, strict=True)]
+                self._prompt_bytes = max(self._prompt_bytes, *sizes)
             reading.add(mine)
-        return True
+        return None
 
     def _admit(self) -> None:
-        """Rows that join: one of each request in turn."""
-        free = self.max_rows - sum(extension.rows for extension in self._extensions)
-        turn = deque(extension for extension in self._extensions if extension.left)
-        shares: Counter[Extension] = Counter()
-        while turn and free > 0:
-            extension = turn.popleft()
-            if extension.rows + shares[extension] and free <= self.max_rows // 4:
-                continue
-            shares[extension] += 1
-            free -= 1
-            if extension.left > shares[extension]:
-                turn.append(extension)
-        for extension, count in shares.items():
+        """Rows that join."""
+        self.limit.recover()
+        if not (waiting := [extension for extension in self._extensions if extension.left]):
+            return
+        for extension, count in shares(waiting, self._room(), self.limit.now).items():
             if extension.key not in self._batches:
                 self._batches[extension.key] = extension.engine, extension.engine.batch()
             extension.join(self._batches[extension.key][1], count)
 
     def _step(self) -> None:
         begin = time.perf_counter()
-        for key, (engine, batch) in [*self._batches.items()]:
-            try:
-                with engine.running():
-                    batch.step()
-                self._faults = 0
-            except Exception as error:
-                self._faults += 1
-                del self._batches[key]
-                self._spare_memory(error)
-                for extension in self._extensions:
-                    if extension.key == key:
-                        extension.fail(error)
-            else:
-                if batch.is_empty:
+        for key in [*self._batches]:
+            if self._on(key, Batch.step):
+                self._faults.tell(("step", key), None)
+                if self._batches[key][1].is_empty:
                     del self._batches[key]
-        for extension in self._extensions:
-            self.tokens += extension.collect()
+        self._collect()
         self._extensions = deque(extension for extension in self._extensions if not extension.future.done())
         self._extensions.rotate(-1)
         self.step_seconds += time.perf_counter() - begin
 
-    def _spare_memory(self, error: Exception) -> None:
-        """After running out of memory, fewer rows; what was held is given back."""
-        if isinstance(error, torch.OutOfMemoryError):
-            self.max_rows = max(1, self.max_rows // 2)
-            torch.cuda.empty_cache()
+    def _collect(self) -> None:
+        """What has ended. Apart from the step: an error's traceback holds its frame, which must hold no call."""
+        for extension in [*self._extensions]:
+            try:
+                self.tokens += extension.collect()
+            except Exception as error:  # of who listens
+                self._leave(extension)
+                extension.fail(error)

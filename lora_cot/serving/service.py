@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.cost import most_tokens
 from lora_cot.search.drive import drive
 from lora_cot.search.strategies import Pass, prepare, run
 from lora_cot.search.trace import Completion, TracedStage
@@ -21,7 +22,8 @@ from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
 from lora_cot.serving.limits import Admission, Limits, Place
 from lora_cot.serving.metrics import Metrics
 from lora_cot.serving.models import ServedModel
-from lora_cot.serving.scheduler import Load, Scheduler
+from lora_cot.serving.room import Load
+from lora_cot.serving.scheduler import Scheduler
 from lora_cot.serving.schema import Message, SearchOptions
 from lora_cot.serving.settings import SINGLE, sample_of, search_of, within
 from lora_cot.serving.tickets import Ticket
@@ -116,7 +118,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether a request would be let in."""
-        return self.is_healthy and self.admission.is_open
+        return self.is_healthy and self.admission.is_open and all(model.is_ready() for model in self.models.values())
 
     @property
     def load(self) -> Load:
@@ -159,16 +161,19 @@ class Service:
         sample = sample_of(wanted.messages, self.limits)
         config = search_of(model, wanted.effort, wanted.options, wanted.sampling, self.limits)
         tells = wanted.stream and wanted.n == 1 and config.strategy in SINGLE and model.streams_tokens
-        ticket = Ticket(on_text=begun.told if tells else None)
+        until = None if config.deadline_seconds is None else wanted.arrived + config.deadline_seconds
+        ticket = Ticket(begun.told if tells else None, until)
         begun.ticket = ticket
         engine = model.engine(ticket).for_search()
         passes = prepare(engine, model.cot_format, config)
         prompt = model.count(passes[0].engine, sample)
-        config, budget = within(model, config, prompt, wanted.most_tokens)
+        config = within(model, config, prompt, wanted.most_tokens)
         samples = tuple(replace(sample, id=f"{sample.id}.{number}" if number else sample.id) for number in range(wanted.n))
-        cost = wanted.n * (prompt + config.most_candidates * budget)
         passes = prepare(engine, model.cot_format, config)
-        return Question(model, samples, config, passes, ticket, prompt, wanted.arrived, tells), cost
+        cost = most_tokens(passes, sample, config, model.most or model.count)
+        ticket.most_judged = wanted.n * cost.judged
+        question = Question(model, samples, config, passes, ticket, prompt, wanted.arrived, tells)
+        return question, wanted.n * cost.tokens
 
     def expire(self) -> None:
         """End what still runs; its clients are told."""
@@ -176,7 +181,9 @@ class Service:
             one.expire(ApiError(503, "the server is shutting down", "engine_unavailable", retry_after=10))
 
     def close(self) -> None:
-        """End all threads."""
+        """End all threads; what another server is asked is given up."""
+        for model in self.models.values():
+            model.close()
         self._preparing.shutdown(wait=False, cancel_futures=True)
         self._searching.shutdown(wait=False, cancel_futures=True)
         if self.scheduler is not None:
@@ -267,8 +274,9 @@ class Run:
             self._put(Decided(number, told(step)))
 
         try:
+            fixed = question.passes, question.model.cot_format
             searches = [
-                run(question.passes, question.model.cot_format, sample, question.config, partial(decided, number))
+                run(*fixed, sample, question.config, partial(decided, number), question.ticket.deadline)
                 for number, sample in enumerate(question.samples)
             ]
             completions = drive(searches)

@@ -17,6 +17,8 @@ from lora_cot.serving.models import ServedModel
 from lora_cot.serving.schema import ImagePart, Message, SearchOptions, TextPart
 from lora_cot.types import Exchange, Sample
 
+SENTENCE_ANSWERS = 4
+"""Whole answers that each candidate of a sentence beam may come to: nothing else bounds what is drawn and not chosen."""
 SINGLE = ("greedy", "sample", "two_pass")
 """Strategies that write one text."""
 
@@ -114,8 +116,8 @@ def _stages(model: ServedModel, known: dict[str, Any], options: SearchOptions) -
     return merged
 
 
-def within(model: ServedModel, config: SearchSection, prompt: int, most: int | None) -> tuple[SearchSection, int]:
-    """The settings with budgets that fit, and the tokens of one answer at most.
+def within(model: ServedModel, config: SearchSection, prompt: int, most: int | None) -> SearchSection:
+    """The settings with budgets that fit.
 
     Args:
         model: that answers.
@@ -146,7 +148,9 @@ def within(model: ServedModel, config: SearchSection, prompt: int, most: int | N
             config = SearchSection.model_validate(
                 {**config.model_dump(), "stages": {**config.model_dump()["stages"], name: values}}
             )
-    return config, allowed
+    if config.strategy == "sentence_beam" and config.max_search_tokens is None:
+        config = config.model_copy(update={"max_search_tokens": SENTENCE_ANSWERS * config.candidates * allowed})
+    return config
 
 
 def _budget(config: SearchSection, name: str) -> int | None:

@@ -42,6 +42,12 @@ class Ticket:
 
     on_text: Callable[[CotFormat, str], None] | None = None
     """Told what is new in the one text that is written, and the pass it belongs to; called by the engine's thread."""
+    deadline: float | None = None
+    """On `time.monotonic`'s clock: no prompt is read for it after that. The search's own."""
+    most_judged: int | None = None
+    """Tokens of prompts that its judges may be given; None: any number."""
+    on_cancel: Callable[[], None] = lambda: None
+    """Called once it is cancelled."""
     spent: Spent = field(default_factory=Spent)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -53,6 +59,14 @@ class Ticket:
     def cancel(self) -> None:
         """Everything that waits for the engine in its name is told so within a step."""
         self._cancelled.set()
+        self.on_cancel()
+
+    def may_judge(self, tokens: int) -> bool:
+        """Whether judges may be given prompts of so many tokens more; if so, they are counted."""
+        if self.most_judged is not None and self.spent.judge_prompt_tokens + tokens > self.most_judged:
+            return False
+        self.spent.judge_prompt_tokens += tokens
+        return True
 
     def check(self) -> None:
         """Go on only for somebody.

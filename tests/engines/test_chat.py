@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from email.utils import formatdate
 
@@ -290,6 +291,30 @@ def test_a_closed_client_waits_no_longer():
         with pytest.raises(EngineError):
             client.complete(BODY)
         assert time.monotonic() - begin < 1 and server.requests == []
+
+
+@pytest.mark.parametrize("fault", [Fault(seconds=2), Fault(500)], ids=["an answer", "the next try"])
+@pytest.mark.parametrize("whole", [False, True], ids=["a search", "all"])
+def test_what_is_given_up_is_waited_for_no_longer(fault, whole):
+    """Whatever it waits for, at once; it says nothing of the server. Of one search: others are answered."""
+    circuit = Circuit(most=1)
+    mine, other = Retries(circuit), Retries(circuit)
+    with serve([fault, "yes"]) as server, ThreadPoolExecutor(1) as pool:
+        client = ChatServer(server.url, None, Patience(first_wait_seconds=30))
+        asking = pool.submit(client.ask, BODY, retries=mine)
+        while not server.requests:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        begin = time.monotonic()
+        client.close() if whole else mine.waits.give_up()
+        with pytest.raises(EngineError):
+            asking.result(timeout=5)
+        assert time.monotonic() - begin < 0.5 and not circuit.is_open
+        with pytest.raises(EngineError):
+            client.ask(BODY, retries=mine)
+        assert len(server.requests) == 1
+        if not whole:
+            assert client.ask(BODY, retries=other).replies[0].text == "yes"
 
 
 @pytest.mark.parametrize(

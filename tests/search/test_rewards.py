@@ -67,11 +67,11 @@ def test_it_is_asked_at_its_very_address(path, monkeypatch):
     """Nothing is put behind what the settings say."""
     asked = []
 
-    def send(_self, method, address, *_):
+    def send(_client, method, address, *_):
         asked.append((method, address))
         return 200, {}, b'{"scores": [1, 2, 3]}'
 
-    monkeypatch.setattr(chat.ChatServer, "_send", send)
+    monkeypatch.setattr(chat, "send", send)
     search(f"http://localhost:9{path}")
     assert set(asked) == {("POST", f"http://localhost:9{path}")}
 

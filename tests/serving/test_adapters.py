@@ -52,7 +52,8 @@ def test_each_name_answers_as_it_does_alone(folders, tiny_base, scheduler, base_
     """Adapters, a two-stage run and the bare base, asked for at once."""
     model = str(tiny_base) if base_first else folders["first"]
     others = {name: path for name, path in folders.items() if path != model}
-    models, said = open_models(model, "main", others, "auto", None, scheduler)
+    models, said = open_models(model, "main", others, "auto", None, scheduler, 0.25)
+    assert scheduler.kv_bytes == 2**28 and "0.25 GiB" in said
     assert [served.name for served in models] == ["main", *others] and said
     expected = {"main": alone(model)} | {name: alone(path) for name, path in others.items()}
     assert len(set(expected.values())) == len(expected)

@@ -278,12 +278,12 @@ def test_an_error_in_a_stream_is_an_event(serve, monkeypatch):
 
 
 def test_running_out_of_memory_is_told_and_survived(serve, monkeypatch):
-    """503 with an id and Retry-After; the next request is answered, with fewer rows at once."""
+    """The second time in a row: 503 with an id and Retry-After. The next request is answered, with fewer rows at once."""
     import torch
 
     from lora_cot.engines.batch import Batch
 
-    client, step, faults = serve(), Batch.step, [torch.OutOfMemoryError("CUDA out of memory at 0x7f00")]
+    client, step, faults = serve(), Batch.step, [torch.OutOfMemoryError("CUDA out of memory at 0x7f00")] * 2
 
     def fail(self):
         if faults:
@@ -295,7 +295,7 @@ def test_running_out_of_memory_is_told_and_survived(serve, monkeypatch):
     told = error(response, 503, "engine_unavailable")
     assert response.headers["retry-after"] and response.headers["x-request-id"] in told["message"]
     assert client.post("/v1/chat/completions", json=chat()).status_code == 200
-    assert client.service.scheduler.max_rows == 4
+    assert client.service.scheduler.limit.now == 1
     faults += [RuntimeError("broken")] * 3
     for _ in range(3):
         error(client.post("/v1/chat/completions", json=chat()), 500, "internal_error")

@@ -26,6 +26,8 @@ from lora_cot.serving.limits import Limits
 from lora_cot.serving.local import served_local
 from lora_cot.serving.scheduler import Scheduler
 from lora_cot.serving.service import Service
+from tests.openai_fake import FakeOpenAI
+from tests.scripted_server import Fault, serve
 from tests.serving.conftest import chat, data_uri
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,11 +41,11 @@ def process(base, *arguments):
     command = [sys.executable, "-m", "lora_cot.cli", "serve", str(base), "--name", "tiny", "--port", "0", *arguments]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as running:
         for line in running.stderr:
-            if found := re.search(r"http://\S+", line):
+            if found := re.search(r"^serving .* at (http://\S+)", line):
                 break
         else:
             raise AssertionError("it did not start")
-        running.address = found.group()
+        running.address = found.group(1)
         try:
             yield running
         finally:
@@ -203,3 +205,20 @@ def test_a_first_signal_lets_requests_end_and_a_second_does_not(tiny_base):
         time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
         assert running.wait(10) in (143, 0)
+
+
+@pytest.mark.slow
+def test_a_server_behind_that_hangs_does_not_keep_the_process(tiny_base):
+    """It ends with the drain, though what it asked was never answered."""
+    hangs = threading.Event()
+    with serve(lambda body, number: Fault(seconds=12) if hangs.is_set() else FakeOpenAI()(body, number)) as behind:
+        behind.models = ["tiny"]
+        arguments = ("--engine", behind.url, "--engine-model", "tiny", "--drain-seconds", "0.5")
+        with process(tiny_base, *arguments) as running, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            hangs.set()
+            asking = pool.submit(post, running)
+            wait_for(lambda: metric(running, "requests_in_progress") == 1)
+            begin = time.monotonic()
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(10) == 0 and time.monotonic() - begin < 8
+            assert asking.result(timeout=5).status_code == 503

@@ -1,5 +1,8 @@
 """The same server before another one that runs the model: stages, searches, streams; its faults are told as ours."""
 
+import asyncio
+import time
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -10,7 +13,8 @@ from lora_cot.recipe.schema import SearchSection
 from lora_cot.serving.app import make_app
 from lora_cot.serving.limits import Limits
 from lora_cot.serving.remote import served_remote
-from lora_cot.serving.service import Service
+from lora_cot.serving.schema import Message
+from lora_cot.serving.service import Service, Wanted
 from tests.openai_fake import FakeOpenAI
 from tests.scripted_server import Fault, serve
 from tests.serving.conftest import chat, chunks, data_uri
@@ -38,7 +42,9 @@ def client(script):
         behind.models = ["tiny"]
         engine = RemoteEngine.open(behind.url, FOUR, "tiny", patience=Patience(timeout_seconds=5, tries=1))
         model = served_remote("four_stage", engine, FOUR, SearchSection())
-        with TestClient(make_app(Service([model], Limits())), raise_server_exceptions=False) as made:
+        service = Service([model], Limits())
+        with TestClient(make_app(service), raise_server_exceptions=False) as made:
+            made.service = service
             yield made
 
 
@@ -89,3 +95,36 @@ def test_a_fault_in_mid_search_does_not_tell_where_the_engine_is(client, script,
     response = client.post("/v1/chat/completions", json=chat(search=search, stream=stream))
     assert response.status_code == 200 and "the engine gave no answer" in response.text
     assert "10.0.0.1" not in response.text and "127.0.0.1" not in response.text
+
+
+def test_a_server_that_rests_makes_ours_not_ready(client, script, monkeypatch):
+    """While nothing is asked of it for want of answers; alive it is all the same."""
+    assert client.get("/ready").status_code == 200
+    script["fault"] = Fault(500)
+    for _ in range(4):
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 503
+    assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+    later = time.monotonic() + 31
+    monkeypatch.setattr("lora_cot.engines.retries.time.monotonic", lambda: later)
+    assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_who_leaves_frees_the_place_at_once(client, script, end):
+    """The server behind goes on with its answer, nobody here waits for it; nor when this server ends."""
+    service = client.service
+    script["fault"] = Fault(seconds=2)
+    wanted = Wanted("four_stage", [Message(role="user", content="What?")], None, None, {}, None, 1, False, time.monotonic())
+
+    async def leave():
+        run = await service.begin(wanted)
+        await asyncio.sleep(0.2)
+        assert service.admission.requests == 1 and service.admission.tokens > 0
+        begin = time.monotonic()
+        run.cancel() if end == "cancel" else service.close()
+        while service.admission.requests:
+            await asyncio.sleep(0.01)
+        return time.monotonic() - begin
+
+    assert asyncio.run(leave()) < 0.5
+    assert service.admission.tokens == 0 and service.is_ready, "our own end says nothing of the server behind"
