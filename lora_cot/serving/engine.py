@@ -24,7 +24,7 @@ class ScheduledEngine:
     local: LocalEngine
     ticket: Ticket
     encoding: threading.Lock
-    """Held while prompts are made: a tokenizer serves one thread at a time."""
+    """Held while prompts are made, but for their images: a tokenizer serves one thread at a time."""
     cot_format: CotFormat
     is_judge: bool = False
 
@@ -46,13 +46,11 @@ class ScheduledEngine:
         Raises:
             DataError: an image cannot be opened, or the prompt cannot be written.
         """
-        with self.encoding:
-            return self.local.encode(samples).lengths
+        return self.local.encode(samples, self.encoding).lengths
 
     def start(self, samples: Sequence[Sample]) -> list[State]:
         """See `Engine.start`."""
-        with self.encoding:
-            prompts = self.local.encode(samples)
+        prompts = self.local.encode(samples, self.encoding)
         if self.is_judge:
             self.ticket.spent.judge_prompt_tokens += sum(prompts.lengths)
         return self.scheduler.read(self.ticket, self.local, prompts)
@@ -66,8 +64,9 @@ class ScheduledEngine:
 
     def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
         """See `Engine.choose`."""
+        prompts = self.local.encode(samples, self.encoding)
         with self.encoding:
-            prompts, weighed = self.local.encode(samples), self.local.told_apart(options)
+            weighed = self.local.told_apart(options)
         self.ticket.spent.judge_calls += len(samples)
         self.ticket.spent.judge_prompt_tokens += sum(prompts.lengths)
         return self.scheduler.weigh(self.ticket, self.local, prompts, weighed)

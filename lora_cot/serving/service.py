@@ -18,12 +18,13 @@ from lora_cot.search.drive import drive
 from lora_cot.search.strategies import Pass, prepare, run
 from lora_cot.search.trace import Completion, TracedStage
 from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
+from lora_cot.serving.fetching import Fetcher
 from lora_cot.serving.limits import Admission, Limits, Place
 from lora_cot.serving.metrics import Metrics
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.scheduler import Load, Scheduler
 from lora_cot.serving.schema import Message, SearchOptions
-from lora_cot.serving.settings import SINGLE, sample_of, search_of, within
+from lora_cot.serving.settings import SINGLE, image_urls, sample_of, search_of, within
 from lora_cot.serving.tickets import Ticket
 from lora_cot.types import Sample
 
@@ -101,6 +102,7 @@ class Service:
         self.admission = Admission(limits, self._speed)
         self.runs: weakref.WeakSet[Run] = weakref.WeakSet()
         """Requests that are answered."""
+        self._fetcher = Fetcher(limits.fetching)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._searching = ThreadPoolExecutor(limits.max_requests, "search")
 
@@ -133,19 +135,23 @@ class Service:
             raise ApiError(404, f"no such model; there are: {', '.join(self.models)}", "model_not_found", "model")
         return self.models[name]
 
-    async def begin(self, wanted: Wanted) -> Run:
+    async def begin(self, wanted: Wanted, place: Place) -> Run:
         """Start on a request, once it was found that it can be answered and that there is room.
+
+        Args:
+            wanted: what is asked for.
+            place: the request's; it is given back at the end of its run, or if there is none.
 
         Raises:
             ApiError, DataError, SearchError: it cannot, or there is none.
         """
-        if not self.is_healthy:
-            raise ApiError(503, "the engine is out of order", "engine_unavailable", retry_after=30)
-        model, place = self.model(wanted.model), self.admission.enter()
-        begun = Run(self, place)
         try:
-            loop = asyncio.get_running_loop()
-            question, cost = await loop.run_in_executor(self._preparing, self._prepare, model, wanted, begun)
+            if not self.is_healthy:
+                raise ApiError(503, "the engine is out of order", "engine_unavailable", retry_after=30)
+            model, begun = self.model(wanted.model), Run(self, place)
+            fetched = await self._fetcher.fetched(image_urls(wanted.messages, self.limits), place.hold)
+            prepare = partial(self._prepare, model, wanted, fetched, begun)
+            question, cost = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
             place.take(cost)
         except BaseException:
             place.leave()
@@ -154,9 +160,9 @@ class Service:
         self.runs.add(begun)
         return begun
 
-    def _prepare(self, model: ServedModel, wanted: Wanted, begun: Run) -> tuple[Question, int]:
+    def _prepare(self, model: ServedModel, wanted: Wanted, fetched: Mapping[str, bytes], begun: Run) -> tuple[Question, int]:
         """The question, and what it may cost in tokens. Images are opened here, and nothing runs yet."""
-        sample = sample_of(wanted.messages, self.limits)
+        sample = sample_of(wanted.messages, self.limits, fetched)
         config = search_of(model, wanted.effort, wanted.options, wanted.sampling, self.limits)
         tells = wanted.stream and wanted.n == 1 and config.strategy in SINGLE and model.streams_tokens
         ticket = Ticket(on_text=begun.told if tells else None)
@@ -177,6 +183,7 @@ class Service:
 
     def close(self) -> None:
         """End all threads."""
+        self._fetcher.close()
         self._preparing.shutdown(wait=False, cancel_futures=True)
         self._searching.shutdown(wait=False, cancel_futures=True)
         if self.scheduler is not None:
