@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import ChatChunks
-from lora_cot.serving.errors import ApiError, of_failure, of_request
+from lora_cot.serving.errors import ApiError, of_failure, of_request, place_of
 from lora_cot.serving.gate import log
 from lora_cot.serving.limits import Place
 from lora_cot.serving.responses import Items, ResponsesRequest, check_text
@@ -83,7 +83,7 @@ async def _or_error(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
     except Exception as error:
         told = of_failure(error, request_id)
         if told.status >= 500 and not isinstance(error, ApiError):
-            log.error("request %s failed", request_id, exc_info=error)
+            log.error("request %s failed: %s", request_id, place_of(error))
         return error_response(told)
 
 
@@ -136,7 +136,7 @@ async def _answer(service: Service, request: Request, api: Api[Body]) -> Any:
     def failed(error: BaseException) -> bytes:
         told = of_failure(error, request_id)
         if not isinstance(error, ApiError):
-            log.error("request %s failed in its stream", request_id, exc_info=error)
+            log.error("request %s failed in its stream: %s", request_id, place_of(error))
         return sse(tells.failed(told))
 
     begin = b"".join(map(sse, tells.begin()))

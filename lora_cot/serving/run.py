@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -17,7 +18,8 @@ import uvicorn
 
 from lora_cot.errors import Problem, RunError
 from lora_cot.serving.app import make_app
-from lora_cot.serving.gate import LOCAL_HOSTS
+from lora_cot.serving.errors import place_of
+from lora_cot.serving.gate import LOCAL_HOSTS, log
 from lora_cot.serving.service import Service
 
 GRACE_SECONDS = 5.0
@@ -50,6 +52,12 @@ class _Server(uvicorn.Server):
         self._service.admission.is_open = False
         self._drained_at = time.monotonic() + self._service.limits.drain_seconds
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """What a task or a thread leaves unsaid goes to the log as any other fault does: without a user's words."""
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, told: _log_fault(told.get("exception")))
+        threading.excepthook = lambda told: _log_fault(told.exc_value)
+        await super().startup(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         if self._drained_at is not None:
             late = time.monotonic() - self._drained_at
@@ -57,6 +65,10 @@ class _Server(uvicorn.Server):
                 self._service.expire()
             self.should_exit = not self._service.admission.requests or late > GRACE_SECONDS
         return await super().on_tick(counter)
+
+
+def _log_fault(error: BaseException | None) -> None:
+    log.error("a fault outside of any request: %s", "unknown" if error is None else place_of(error))
 
 
 def serve(service: Service, host: str, port: int, key: str | None) -> None:
