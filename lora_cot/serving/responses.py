@@ -15,7 +15,18 @@ from pydantic import Field
 from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import finish_reason, stages, usage
 from lora_cot.serving.errors import ApiError
-from lora_cot.serving.schema import Effort, ImagePart, ImageUrl, Message, TextPart, Tokens, _Loose, _Sampled, _Strict
+from lora_cot.serving.schema import (
+    Effort,
+    ImagePart,
+    ImageUrl,
+    Message,
+    ResponseFormat,
+    TextPart,
+    Tokens,
+    _Loose,
+    _Sampled,
+    _Strict,
+)
 from lora_cot.serving.service import Decided, Done, Event, Question, Text
 from lora_cot.serving.visible import Delta, Visible
 
@@ -57,6 +68,13 @@ class Reasoning(_Loose):
     generate_summary: Any = None
 
 
+class TextOptions(_Loose):
+    """The form of the answer: text is all there is."""
+
+    format: ResponseFormat | None = None
+    verbosity: Any = None
+
+
 class ResponsesRequest(_Sampled):
     """The body of /v1/responses."""
 
@@ -68,7 +86,7 @@ class ResponsesRequest(_Sampled):
     include: Any = None
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
-    text: Any = None
+    text: TextOptions | None = None
     stream_options: Any = None
 
     @property
@@ -77,17 +95,6 @@ class ResponsesRequest(_Sampled):
         found = [Message(role="system", content=self.instructions)] if self.instructions else []
         items = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         return found + [_message(item) for item in items if isinstance(item, InputMessage)]
-
-
-def check_text(request: ResponsesRequest) -> None:
-    """See that no form of output is asked for but text.
-
-    Raises:
-        ApiError: one is.
-    """
-    kind = request.text.get("format") if isinstance(request.text, dict) else None
-    if kind not in (None, {"type": "text"}):
-        raise ApiError(400, "text.format: only plain text is written here", "invalid_value", "text.format")
 
 
 def _message(item: InputMessage) -> Message:

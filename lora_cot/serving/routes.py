@@ -11,15 +11,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import ChatChunks
+from lora_cot.serving.description import body_of
 from lora_cot.serving.errors import ApiError, of_failure, of_request, place_of
 from lora_cot.serving.gate import log
 from lora_cot.serving.limits import Place
-from lora_cot.serving.responses import Items, ResponsesRequest, check_text
+from lora_cot.serving.responses import Items, ResponsesRequest
 from lora_cot.serving.schema import ChatRequest
 from lora_cot.serving.service import Event, Question, Service, Wanted
 from lora_cot.serving.streams import EventStream, GoneError, unless_gone
@@ -60,17 +61,13 @@ class Api(Generic[Body]):
 def answer_routes(app: FastAPI, service: Service) -> None:
     """Add them."""
 
-    @app.post("/v1/chat/completions", response_model=None, openapi_extra=_body_of(ChatRequest))
+    @app.post("/v1/chat/completions", response_model=None, openapi_extra=body_of(ChatRequest))
     async def chat(request: Request) -> Any:
         return await _or_error(request, _answer(service, request, CHAT))
 
-    @app.post("/v1/responses", response_model=None, openapi_extra=_body_of(ResponsesRequest))
+    @app.post("/v1/responses", response_model=None, openapi_extra=body_of(ResponsesRequest))
     async def responses(request: Request) -> Any:
         return await _or_error(request, _answer(service, request, RESPONSES))
-
-
-def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"content": {"application/json": {"schema": kind.model_json_schema()}}, "required": True}}
 
 
 async def _or_error(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
@@ -100,7 +97,6 @@ def _chat(asked: ChatRequest, arrived: float) -> Wanted:
 
 
 def _responses(asked: ResponsesRequest, arrived: float) -> Wanted:
-    check_text(asked)
     sampling = {"temperature": asked.temperature, "top_p": asked.top_p}
     effort = asked.reasoning.effort if asked.reasoning else None
     most = asked.max_output_tokens

@@ -63,7 +63,7 @@ def sample_of(messages: Sequence[Message], limits: Limits, fetched: Mapping[str,
             turns[-1] = (who, "\n\n".join(filter(None, (turns[-1][1], text))))
         else:
             turns.append((who, text))
-    if turns[0][0] != "user" or turns[-1][0] != "user" or messages[-1].role != "user":
+    if not turns or turns[0][0] != "user" or turns[-1][0] != "user" or messages[-1].role != "user":
         what = "the first message must not be the assistant's, and the last one must be the user's"
         raise ApiError(400, what, "invalid_value", "messages")
     urls = image_urls(messages, limits)

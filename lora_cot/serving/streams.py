@@ -30,7 +30,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         GoneError: the client left first; the work was cancelled.
     """
-    working = _quiet(work)
+    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -43,13 +43,6 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-
-
-def _quiet(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task whose error asyncio does not log, text and all, if nobody is left to be told."""
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
 
 
 async def _left(receive: Receive) -> None:
@@ -97,7 +90,7 @@ class EventStream(Response):
             await self._send(send, self._begin + b"".join(map(self._encode, self._first)))
             is_over = any(isinstance(event, Done) for event in self._first)
             while not is_over:
-                getting = getting or _quiet(self._run.next())
+                getting = getting or asyncio.ensure_future(self._run.next())
                 waiting: list[asyncio.Future[Any]] = [getting, leaving]
                 done, _ = await asyncio.wait(waiting, timeout=self._ping_seconds, return_when=asyncio.FIRST_COMPLETED)
                 if leaving in done:

@@ -62,7 +62,8 @@ def test_the_official_client_reads_both(server):  # noqa: F811
 @pytest.mark.parametrize(
     "keys",
     [
-        {"previous_response_id": "resp_1"}, {"input": []}, {"input": 5}, {"background": True}, {"n": 2}, {"unknown": 1},
+        {"previous_response_id": "resp_1"}, {"input": []}, {"input": 5}, {"input": [{"type": "reasoning"}]},
+        {"background": True}, {"n": 2}, {"unknown": 1},
         {"text": {"format": {"type": "json_schema"}}}, {"temperature": float("nan")}, {"tools": [{"type": "web_search"}]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
     ],
