@@ -96,14 +96,15 @@ def finish_reason(completion: Completion, is_cut: bool) -> str:
 
 
 def usage(question: Question, completions: Sequence[Completion]) -> dict[str, Any]:
-    """Tokens of the returned texts, and under `search` what was done in truth."""
+    """Tokens of the returned texts and of each pass's prompt once, and under `search` what was done in truth."""
     spent = question.ticket.spent
     kept = sum(completion.kept_tokens for completion in completions)
+    prompt = sum(question.ticket.prompts.values())
     stopped = [completion.stopped for completion in completions if completion.stopped != "complete"]
     return {
-        "prompt_tokens": question.prompt_tokens,
+        "prompt_tokens": prompt,
         "completion_tokens": kept,
-        "total_tokens": question.prompt_tokens + kept,
+        "total_tokens": prompt + kept,
         "completion_tokens_details": {"reasoning_tokens": sum(_reasoning(question.model.cot_format, c) for c in completions)},
         "search": {
             "strategy": question.config.strategy,

@@ -53,6 +53,8 @@ class ScheduledEngine:
         prompts = self.local.encode(samples, self.encoding)
         if self.is_judge:
             self.ticket.spent.judge_prompt_tokens += sum(prompts.lengths)
+        else:
+            self.ticket.prompts.setdefault(self.cot_format.name, prompts.lengths[0])
         return self.scheduler.read(self.ticket, self.local, prompts)
 
     def extend(self, asks: Sequence[Ask]) -> list[list[Candidate]]:

@@ -56,7 +56,6 @@ class Question:
     config: SearchSection
     passes: tuple[Pass, ...]
     ticket: Ticket
-    prompt_tokens: int
     arrived: float
     streams_tokens: bool
 
@@ -174,7 +173,7 @@ class Service:
         samples = tuple(replace(sample, id=f"{sample.id}.{number}" if number else sample.id) for number in range(wanted.n))
         cost = wanted.n * (prompt + config.most_candidates * budget)
         passes = prepare(engine, model.cot_format, config)
-        return Question(model, samples, config, passes, ticket, prompt, wanted.arrived, tells), cost
+        return Question(model, samples, config, passes, ticket, wanted.arrived, tells), cost
 
     def expire(self) -> None:
         """End what still runs; its clients are told."""

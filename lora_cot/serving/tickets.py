@@ -43,6 +43,8 @@ class Ticket:
     on_text: Callable[[CotFormat, str], None] | None = None
     """Told what is new in the one text that is written, and the pass it belongs to; called by the engine's thread."""
     spent: Spent = field(default_factory=Spent)
+    prompts: dict[str, int] = field(default_factory=dict)
+    """Tokens of the first prompt of each pass."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
