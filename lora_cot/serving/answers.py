@@ -10,8 +10,8 @@ from typing import Any
 from lora_cot.formats import CotFormat
 from lora_cot.search.trace import Completion, TracedStage, finite
 from lora_cot.serving.errors import ApiError
+from lora_cot.serving.events import Decided, Done, Event, Question, Text
 from lora_cot.serving.schema import ChatRequest
-from lora_cot.serving.service import Decided, Done, Event, Question, Text
 from lora_cot.serving.visible import Delta, Visible, whole
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import finish_reason, stages, usage
 from lora_cot.serving.errors import ApiError
+from lora_cot.serving.events import Decided, Done, Event, Question, Text
 from lora_cot.serving.schema import (
     Effort,
     ImagePart,
@@ -28,7 +29,6 @@ from lora_cot.serving.schema import (
     _Sampled,
     _Strict,
 )
-from lora_cot.serving.service import Decided, Done, Event, Question, Text
 from lora_cot.serving.visible import Delta, Visible
 
 

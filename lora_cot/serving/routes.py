@@ -18,11 +18,12 @@ from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import ChatChunks
 from lora_cot.serving.description import body_of
 from lora_cot.serving.errors import ApiError, of_failure, of_request, place_of
+from lora_cot.serving.events import Event, Question, Wanted
 from lora_cot.serving.gate import log
 from lora_cot.serving.limits import Place
 from lora_cot.serving.responses import Items, ResponsesRequest
 from lora_cot.serving.schema import ChatRequest
-from lora_cot.serving.service import Event, Question, Service, Wanted
+from lora_cot.serving.service import Service
 from lora_cot.serving.streams import EventStream, GoneError, unless_gone
 
 Body = TypeVar("Body", ChatRequest, ResponsesRequest)

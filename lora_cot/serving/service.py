@@ -8,82 +8,25 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from lora_cot.formats import CotFormat
-from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.drive import drive
-from lora_cot.search.strategies import Pass, prepare, run
+from lora_cot.search.strategies import prepare, run
 from lora_cot.search.trace import Completion, TracedStage
 from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
+from lora_cot.serving.events import Decided, Done, Event, Question, Text, Wanted
 from lora_cot.serving.fetching import Fetcher
 from lora_cot.serving.limits import Admission, Limits, Place
 from lora_cot.serving.metrics import Metrics
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.scheduler import Load, Scheduler
-from lora_cot.serving.schema import Message, SearchOptions
 from lora_cot.serving.settings import SINGLE, image_urls, sample_of, search_of, within
 from lora_cot.serving.tickets import Ticket
-from lora_cot.types import Sample
 
 PREPARING = 4
 """Requests whose images are opened at once."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a request asks for, of whichever API."""
-
-    model: str
-    messages: Sequence[Message]
-    options: SearchOptions | None
-    effort: str | None
-    sampling: dict[str, Any]
-    most_tokens: int | None
-    n: int
-    stream: bool
-    arrived: float
-
-
-@dataclass(frozen=True)
-class Question:
-    """A request that was found to be answerable."""
-
-    model: ServedModel
-    samples: tuple[Sample, ...]
-    config: SearchSection
-    passes: tuple[Pass, ...]
-    ticket: Ticket
-    arrived: float
-    streams_tokens: bool
-
-
-@dataclass(frozen=True)
-class Text:
-    """A further piece of the one text that is written."""
-
-    text: str
-    pass_format: CotFormat | None
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A step of a search, and which of the request's answers it belongs to."""
-
-    number: int
-    step: TracedStage
-
-
-@dataclass(frozen=True)
-class Done:
-    """All answers of a request; nothing comes after it."""
-
-    completions: list[Completion]
-
-
-Event = Text | Decided | Done
 
 
 class Service:
@@ -200,6 +143,8 @@ class Run:
         self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         self._future: Future[None] | None = None
         self._is_first, self._is_over = True, False
+        self._failed: list[Event] = []
+        """Steps without any candidate, before anything else was told."""
         self.ticket: Ticket | None = None
 
     def start(self, question: Question, pool: ThreadPoolExecutor) -> None:
@@ -259,6 +204,13 @@ class Run:
             self._events.put_nowait(error)
 
     def _put(self, event: Event | BaseException) -> None:
+        if self._is_first and isinstance(event, Decided) and all(one.problem for one in event.step.candidates):
+            self._failed.append(event)  # told with the next event: if that is an error, there is nothing to stream
+            return
+        if not isinstance(event, BaseException):
+            for failed in self._failed:
+                self._loop.call_soon_threadsafe(self._events.put_nowait, failed)
+            self._failed.clear()
         if self._is_first and not isinstance(event, BaseException):
             self._is_first = False
             self._service.metrics.first.observe(time.monotonic() - self.question.arrived)
