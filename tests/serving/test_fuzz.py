@@ -31,7 +31,7 @@ KNOWN = {
 }
 ROUTES = {"/v1/chat/completions": "ChatRequest", "/v1/responses": "ResponsesRequest"}
 GOOD = {"/v1/chat/completions": {"messages": chat(image=data_uri())["messages"]}, "/v1/responses": {"input": "What is it?"}}
-SMALL = {"context": 420, "max_candidates": 4, "formats": ("four_stage", "two_stage")}
+SMALL = {"context": 100, "max_candidates": 4, "formats": ("four_stage", "two_stage")}
 """A server whose answers are short, whatever is asked for."""
 
 
