@@ -5,7 +5,8 @@
 Both serve a LLaVA of random weights, float32 here, each in a process of its own with the same number of threads. Clients ask
 about a picture each, greedily, for the same number of tokens; what is compared is tokens a second of all clients at once,
 the latency of a client alone, and the time to the first piece of text of a stream. The best of the rounds counts for each
-side. The tokens are counted by each server's own `usage`.
+side. The tokens are counted by each server's own `usage`; if both did not write as many, the times cannot be compared, and
+the exit status is 1.
 """
 
 from __future__ import annotations
@@ -161,9 +162,12 @@ def compare(sides: dict[str, tuple[str, str, dict[str, Any]]], options: argparse
     for url, model, keys in sides.values():
         asked(url, body(model, 0, options.tokens, **keys))
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    asked_for = 2 * options.clients * options.tokens
     for _ in range(options.rounds):
         for name, (url, model, keys) in sides.items():
             rounds[name].append(measure(url, model, keys, options))
+            if (told := rounds[name][-1]["tokens"]) != asked_for:
+                sys.exit(f"{name} wrote {told:.0f} tokens, and {asked_for} were asked for: the sides cannot be compared")
             print(name, {key: round(value, 4) for key, value in rounds[name][-1].items()}, file=sys.stderr)
     best = {
         name: {key: (max if key.startswith("tokens") else min)(one[key] for one in found) for key in found[0]}

@@ -52,7 +52,7 @@ def serve(
         raise RunError(Problem("--engine", "that server has loaded the model", remedy))
     from lora_cot.engines.chat import read_key
     from lora_cot.evaluation.remote import Server
-    from lora_cot.serving.images import Fetching
+    from lora_cot.serving.fetching import Fetching
     from lora_cot.serving.limits import Limits
     from lora_cot.serving.opening import open_models, open_served
     from lora_cot.serving.run import serve as run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def encode(
     max_pixels: int = MAX_PIXELS,
     scale: float = 1.0,
     like: Encoded | None = None,
+    lock: AbstractContextManager[Any] | None = None,
 ) -> Encoded:
     """One sample as tokens, its images opened.
 
@@ -34,13 +36,15 @@ def encode(
         max_pixels: limit of an image.
         scale: factor that its images are resized by.
         like: of a prompt, one with the same images, which are not opened again.
+        lock: held while the processor works, and not while images are decoded.
 
     Raises:
         DataError: naming the sample.
     """
     try:
         images = [] if like else [encoder.look(image, max_pixels, scale) for image in sample.images]
-        return encoder.training(sample, images) if training else encoder.prompt(sample, images, like)
+        with lock or nullcontext():
+            return encoder.training(sample, images) if training else encoder.prompt(sample, images, like)
     except DataError as error:
         raise error.at(sample.id) from None
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -146,8 +147,12 @@ class LocalEngine:
         """
         return self.read([self.encode(samples)])[0]
 
-    def encode(self, samples: Sequence[Sample]) -> Encodings:
+    def encode(self, samples: Sequence[Sample], lock: AbstractContextManager[Any] | None = None) -> Encodings:
         """Prompts as tokens, images opened; the model is not run.
+
+        Args:
+            samples: what is asked.
+            lock: see `data.collate.encode`.
 
         Raises:
             DataError: an image cannot be opened, or the prompt cannot be written.
@@ -155,7 +160,7 @@ class LocalEngine:
         memory = self._memory or Memory()
         prompts = []
         for sample in samples:
-            prompts.append(encode(self.encoder, sample, False, self.max_pixels, like=memory.like(sample)))
+            prompts.append(encode(self.encoder, sample, False, self.max_pixels, like=memory.like(sample), lock=lock))
             memory.remember(sample, prompts[-1])
         return Encodings(memory, [Memory.key(sample) for sample in samples], prompts)
 

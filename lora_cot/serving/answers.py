@@ -10,8 +10,8 @@ from typing import Any
 from lora_cot.formats import CotFormat
 from lora_cot.search.trace import Completion, TracedStage, finite
 from lora_cot.serving.errors import ApiError
+from lora_cot.serving.events import Decided, Done, Event, Question, Text
 from lora_cot.serving.schema import ChatRequest
-from lora_cot.serving.service import Decided, Done, Event, Question, Text
 from lora_cot.serving.visible import Delta, Visible, whole
 
 
@@ -96,14 +96,15 @@ def finish_reason(completion: Completion, is_cut: bool) -> str:
 
 
 def usage(question: Question, completions: Sequence[Completion]) -> dict[str, Any]:
-    """Tokens of the returned texts, and under `search` what was done in truth."""
+    """Tokens of the returned texts and of each pass's prompt once, and under `search` what was done in truth."""
     spent = question.ticket.spent
     kept = sum(completion.kept_tokens for completion in completions)
+    prompt = sum(question.ticket.prompts.values())
     stopped = [completion.stopped for completion in completions if completion.stopped != "complete"]
     return {
-        "prompt_tokens": question.prompt_tokens,
+        "prompt_tokens": prompt,
         "completion_tokens": kept,
-        "total_tokens": question.prompt_tokens + kept,
+        "total_tokens": prompt + kept,
         "completion_tokens_details": {"reasoning_tokens": sum(_reasoning(question.model.cot_format, c) for c in completions)},
         "search": {
             "strategy": question.config.strategy,

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from lora_cot.serving.description import describe
 from lora_cot.serving.errors import ApiError, of_failure
 from lora_cot.serving.gate import Gate
 from lora_cot.serving.page_files import PAGE, page_routes
@@ -32,6 +33,7 @@ def make_app(service: Service, key: str | None = None, hosts: Collection[str] | 
     _model_routes(app, service)
     _state_routes(app, service)
     public = page_routes(app, page)
+    describe(app)
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:

@@ -25,7 +25,7 @@ class ScheduledEngine:
     local: LocalEngine
     ticket: Ticket
     encoding: threading.Lock
-    """Held while prompts are made: a tokenizer serves one thread at a time."""
+    """Held while prompts are made, but for their images: a tokenizer serves one thread at a time."""
     cot_format: CotFormat
     is_judge: bool = False
 
@@ -47,17 +47,17 @@ class ScheduledEngine:
         Raises:
             DataError: an image cannot be opened, or the prompt cannot be written.
         """
-        with self.encoding:
-            return self.local.encode(samples).lengths
+        return self.local.encode(samples, self.encoding).lengths
 
     def start(self, samples: Sequence[Sample]) -> list[State | None]:
         """See `Engine.start`; None for what could not be read before the ticket's deadline, or is more than its judges may
         read: nothing continues it.
         """
-        with self.encoding:
-            prompts = self.local.encode(samples)
+        prompts = self.local.encode(samples, self.encoding)
         if self.is_judge and not self.ticket.may_judge(sum(prompts.lengths)):
             return [None] * len(samples)
+        if not self.is_judge:
+            self.ticket.prompts.setdefault(self.cot_format.name, prompts.lengths[0])
         return self.scheduler.read(self.ticket, self.local, prompts)
 
     def extend(self, asks: Sequence[Ask]) -> list[list[Candidate]]:
@@ -69,8 +69,9 @@ class ScheduledEngine:
 
     def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:
         """See `Engine.choose`; nan for what is more than the ticket's judges may read."""
+        prompts = self.local.encode(samples, self.encoding)
         with self.encoding:
-            prompts, weighed = self.local.encode(samples), self.local.told_apart(options)
+            weighed = self.local.told_apart(options)
         if not self.ticket.may_judge(sum(prompts.lengths)):
             return [[math.nan] * len(options)] * len(samples)
         self.ticket.spent.judge_calls += len(samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from lora_cot.serving.faults import is_lost, is_out_of_memory
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "server_error"}
 MOST_CHARACTERS = 500
+MOST_CAUSES, MOST_FRAMES = 4, 12
+"""Of an error in the log."""
 
 NO_ANSWER = "the engine gave no answer"
 
@@ -45,6 +48,17 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Of HTTP."""
         return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+
+
+def place_of(error: BaseException) -> str:
+    """Type and place of an error and of what led to it, for the log: without its text, which may quote what a user wrote."""
+    found: list[str] = []
+    following: BaseException | None = error
+    while following is not None and len(found) < MOST_CAUSES:
+        frames = [f"{frame.f_code.co_filename}:{line}" for frame, line in traceback.walk_tb(following.__traceback__)]
+        found.append(f"{type(following).__qualname__} at {' > '.join(frames[-MOST_FRAMES:]) or 'no place'}")
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    return "; after ".join(found)
 
 
 def of_request(error: ValidationError) -> ApiError:

@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lora_cot.serving.errors import ApiError, of_failure
+from lora_cot.serving.errors import ApiError, of_failure, place_of
 
 log = logging.getLogger("lora_cot.serving")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -66,7 +66,7 @@ class Gate:
             await self._app(scope, receive, sending)
         except Exception as error:
             if not isinstance(error, ApiError):
-                log.error("request %s failed", request_id, exc_info=error)
+                log.error("request %s failed: %s", request_id, place_of(error))
             if status == 499:
                 await answer_error(of_failure(error, request_id), sending)
         finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lora_cot.serving.errors import ApiError
-from lora_cot.serving.images import Fetching
+from lora_cot.serving.fetching import Fetching
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,11 @@ class Limits:
     """That one of them may, with all its candidates."""
     max_candidates: int = 16
     max_images: int = 8
+    max_image_pixels: int = 80_000_000
+    """Of all images of a request; decoding takes three bytes each."""
     max_body_bytes: int = 32 * 2**20
+    max_held_bytes: int = 256 * 2**20
+    """Of all bodies and fetched images in the house; what is over it is refused with 503."""
     fetching: Fetching = field(default_factory=Fetching)
     request_seconds: float = 600.0
     """After them an answer ends as it is."""
@@ -49,7 +53,7 @@ class Admission:
         """
         self._limits, self._speed = limits, speed
         self._lock = threading.Lock()
-        self.requests, self.tokens = 0, 0
+        self.requests, self.tokens, self.bytes = 0, 0, 0
         self.is_open = True
 
     def enter(self) -> Place:
@@ -80,11 +84,23 @@ class Admission:
                 raise self._full()
             self.tokens += tokens
 
-    def leave(self, tokens: int) -> None:
+    def hold(self, size: int) -> None:
+        """Room for so many further bytes of a request.
+
+        Raises:
+            ApiError: 503: there is no room now.
+        """
+        with self._lock:
+            if self.bytes + size > self._limits.max_held_bytes:
+                raise self._full()
+            self.bytes += size
+
+    def leave(self, tokens: int, size: int) -> None:
         """A request has ended."""
         with self._lock:
             self.requests -= 1
             self.tokens -= tokens
+            self.bytes -= size
 
     def _full(self) -> ApiError:
         wait = self.tokens / max(self._speed(), 1.0) / 2
@@ -95,15 +111,24 @@ class Place:
     """A request's place; it is given back once."""
 
     def __init__(self, admission: Admission):
-        self._admission, self._tokens, self._left = admission, 0, False
+        self._admission, self._tokens, self._bytes, self._left = admission, 0, 0, False
+        self._lock = threading.Lock()
 
     def take(self, tokens: int) -> None:
         """See `Admission.take`."""
         self._admission.take(tokens)
         self._tokens = tokens
 
+    def hold(self, size: int) -> None:
+        """See `Admission.hold`; nothing is held for a request that has left."""
+        with self._lock:
+            if not self._left:
+                self._admission.hold(size)
+                self._bytes += size
+
     def leave(self) -> None:
         """See `Admission.leave`."""
-        if not self._left:
-            self._left = True
-            self._admission.leave(self._tokens)
+        with self._lock:
+            if not self._left:
+                self._left = True
+                self._admission.leave(self._tokens, self._bytes)

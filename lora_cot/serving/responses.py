@@ -1,7 +1,8 @@
 """OpenAI's Responses API: the stages before the answer are a `reasoning` item, the answer is a `message` item.
 
-The first stage of a format of several is the reasoning's summary, the others are its text. Nothing is kept between
-requests: what was said before is sent again, as items; `previous_response_id` is refused.
+The reasoning's text is all of those stages. Of a format with more than two, the first one is the reasoning's summary too,
+and a stream tells that stage under both names. Nothing is kept between requests: what was said before is sent again, as
+items; `previous_response_id` is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +16,19 @@ from pydantic import Field
 from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import finish_reason, stages, usage
 from lora_cot.serving.errors import ApiError
-from lora_cot.serving.schema import Effort, ImagePart, ImageUrl, Message, TextPart, Tokens, _Loose, _Sampled, _Strict
-from lora_cot.serving.service import Decided, Done, Event, Question, Text
+from lora_cot.serving.events import Decided, Done, Event, Question, Text
+from lora_cot.serving.schema import (
+    Effort,
+    ImagePart,
+    ImageUrl,
+    Message,
+    ResponseFormat,
+    TextPart,
+    Tokens,
+    _Loose,
+    _Sampled,
+    _Strict,
+)
 from lora_cot.serving.visible import Delta, Visible
 
 
@@ -57,6 +69,13 @@ class Reasoning(_Loose):
     generate_summary: Any = None
 
 
+class TextOptions(_Loose):
+    """The form of the answer: text is all there is."""
+
+    format: ResponseFormat | None = None
+    verbosity: Any = None
+
+
 class ResponsesRequest(_Sampled):
     """The body of /v1/responses."""
 
@@ -68,7 +87,7 @@ class ResponsesRequest(_Sampled):
     include: Any = None
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
-    text: Any = None
+    text: TextOptions | None = None
     stream_options: Any = None
 
     @property
@@ -77,17 +96,6 @@ class ResponsesRequest(_Sampled):
         found = [Message(role="system", content=self.instructions)] if self.instructions else []
         items = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         return found + [_message(item) for item in items if isinstance(item, InputMessage)]
-
-
-def check_text(request: ResponsesRequest) -> None:
-    """See that no form of output is asked for but text.
-
-    Raises:
-        ApiError: one is.
-    """
-    kind = request.text.get("format") if isinstance(request.text, dict) else None
-    if kind not in (None, {"type": "text"}):
-        raise ApiError(400, "text.format: only plain text is written here", "invalid_value", "text.format")
 
 
 def _message(item: InputMessage) -> Message:
@@ -112,6 +120,9 @@ class Items:
         self._number = 0
         self._begun: list[str] = []
         """Kinds of the items that were begun."""
+        stages = question.model.cot_format.stages
+        self._summary_stage = stages[0].name if len(stages) > 2 else None
+        self._summary, self._summary_is_told = "", False
 
     end = b""
 
@@ -171,8 +182,27 @@ class Items:
                 events += self._close() + self._open(delta.kind)
             kind = "response.reasoning_text.delta" if delta.kind == "reasoning" else "response.output_text.delta"
             more: dict[str, Any] = {} if delta.kind == "reasoning" else {"logprobs": []}
+            events += self._told_summary(delta)
             events.append(self._event(kind, **self._place, content_index=0, delta=delta.text, **more))
         return events
+
+    def _told_summary(self, delta: Delta) -> list[dict[str, Any]]:
+        """The same delta as one of the reasoning's summary, if it is; else the events that end the summary."""
+        if delta.stage is None or delta.stage != self._summary_stage or self._summary_is_told:
+            return self._end_summary()
+        place = {**self._place, "summary_index": 0}
+        part = {"type": "summary_text", "text": ""}
+        added = [] if self._summary else [self._event("response.reasoning_summary_part.added", **place, part=part)]
+        self._summary += delta.text
+        return [*added, self._event("response.reasoning_summary_text.delta", **place, delta=delta.text)]
+
+    def _end_summary(self) -> list[dict[str, Any]]:
+        if not self._summary or self._summary_is_told:
+            return []
+        self._summary_is_told = True
+        place, part = {**self._place, "summary_index": 0}, {"type": "summary_text", "text": self._summary}
+        done = self._event("response.reasoning_summary_text.done", **place, text=self._summary)
+        return [done, self._event("response.reasoning_summary_part.done", **place, part=part)]
 
     def _end(self, event: Done) -> list[dict[str, Any]]:
         completion = event.completions[0]
@@ -205,19 +235,21 @@ class Items:
         """The events that end the item that was begun last."""
         if not self._begun:
             return []
-        kind = self._begun[-1]
+        summary, kind = self._end_summary(), self._begun[-1]
         text = self._visible.reasoning if kind == "reasoning" else self._visible.content
         item = self._item(kind, text, "completed")
         name = "response.reasoning_text.done" if kind == "reasoning" else "response.output_text.done"
         more: dict[str, Any] = {} if kind == "reasoning" else {"logprobs": []}
         done = self._event(name, **self._place, content_index=0, text=text, **more)
         part = self._event("response.content_part.done", **self._place, content_index=0, part=item["content"][0])
-        return [done, part, self._event("response.output_item.done", item=item, output_index=len(self._begun) - 1)]
+        ended = self._event("response.output_item.done", item=item, output_index=len(self._begun) - 1)
+        return [*summary, done, part, ended]
 
     def _item(self, kind: str, text: str, status: str) -> dict[str, Any]:
         if kind == "reasoning":
             content = [{"type": "reasoning_text", "text": text}]
-            return {"id": self._item_id(kind), "type": "reasoning", "summary": [], "content": content, "status": status}
+            summary = [{"type": "summary_text", "text": self._summary}] if self._summary_is_told else []
+            return {"id": self._item_id(kind), "type": "reasoning", "summary": summary, "content": content, "status": status}
         head = {"id": self._item_id(kind), "type": "message", "role": "assistant", "status": status}
         return {**head, "content": [_text(text)]}
 
@@ -225,9 +257,8 @@ class Items:
         items = []
         if reasoning := self._visible.reasoning:
             item = self._item("reasoning", reasoning, "completed")
-            first, several = self._question.model.cot_format.stages[0], len(self._question.model.cot_format.stages) > 2
-            summary = completion.parsed.get(first.name)
-            if several and summary is not None and summary.text:
+            summary = completion.parsed.get(self._summary_stage) if self._summary_stage else None
+            if summary is not None and summary.text:
                 item["summary"] = [{"type": "summary_text", "text": summary.text}]
             returned = self._request.search.returned if self._request.search else "stages"
             if returned != "answer":

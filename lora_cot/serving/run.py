@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -17,20 +18,26 @@ import uvicorn
 
 from lora_cot.errors import Problem, RunError
 from lora_cot.serving.app import make_app
-from lora_cot.serving.gate import LOCAL_HOSTS
+from lora_cot.serving.errors import place_of
+from lora_cot.serving.gate import LOCAL_HOSTS, log
 from lora_cot.serving.service import Service
 
 GRACE_SECONDS = 5.0
-"""After the drain's end, for streams to tell their clients."""
+"""After the drain's end, for streams to tell their clients; and again for what was told to be taken."""
 KEEP_ALIVE_SECONDS = 30
 
 
 class _Server(uvicorn.Server):
-    """The first SIGTERM or Ctrl-C lets requests end, for a bounded time; the second ends the process."""
+    """The first SIGTERM or Ctrl-C lets requests end, for a bounded time; the second ends the process.
+
+    Until the last request has ended it listens on, so that `/ready` can say 503 and new requests are told to come back.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
+        self._drained_at: float | None = None
+        """When those that still run are ended; None: no signal came."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -39,15 +46,29 @@ class _Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
+        if self._drained_at is not None:
             os._exit(128 + sig)
         print("draining: no new requests; a second signal ends at once", file=sys.stderr, flush=True)
         self._service.admission.is_open = False
-        self.should_exit = True
-        loop = asyncio.get_running_loop()
-        drain = threading.Timer(self._service.limits.drain_seconds, lambda: loop.call_soon_threadsafe(self._service.expire))
-        drain.daemon = True
-        drain.start()
+        self._drained_at = time.monotonic() + self._service.limits.drain_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """What a task or a thread leaves unsaid goes to the log as any other fault does: without a user's words."""
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, told: _log_fault(told.get("exception")))
+        threading.excepthook = lambda told: _log_fault(told.exc_value)
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drained_at is not None:
+            late = time.monotonic() - self._drained_at
+            if late > 0:
+                self._service.expire()
+            self.should_exit = not self._service.admission.requests or late > GRACE_SECONDS
+        return await super().on_tick(counter)
+
+
+def _log_fault(error: BaseException | None) -> None:
+    log.error("a fault outside of any request: %s", "unknown" if error is None else place_of(error))
 
 
 def serve(service: Service, host: str, port: int, key: str | None) -> None:
@@ -73,7 +94,7 @@ def serve(service: Service, host: str, port: int, key: str | None) -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(service.limits.drain_seconds + GRACE_SECONDS),
+        timeout_graceful_shutdown=int(GRACE_SECONDS),
     )
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {', '.join(service.models)} at http://{shown}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)

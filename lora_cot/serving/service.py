@@ -8,84 +8,27 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from lora_cot.formats import CotFormat
-from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.cost import most_tokens
 from lora_cot.search.drive import drive
-from lora_cot.search.strategies import Pass, prepare, run
+from lora_cot.search.strategies import prepare, run
 from lora_cot.search.trace import Completion, TracedStage
 from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
+from lora_cot.serving.events import Decided, Done, Event, Question, Text, Wanted
+from lora_cot.serving.fetching import Fetcher
 from lora_cot.serving.limits import Admission, Limits, Place
 from lora_cot.serving.metrics import Metrics
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.room import Load
 from lora_cot.serving.scheduler import Scheduler
-from lora_cot.serving.schema import Message, SearchOptions
-from lora_cot.serving.settings import SINGLE, sample_of, search_of, within
+from lora_cot.serving.settings import SINGLE, image_urls, sample_of, search_of, within
 from lora_cot.serving.tickets import Ticket
-from lora_cot.types import Sample
 
 PREPARING = 4
 """Requests whose images are opened at once."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a request asks for, of whichever API."""
-
-    model: str
-    messages: Sequence[Message]
-    options: SearchOptions | None
-    effort: str | None
-    sampling: dict[str, Any]
-    most_tokens: int | None
-    n: int
-    stream: bool
-    arrived: float
-
-
-@dataclass(frozen=True)
-class Question:
-    """A request that was found to be answerable."""
-
-    model: ServedModel
-    samples: tuple[Sample, ...]
-    config: SearchSection
-    passes: tuple[Pass, ...]
-    ticket: Ticket
-    prompt_tokens: int
-    arrived: float
-    streams_tokens: bool
-
-
-@dataclass(frozen=True)
-class Text:
-    """A further piece of the one text that is written."""
-
-    text: str
-    pass_format: CotFormat | None
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A step of a search, and which of the request's answers it belongs to."""
-
-    number: int
-    step: TracedStage
-
-
-@dataclass(frozen=True)
-class Done:
-    """All answers of a request; nothing comes after it."""
-
-    completions: list[Completion]
-
-
-Event = Text | Decided | Done
 
 
 class Service:
@@ -103,6 +46,7 @@ class Service:
         self.admission = Admission(limits, self._speed)
         self.runs: weakref.WeakSet[Run] = weakref.WeakSet()
         """Requests that are answered."""
+        self._fetcher = Fetcher(limits.fetching)
         self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
         self._searching = ThreadPoolExecutor(limits.max_requests, "search")
 
@@ -135,19 +79,23 @@ class Service:
             raise ApiError(404, f"no such model; there are: {', '.join(self.models)}", "model_not_found", "model")
         return self.models[name]
 
-    async def begin(self, wanted: Wanted) -> Run:
+    async def begin(self, wanted: Wanted, place: Place) -> Run:
         """Start on a request, once it was found that it can be answered and that there is room.
+
+        Args:
+            wanted: what is asked for.
+            place: the request's; it is given back at the end of its run, or if there is none.
 
         Raises:
             ApiError, DataError, SearchError: it cannot, or there is none.
         """
-        if not self.is_healthy:
-            raise ApiError(503, "the engine is out of order", "engine_unavailable", retry_after=30)
-        model, place = self.model(wanted.model), self.admission.enter()
-        begun = Run(self, place)
         try:
-            loop = asyncio.get_running_loop()
-            question, cost = await loop.run_in_executor(self._preparing, self._prepare, model, wanted, begun)
+            if not self.is_healthy:
+                raise ApiError(503, "the engine is out of order", "engine_unavailable", retry_after=30)
+            model, begun = self.model(wanted.model), Run(self, place)
+            fetched = await self._fetcher.fetched(image_urls(wanted.messages, self.limits), place.hold)
+            prepare = partial(self._prepare, model, wanted, fetched, begun)
+            question, cost = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
             place.take(cost)
         except BaseException:
             place.leave()
@@ -156,9 +104,9 @@ class Service:
         self.runs.add(begun)
         return begun
 
-    def _prepare(self, model: ServedModel, wanted: Wanted, begun: Run) -> tuple[Question, int]:
+    def _prepare(self, model: ServedModel, wanted: Wanted, fetched: Mapping[str, bytes], begun: Run) -> tuple[Question, int]:
         """The question, and what it may cost in tokens. Images are opened here, and nothing runs yet."""
-        sample = sample_of(wanted.messages, self.limits)
+        sample = sample_of(wanted.messages, self.limits, fetched)
         config = search_of(model, wanted.effort, wanted.options, wanted.sampling, self.limits)
         tells = wanted.stream and wanted.n == 1 and config.strategy in SINGLE and model.streams_tokens
         until = None if config.deadline_seconds is None else wanted.arrived + config.deadline_seconds
@@ -172,8 +120,7 @@ class Service:
         passes = prepare(engine, model.cot_format, config)
         cost = most_tokens(passes, sample, config, model.most or model.count)
         ticket.most_judged = wanted.n * cost.judged
-        question = Question(model, samples, config, passes, ticket, prompt, wanted.arrived, tells)
-        return question, wanted.n * cost.tokens
+        return Question(model, samples, config, passes, ticket, wanted.arrived, tells), wanted.n * cost.tokens
 
     def expire(self) -> None:
         """End what still runs; its clients are told."""
@@ -184,6 +131,7 @@ class Service:
         """End all threads; what another server is asked is given up."""
         for model in self.models.values():
             model.close()
+        self._fetcher.close()
         self._preparing.shutdown(wait=False, cancel_futures=True)
         self._searching.shutdown(wait=False, cancel_futures=True)
         if self.scheduler is not None:
@@ -201,6 +149,8 @@ class Run:
         self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         self._future: Future[None] | None = None
         self._is_first, self._is_over = True, False
+        self._failed: list[Event] = []
+        """Steps without any candidate, before anything else was told."""
         self.ticket: Ticket | None = None
 
     def start(self, question: Question, pool: ThreadPoolExecutor) -> None:
@@ -260,6 +210,13 @@ class Run:
             self._events.put_nowait(error)
 
     def _put(self, event: Event | BaseException) -> None:
+        if self._is_first and isinstance(event, Decided) and all(one.problem for one in event.step.candidates):
+            self._failed.append(event)  # told with the next event: if that is an error, there is nothing to stream
+            return
+        if not isinstance(event, BaseException):
+            for failed in self._failed:
+                self._loop.call_soon_threadsafe(self._events.put_nowait, failed)
+            self._failed.clear()
         if self._is_first and not isinstance(event, BaseException):
             self._is_first = False
             self._service.metrics.first.observe(time.monotonic() - self.question.arrived)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lora_cot.errors import nearest
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.serving.errors import ApiError
-from lora_cot.serving.images import image_bytes
+from lora_cot.serving.images import check_pixels, image_bytes
 from lora_cot.serving.limits import Limits
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.schema import ImagePart, Message, SearchOptions, TextPart
@@ -23,41 +23,59 @@ SINGLE = ("greedy", "sample", "two_pass")
 """Strategies that write one text."""
 
 
-def sample_of(messages: Sequence[Message], limits: Limits) -> Sample:
+def image_urls(messages: Sequence[Message], limits: Limits) -> list[str]:
+    """The images of all messages, as they are named there.
+
+    Raises:
+        ApiError: an image in a message that can have none, or too many.
+    """
+    urls: list[str] = []
+    for number, message in enumerate(messages):
+        parts = message.content if isinstance(message.content, list) else []
+        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        if images and message.role != "user":
+            raise ApiError(400, "only a user's message can hold images", "invalid_value", f"messages.{number}")
+        urls += images
+    if len(urls) > limits.max_images:
+        raise ApiError(400, f"{len(urls)} images, at most {limits.max_images} are allowed", "invalid_image", "messages")
+    return urls
+
+
+def sample_of(messages: Sequence[Message], limits: Limits, fetched: Mapping[str, bytes]) -> Sample:
     """The question, what was said before it, and the images.
 
     System messages stand before the first question. Images of any message are shown with the first one, as models are
     trained. Of earlier answers, the content is shown, and no reasoning.
 
+    Args:
+        messages: of a request.
+        limits: of the server.
+        fetched: images that were named by their address.
+
     Raises:
         ApiError: the messages make no question.
-        DataError: an image that is none.
+        DataError: an image that is none, or more pixels than are decoded.
     """
     turns: list[tuple[str, str]] = []
-    urls: list[str] = []
-    for number, message in enumerate(messages):
+    for message in messages:
         parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content or []
-        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
-        if images and message.role != "user":
-            raise ApiError(400, "only a user's message can hold images", "invalid_value", f"messages.{number}")
-        urls += images
         text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
         who = "assistant" if message.role == "assistant" else "user"
         if turns and turns[-1][0] == who:
             turns[-1] = (who, "\n\n".join(filter(None, (turns[-1][1], text))))
         else:
             turns.append((who, text))
-    if turns[0][0] != "user" or turns[-1][0] != "user" or messages[-1].role != "user":
+    if not turns or turns[0][0] != "user" or turns[-1][0] != "user" or messages[-1].role != "user":
         what = "the first message must not be the assistant's, and the last one must be the user's"
         raise ApiError(400, what, "invalid_value", "messages")
-    if len(urls) > limits.max_images:
-        raise ApiError(400, f"{len(urls)} images, at most {limits.max_images} are allowed", "invalid_image", "messages")
+    urls = image_urls(messages, limits)
     if not turns[-1][1].strip() and not urls:
         raise ApiError(400, "the question is empty", "invalid_value", "messages")
     pairs = zip(turns[::2], turns[1::2], strict=False)
     exchanges = [Exchange(question, answer=answer) for (_, question), (_, answer) in pairs]
-    images_read = tuple(image_bytes(url, limits.fetching) for url in urls)
-    return Sample("answer", (*exchanges, Exchange(turns[-1][1])), images_read)
+    images = tuple(fetched.get(url) or image_bytes(url, limits.fetching.most_bytes) for url in urls)
+    check_pixels(images, limits.max_image_pixels)
+    return Sample("answer", (*exchanges, Exchange(turns[-1][1])), images)
 
 
 def search_of(

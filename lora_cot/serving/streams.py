@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lora_cot.serving.service import Done, Event, Run
+from lora_cot.serving.events import Done, Event
+from lora_cot.serving.service import Run
 
 T = TypeVar("T")
 

@@ -49,6 +49,8 @@ class Ticket:
     on_cancel: Callable[[], None] = lambda: None
     """Called once it is cancelled."""
     spent: Spent = field(default_factory=Spent)
+    prompts: dict[str, int] = field(default_factory=dict)
+    """Tokens of the first prompt of each pass."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -131,3 +131,100 @@ def test_a_seed_gives_the_same_answer_whoever_asks_beside(serve):
         found = list(pool.map(lambda one: client.post("/v1/chat/completions", json=one).json()["choices"], bodies))
     assert found[::2] == [alone] * 4
     assert len({str(choices) for choices in found[1::2]}) == 4
+
+
+SECRET = "my-secret-question"
+
+
+def fails(*_, **__):
+    """As code does that says in its error what it was given."""
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        raise RuntimeError(f"cannot read {SECRET}") from KeyError(SECRET)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("where", ["preparing", "engine", "answer", "body"])
+def test_a_fault_is_logged_by_its_place_and_not_by_its_words(serve, caplog, monkeypatch, where, stream):
+    """Errors quote prompts: the log has the id, the types and the lines, whatever fails and however far an answer had come."""
+    from lora_cot.engines.batch import Batch
+    from lora_cot.serving import answers, routes
+    from lora_cot.serving.service import Service
+
+    client, step, steps = serve(), Batch.step, []
+
+    def late(self):
+        steps.append(1)
+        return fails() if len(steps) > 8 else step(self)
+
+    place, name, fault = {
+        "preparing": (Service, "_prepare", fails), "engine": (Batch, "step", late), "body": (routes, "read_body", fails),
+        "answer": (answers.ChatChunks, "whole", fails),
+    }[where]  # fmt: skip
+    monkeypatch.setattr(place, name, fault)
+    if where == "answer":
+        monkeypatch.setattr(place, "_end", fails)
+    body = chat(SECRET, stream=stream, include_reasoning=False, user=SECRET)
+    response = client.post("/v1/chat/completions", json=body)
+    assert SECRET not in caplog.text and SECRET not in response.text
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert response.headers["x-request-id"] in told and f"{__file__}:" in told
+    assert "RuntimeError at " in told and "; after KeyError at " in told
+
+
+def test_what_nobody_is_left_to_hear_is_not_logged(caplog):
+    """A client that leaves just as its answer fails: asyncio would log the error's text."""
+    import asyncio
+    import gc
+
+    from lora_cot.serving.streams import EventStream
+
+    class Run:
+        async def next(self):
+            raise RuntimeError(SECRET)
+
+        def cancel(self):
+            pass
+
+    async def leave():
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        await EventStream(Run(), [], None, b"", b"", None, 1, 1)({}, receive, send)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(leave())
+    assert SECRET not in caplog.text
+
+
+def test_faults_of_threads_and_tasks_are_logged_by_their_place(caplog, monkeypatch):
+    """While the server runs."""
+    import asyncio
+    import gc
+    import threading
+
+    import uvicorn
+
+    from lora_cot.serving.run import _Server
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(uvicorn.Server, "startup", lambda self, sockets: asyncio.sleep(0))
+
+    async def run():
+        await _Server(uvicorn.Config(None), None).startup([])
+        asyncio.ensure_future(asyncio.sleep(0)).add_done_callback(fails)
+        thread = threading.Thread(target=fails)
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    asyncio.run(run())
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 2 and all("RuntimeError at" in one and f"{__file__}:" in one for one in told)
+    assert SECRET not in caplog.text

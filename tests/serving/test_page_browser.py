@@ -195,6 +195,28 @@ def test_history_survives_and_can_be_deleted(browser, serve, picture):
     assert browser.js("localStorage.getItem('lora_cot.history')") == "[]"
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["its first answer", "a later one"])
+@pytest.mark.parametrize("button", ["#history .delete", "#forget"])
+def test_what_is_deleted_while_it_is_answered_stays_deleted(browser, serve, button, first):
+    """The answer that ends, or is ended, after it does not bring it back; the server is free."""
+    server = serve()
+    ask(browser, "An older one?")
+    if first:
+        click(browser, "#new")
+    ask(browser, "slow one", "document.querySelector('.turn:last-child.working .stage')")
+    if first and button != "#forget":  # it is not among the earlier ones yet, and a new question leaves it
+        click(browser, "#new")
+        browser.wait("document.querySelectorAll('#history li').length == 2")
+        click(browser, "#history li:first-child .open")
+    click(browser, button)
+    assert server.left.wait(10)
+    left = ["An older one?"] if first and button != "#forget" else []
+    browser.js("new Promise((done) => setTimeout(done, 300))")
+    assert shown(browser, "#history .open") == left and shown(browser, ".turn") == []
+    assert "slow one" not in browser.js("localStorage.getItem('lora_cot.history')")
+    assert browser.js("document.querySelector('#ask').disabled") is False
+
+
 def test_history_has_a_bound(browser, serve):
     """The oldest make room; one that is too long alone is kept without its candidates."""
     serve()
@@ -327,21 +349,25 @@ def test_images_can_be_dropped_and_pasted(browser, serve, event):
 
 
 def test_large_and_strange_images_are_made_smaller(browser, serve):
-    """What is sent is a JPEG of at most 2048 pixels a side; a small PNG is sent as it is."""
+    """What is sent is a JPEG of at most 1568 pixels a side; a small PNG is sent as it is."""
     serve()
     found = browser.js(
         """(async () => {
           const { read } = await import("./images.js");
-          const canvas = Object.assign(document.createElement("canvas"), { width: 3000, height: 1500 });
-          const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
-          const { image, thumbnail } = await read(new File([blob], "a.bmp", { type: "image/bmp" }));
+          const drawn = (width, height) => new Promise((done) =>
+            Object.assign(document.createElement("canvas"), { width, height }).toBlob(done, "image/png"));
+          const blob = await drawn(3000, 1500);
           const size = async (uri) => { const i = new Image(); i.src = uri; await i.decode(); return [i.width, i.height]; };
+          const { image, thumbnail } = await read(new File([blob], "a.png", { type: "image/png" }));
+          const small = await drawn(1568, 700);
           return [image.slice(0, 15), await size(image), await size(thumbnail),
-                  (await read(new File([blob], "a.png", { type: "image/png" }))).image.slice(0, 14),
-                  (await read(new File([blob, new Uint8Array(9e6)], "a.png", { type: "image/png" }))).image.slice(0, 15)];
+                  (await read(new File([small], "a.png", { type: "image/png" }))).image.slice(0, 14),
+                  (await read(new File([small], "a.bmp", { type: "image/bmp" }))).image.slice(0, 15),
+                  (await read(new File([small, new Uint8Array(2e6)], "a.png", { type: "image/png" }))).image.slice(0, 15)];
         })()"""
     )
-    assert found == ["data:image/jpeg", [2048, 1024], [96, 48], "data:image/png", "data:image/jpeg"]
+    jpeg = "data:image/jpeg"
+    assert found == [jpeg, [1568, 784], [96, 48], "data:image/png", jpeg, jpeg]
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -117,7 +117,7 @@ def test_who_leaves_frees_the_place_at_once(client, script, end):
     wanted = Wanted("four_stage", [Message(role="user", content="What?")], None, None, {}, None, 1, False, time.monotonic())
 
     async def leave():
-        run = await service.begin(wanted)
+        run = await service.begin(wanted, service.admission.enter())
         await asyncio.sleep(0.2)
         assert service.admission.requests == 1 and service.admission.tokens > 0
         begin = time.monotonic()

@@ -59,12 +59,18 @@ function historyItem(one) {
   const remove = make("button", { type: "button", class: "delete", "aria-label": `Delete: ${title}` }, "×");
   remove.onclick = () => {
     history.remove(one.id);
-    if (one.id === conversation.id) open(newConversation());
+    if (one.id === conversation.id) discard();
     showHistory();
     say("Deleted.");
     (at("history").querySelector("button") ?? at("question")).focus();
   };
   return make("li", {}, button, remove);
+}
+
+/** Leave the open conversation for a new one; an answer that is on its way to it is not kept when it ends. */
+function discard() {
+  conversation.isDeleted = true;
+  open(newConversation());
 }
 
 async function choose(file) {
@@ -98,6 +104,7 @@ async function ask(question) {
   setRunning(new AbortController());
   say("Asked.");
   await follow(turn, view, body, running);
+  if (asked.isDeleted) return;
   turn.error ? say("") : say(turn.state === "stopped" ? "Stopped." : `Answer: ${turn.content || "none"}`);
   showError(turn.error);
   if (turn.error && !at("question").value) at("question").value = question;
@@ -175,7 +182,7 @@ function wireHistory() {
   at("forget").onclick = () => {
     if (!confirm("Delete all earlier questions?")) return;
     history.removeAll();
-    open(newConversation());
+    discard();
     say("All are deleted.");
   };
 }

@@ -1,11 +1,11 @@
 // An image from a file: as it is sent, and as it is kept.
 
 const SENT_AS_IS = ["image/png", "image/jpeg", "image/webp"];
-const MOST_BYTES = 8_000_000;
-const MOST_PIXELS = 2048;
+const MOST_BYTES = 2_000_000;
+const MOST_SIDE = 1568; // no model that is served here sees more of an image
 const THUMBNAIL = 96;
 
-/** Data URIs of an image and its thumbnail; files that are large, or of other types, are sent as JPEG. */
+/** Data URIs of an image and its thumbnail; what is large, or of another type, is sent as a smaller JPEG. */
 export async function read(file) {
   let bitmap;
   try {
@@ -13,8 +13,9 @@ export async function read(file) {
   } catch {
     throw new Error(`${file.name || "This"} cannot be read as an image.`);
   }
-  const asIs = SENT_AS_IS.includes(file.type) && file.size <= MOST_BYTES;
-  return { image: asIs ? await dataUri(file) : drawn(bitmap, MOST_PIXELS), thumbnail: drawn(bitmap, THUMBNAIL) };
+  const isSmall = file.size <= MOST_BYTES && Math.max(bitmap.width, bitmap.height) <= MOST_SIDE;
+  const image = isSmall && SENT_AS_IS.includes(file.type) ? await dataUri(file) : drawn(bitmap, MOST_SIDE);
+  return { image, thumbnail: drawn(bitmap, THUMBNAIL) };
 }
 
 function drawn(bitmap, most) {
