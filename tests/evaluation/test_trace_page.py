@@ -1,6 +1,7 @@
 """The page of a search: every candidate once, the chosen path marked, lines that join, nothing from outside."""
 
 import functools
+import json
 import math
 import re
 from dataclasses import replace
@@ -9,7 +10,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image as PILImage
 
+from lora_cot.checkpoints.opening import open_model
+from lora_cot.data.shapes import make_sample
 from lora_cot.engines.interleave import Patch, Shown
+from lora_cot.evaluation.ask import ask
 from lora_cot.evaluation.trace_page import WIDTH, rows, trace_page
 from lora_cot.formats import FORMATS
 from lora_cot.pages import image_uri
@@ -339,6 +343,24 @@ def test_patches_lie_where_the_model_cut_the_image():
     step = TracedStage("A", (replace(many, chosen=True),))
     found = trace_page("?", ["data:x"], Completion("q", "", FORMATS["direct"].parse(""), trace=[step]), SearchSection())
     assert "row 4, column 4; and 4 more" in found
+
+
+def test_a_question_is_asked_with_looks(tiny_base, tmp_path):
+    """The released choices look at the prompt's end already; the page shows it."""
+    (image := tmp_path / "image.png").write_bytes(make_sample(0, "test", 0).images[0])
+    search = {"interleave": {"faithful": True}, "stages": {}}
+    opened = open_model(str(tiny_base))
+    search |= {f"stages.{stage.name}.max_new_tokens": 2 for stage in opened.recipe.format.build().stages}
+    found = ask(opened, image, "What is it?", search, trace=tmp_path / "trace.html")
+    (look,) = found.trace[0].candidates[0].looks
+    assert (
+        look.place == 0 and len(look.patches) == 4 and "before it wrote anything more" in (tmp_path / "trace.html").read_text()
+    )
+    ask(opened, image, "What is it?", search, trace=tmp_path / "trace.json")
+    told = json.loads((tmp_path / "trace.json").read_text())["steps"][0]["candidates"][0]["looks"][0]
+    assert (
+        told["patches"][3] == {"image": 0, "row": 1, "column": 1} and len(told["weights"]) == 4 and told["grids"] == [[2, 2]]
+    )
 
 
 @pytest.mark.slow
