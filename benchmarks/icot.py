@@ -1,11 +1,13 @@
 """Decoding with looks at the image beside plain decoding: the same model, the same number of tokens, both sides in turn.
 
-    python benchmarks/icot.py [--rounds 5] [--tokens 120] [--every 20] [--patches 16] [--json]
+    python benchmarks/icot.py [--rounds 5] [--tokens 128] [--every 20] [--patches 16] [--questions 1] [--json]
 
 What a model writes is bent in the same way on both sides: letters, and a line break at fixed places, at which one side looks.
 So nothing is drawn on either side, which makes plain decoding a little faster than it is. `time_ratio` is the larger one of
-the two models, with `attention` and patches at the input; the models' own figures hold the other selectors and insertions.
-`look_tokens` is what a look costs in steps of plain decoding. Reading patches costs more the more there are:
+the two models with what a recipe gets by default (`attention`, patches at the input, three looks) in texts as long as ICoT's
+released code writes; `no cap` looks at every line. The models' own figures hold the other selectors and insertions.
+`look_tokens` is what a look costs in steps of plain decoding. Most of it is reading the patches, which costs more the more
+there are, and nearly a step each where steps are bound by arithmetic and not by memory (many rows, or a slow processor):
 `patches_per_token` says how many were shown for each token that was written.
 
 Memory: `memory_growth` is how much larger the largest tensor of any look is with a prompt of about twice the length, over how
@@ -45,8 +47,8 @@ SIDES: dict[str, dict[str, Any]] = {
     "attention": {"select": attention},
     "attention, kv_copy": {"select": attention, "insert": "kv_copy"},
     "random": {"select": at_random, "is_watched": False},
+    "attention, no cap": {"select": attention, "cap": None},
 }
-QUESTIONS = 4
 SIDE = 448
 """Pixels of a side of each image: 16 by 16 patches."""
 QUESTION = "Look at the picture. Which shape is at the top left, and how many others have its colour?"
@@ -56,10 +58,11 @@ def main() -> None:
     """Time all sides, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="the median of so many rounds counts for each side")
-    parser.add_argument("--tokens", type=int, default=120, help="of each text")
+    parser.add_argument("--tokens", type=int, default=128, help="of each text")
     parser.add_argument("--every", type=int, default=20, help="tokens between two looks")
     parser.add_argument("--patches", type=int, default=16, help="of a look")
-    parser.add_argument("--width", type=int, default=512, help="of the models")
+    parser.add_argument("--questions", type=int, default=1, help="answered together")
+    parser.add_argument("--width", type=int, default=1024, help="of the models")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -81,10 +84,10 @@ def engine_of(kind: str, options: argparse.Namespace) -> LocalEngine:
     return LocalEngine(Backbone(family, model.eval(), processor, kind), FORMATS["direct"])
 
 
-def samples(words: int = 0) -> list[Sample]:
+def samples(count: int, words: int = 0) -> list[Sample]:
     """Questions with images, each with so many words more."""
     found = []
-    for number in range(QUESTIONS):
+    for number in range(count):
         image = open_image(make_sample(number, "test", 0).images[0]).resize((SIDE, SIDE))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -109,7 +112,7 @@ class Bent:
 
 def seconds(engine: LocalEngine, how: Interleave | None, options: argparse.Namespace, words: int = 0) -> tuple[float, int]:
     """Of decoding alone, and the looks of each text."""
-    asked = samples(words)
+    asked = samples(options.questions, words)
     if how is not None:
         how = engine.see(how)
     states = engine.start(asked)
@@ -125,20 +128,20 @@ def seconds(engine: LocalEngine, how: Interleave | None, options: argparse.Names
 
 def measured(engine: LocalEngine, options: argparse.Namespace) -> dict[str, Any]:
     """Ratios of the medians, and each side's own seconds."""
-    sides = {name: Interleave(name, n=options.patches, cap=None, **keys) for name, keys in SIDES.items()}
+    sides = {name: Interleave(name, n=options.patches, **keys) for name, keys in SIDES.items()}
     times: dict[str, list[float]] = {name: [] for name in ("plain", *sides)}
-    looks = 0
+    looks: dict[str, int] = {}
     for _ in range(options.rounds):
         for name in times:
-            taken, looks = seconds(engine, sides.get(name), options)
+            taken, looks[name] = seconds(engine, sides.get(name), options)
             times[name].append(taken)
     median = {name: statistics.median(found) for name, found in times.items()}
     step = median["plain"] / options.tokens
     return {
         "time_ratio": {name: round(median[name] / median["plain"], 4) for name in sides},
-        "look_tokens": {name: round((median[name] - median["plain"]) / looks / step, 2) for name in sides},
-        "looks": looks,
-        "patches_per_token": round(looks * options.patches / options.tokens, 3),
+        "look_tokens": {name: round((median[name] - median["plain"]) / looks[name] / step, 2) for name in sides},
+        "looks": {name: looks[name] for name in sides},
+        "patches_per_token": {name: round(looks[name] * options.patches / options.tokens, 3) for name in sides},
         "memory_growth": memory_growth(engine, sides["attention"], options),
         "seconds": {name: [round(min(found), 4), round(max(found), 4)] for name, found in times.items()},
     }
@@ -170,8 +173,7 @@ def memory_growth(engine: LocalEngine, how: Interleave, options: argparse.Namesp
 
     batch_of_rows.look = noted  # type: ignore[assignment]
     try:
-        first = samples()
-        words = engine.encode(first).lengths[0]
+        words = engine.encode(samples(1)).lengths[0]
         for more in (0, words):
             seconds(engine, how, options, more)
     finally:
