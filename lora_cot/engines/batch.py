@@ -128,7 +128,7 @@ class _Group:
         self.rows += [row for mine in rows for row in mine]
 
     def _looked(self, states: Sequence[State], rows: Sequence[Sequence[Row]]) -> list[State]:
-        due = [place for place, (one, *_) in enumerate(rows) if one.gaze and one.gaze.is_due]
+        due = [place for place, mine in enumerate(rows) if any(row.gaze and row.gaze.is_due for row in mine)]
         if not due:
             return [*states]
         firsts = [rows[place][0] for place in due]

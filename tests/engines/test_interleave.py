@@ -280,13 +280,13 @@ def test_a_text_in_segments_is_the_text_in_one(engine, monkeypatch):
     torch.testing.assert_close(torch.stack(parts), torch.stack(script.logits[0]), atol=1e-5, rtol=1e-5)
 
 
-def test_a_deadline_after_a_look_leaves_a_text_that_goes_on(llava, monkeypatch):
+def test_a_deadline_after_a_look_leaves_a_text_that_goes_on(engine, monkeypatch):
     """The marker after the patches is fed, and stands in no text; before the first token, the look is made anew."""
-    script = Script(monkeypatch, llava, ["a\nb\nc"])
-    how, (state,) = llava.see(HOW), llava.start(SAMPLES[:1])
+    script = Script(monkeypatch, engine, ["a\nb\nc"])
+    how, (state,) = engine.see(HOW), engine.start(SAMPLES[:1])
     look = Looking(how, SAMPLES[0])
-    with llava.running():
-        batch = llava.batch()
+    with engine.running():
+        batch = engine.batch()
         job = batch.add(Ask(state, ["a"], 5, look=look, deadline=time.monotonic() + 999))
         while not job.rows[0].looks:
             batch.step()
@@ -294,12 +294,12 @@ def test_a_deadline_after_a_look_leaves_a_text_that_goes_on(llava, monkeypatch):
         batch.step()
     cut = job.candidates[0]
     assert (cut.text, cut.ended, len(cut.looks)) == ("a\n", "deadline", 1) and not cut.state.gaze.is_due
-    rest = Script(monkeypatch, llava, ["b\nc"])
-    llava.extend([Ask(cut.state, ["a"], 3, look=look)])
-    expected = whole_of(llava, script.ids[0][:2], Patches(numbers_of(cut)[0]))
+    rest = Script(monkeypatch, engine, ["b\nc"])
+    engine.extend([Ask(cut.state, ["a"], 3, look=look)])
+    expected = whole_of(engine, script.ids[0][:2], Patches(numbers_of(cut)[0]))
     torch.testing.assert_close(rest.logits[0][0], expected, atol=1e-5, rtol=1e-5)
     due = replace(cut.state, gaze=replace(cut.state.gaze, is_due=True))
-    ((late,),) = llava.extend([Ask(due, ["a"], 3, look=look, deadline=0.0)])
+    ((late,),) = engine.extend([Ask(due, ["a"], 3, look=look, deadline=0.0)])
     assert (late.looks, late.state, late.ended) == ((), due, "deadline")
 
 
