@@ -150,8 +150,7 @@ def _gaze(state: State) -> Gaze:
 
 
 def _seen(state: State, numbers: Sequence[int], after: State | None = None) -> State:
-    """A state whose last token may be the one after patches; its tail is what was generated, as before."""
-    return replace(after or state, tail=state.tail, gaze=_gaze(state).shown(numbers))
+    return replace(after or state, gaze=_gaze(state).shown(numbers))
 
 
 def _shown(one: Look, numbers: Sequence[int]) -> Shown | None:

@@ -207,6 +207,15 @@ def test_a_model_that_prints_only_line_breaks_never_looks(llava, monkeypatch):
     assert (found.text, found.looks, found.ended) == ("\n" * 9, (), "length")
 
 
+def test_the_cap_counts_looks_at_which_something_was_shown(llava, monkeypatch):
+    """Not those at which a selector chose nothing."""
+    chosen = iter([[], [0], [], [1]])
+    for select, places in ((attention, [2, 4]), (lambda _look: next(chosen), [4, 8])):
+        Script(monkeypatch, llava, ["a\nb\nc\nd\ne\nf"])
+        ((found,),) = extend(llava, SAMPLES[:1], replace(HOW, select=select, n=1), [11])
+        assert [one.place for one in found.looks] == places
+
+
 def test_without_an_image_there_is_no_look(llava, monkeypatch):
     """And none of an ask that is not to look."""
     Script(monkeypatch, llava, ["a\nb\nc", "a\nb\nc"])
@@ -352,6 +361,7 @@ def test_nothing_is_left_of_watching(llava, monkeypatch):
     Script(monkeypatch, llava, ["a\nb"])
     extend(llava, SAMPLES[:1], HOW, [3])
     assert all(one.config is config for one, config in zip(modules, before, strict=True))
+    assert {one.config._attn_implementation for one in modules} == {"sdpa"}
 
 
 def test_what_cannot_show_patches_says_so(load_tiny):

@@ -206,7 +206,10 @@ def test_a_recipe_of_what_shows_no_patches(name, what):
 
 
 def test_stages_need_a_format_that_has_them():
-    """A format of one stage has none that ends before the answer."""
+    """A format of one stage has none that ends before the answer; the answer's end is no signal."""
+    tags = interleave(FOUR, SearchSection(interleave={"at": "stage"})).tags
+    assert tags == ("</SUMMARY>", "</CAPTION>", "</REASONING>")
+    assert interleave(FOUR, SearchSection(interleave={"faithful": True})).only_last
     with pytest.raises(SearchError, match=r"search\.interleave\.at · the format direct has no stages"):
         interleave(FORMATS["direct"], SearchSection(interleave={"at": "stage"}))
 
