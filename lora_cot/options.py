@@ -20,6 +20,10 @@ Strategy = Annotated[str | None, typer.Option(help="greedy, stage_beam, majority
 Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn at each step.")]
 Scorer = Annotated[str | None, typer.Option(help="logprob, self_judge, reward or package.module:function.")]
 JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
+Interleave = Annotated[
+    str | None,
+    typer.Option(help="Show patches of the image again as it reasons: attention, random, boxes, package.module:function."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of a recipe's search section, as keep=2; repeatable."),
@@ -41,7 +45,12 @@ KeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="One line; 
 
 
 def search_keys(
-    strategy: str | None, candidates: int | None, scorer: str | None, judge_adapter: str | None, settings: list[str] | None
+    strategy: str | None,
+    candidates: int | None,
+    scorer: str | None,
+    judge_adapter: str | None,
+    settings: list[str] | None,
+    interleave: str | None = None,
 ) -> dict[str, Any]:
     """Search keys given on the command line, by dotted key.
 
@@ -63,6 +72,7 @@ def search_keys(
         raise RunError(Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off"))
     keys = {key: value for key, value in given.items() if value is not None}
     keys |= {} if judge_adapter is None else {"judge_adapter": judge_adapter == "on"}
+    keys |= {} if interleave is None else {"interleave.selector": interleave}
     changes, problems = parse_overrides(settings or ())
     told = [*keys, *(key for key, _ in changes)]
     problems += [Problem(key, "it is given twice", "give it once") for key in dict.fromkeys(told) if told.count(key) > 1]

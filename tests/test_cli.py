@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_cot.data.shapes import make_sample
 from lora_cot.errors import RunError
 from lora_cot.options import search_keys
 from tests import published
@@ -214,6 +215,26 @@ def test_any_key_of_a_search_can_be_set():
     for option, settings in ((None, ["keep=1", "keep=2"]), (3, ["candidates=4"])):
         with pytest.raises(RunError, match=r"--set (keep|candidates) · it is given twice"):
             search_keys(None, option, None, None, settings)
+    keys = {"interleave.selector": "random", "interleave.n": 4}
+    assert search_keys(None, None, None, None, ["interleave.n=4"], "random") == keys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["ask", "eval"])
+def test_patches_are_shown_only_where_they_can_be(verb, make_base, tmp_path):
+    """Told before any weights are loaded, and before a server is asked."""
+    (image := tmp_path / "image.png").write_bytes(make_sample(0, "test", 0).images[0])
+    rest = (image, "What is it?") if verb == "ask" else ("--benchmark", "shapes")
+    (line,) = refusal(verb, make_base("mllama"), *rest, "--interleave", "attention")
+    assert "search.interleave · patches of the family mllama cannot be shown again" in line
+    (line,) = refusal(verb, "no/such/model", *rest, "--interleave", "boxes", "--engine", "http://127.0.0.1:9/v1")
+    assert "search.interleave · a model behind a server can be shown no patches" in line
+
+
+def test_a_selector_that_is_not_there_is_refused():
+    """With the nearest name."""
+    with pytest.raises(RunError, match="no selector 'atention': did you mean 'attention'"):
+        search_keys(None, None, None, None, None, "atention")
 
 
 def test_ask_refuses_a_missing_image_before_a_model_is_loaded(tmp_path):

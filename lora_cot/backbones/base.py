@@ -51,11 +51,21 @@ class PatchView:
     """(processor) to the tokens that stand before patches, and the one after them."""
     positions: Callable[[int, Sequence[tuple[int, int]]], tuple[torch.Tensor, int]]
     """(first position, row and column of each patch) to their (A, P) positions on the A axes of the text, and the next one."""
+    shown: int = 64
+    """Patches of a look if nothing else is asked for; ICoT's number on Chameleon."""
+    released_cap: int | None = None
+    """Looks of a text in ICoT's released code; None: any number."""
+    released_from_start: bool = True
+    """Whether it looks at the end of the prompt too."""
 
 
 def patches_in_line(begin: int, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, int]:
     """Positions of patches in a text that counts its tokens."""
     return torch.arange(begin, begin + len(places))[None], begin + len(places)
+
+
+def no_patch_view(model: Any) -> None:
+    """Images that are not in the text: no patch of them can be shown in it again."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class Family:
     positions: Callable[[Any, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]] = text_positions
     """(transformers model, inputs) to position_ids of a prompt, and (B,) what a later token's position is ahead of its
     number in the text."""
-    patch_view: Callable[[Any], PatchView | None] = lambda model: None
+    patch_view: Callable[[Any], PatchView | None] = no_patch_view
     """(transformers model) to how its patches can be shown again, if they can."""
     still_layers: Callable[[Any], frozenset[int]] = lambda model: frozenset()
     """Layers whose keys and values come from the image and do not grow with the text."""

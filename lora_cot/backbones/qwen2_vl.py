@@ -67,7 +67,7 @@ def _patch_positions(begin: int, places: Sequence[tuple[int, int]]) -> tuple[tor
 
 def patch_view(model: Any) -> PatchView:
     """Patches after the merger, each of 2 by 2 of the encoder's."""
-    return PatchView(_grids, _marks, _patch_positions)
+    return PatchView(_grids, _marks, _patch_positions, shown=16, released_cap=3, released_from_start=False)
 
 
 QWEN2_VL = Family(

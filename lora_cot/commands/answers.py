@@ -17,6 +17,7 @@ from lora_cot.options import (
     Engine,
     EngineModel,
     Format,
+    Interleave,
     JudgeAdapter,
     KeyFile,
     Model,
@@ -42,6 +43,7 @@ def evaluate(
     candidates: Candidates = None,
     scorer: Scorer = None,
     judge_adapter: JudgeAdapter = None,
+    interleave: Interleave = None,
     settings: Settings = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
@@ -52,11 +54,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
-    search = search_keys(strategy, candidates, scorer, judge_adapter, settings)
+    search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
     how = quantization_name(quantization)
     server = _server(engine, engine_model, api_key_file, how)
+    from lora_cot.evaluation.remote import check_looks
     from lora_cot.evaluation.run import evaluate as run
 
+    check_looks(model, search, server)
     report = run(model, benchmark, split, limit, search, output, how, data, server, cot_format, demonstrations)
     print_rows(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
@@ -96,6 +100,7 @@ def ask(
     candidates: Candidates = None,
     scorer: Scorer = None,
     judge_adapter: JudgeAdapter = None,
+    interleave: Interleave = None,
     settings: Settings = None,
     trace: Annotated[Path | None, typer.Option(help="File of all candidates and verdicts: .html or .json.")] = None,
     quantization: Quantize = "auto",
@@ -104,16 +109,17 @@ def ask(
     api_key_file: KeyFile = None,
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
-    search = search_keys(strategy, candidates, scorer, judge_adapter, settings)
+    search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
     how = quantization_name(quantization)
     server = _server(engine, engine_model, api_key_file, how)
     from lora_cot.evaluation.ask import ask as run
     from lora_cot.evaluation.ask import check_trace
-    from lora_cot.evaluation.remote import open_any
+    from lora_cot.evaluation.remote import check_looks, open_any
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))
     check_trace(trace)
+    check_looks(model, search, server)
     opened = open_any(model, how, server, cot_format)
 
     def show(_number: int, stage: Any) -> None:

@@ -98,8 +98,17 @@ def random_scene(rng: random.Random, split: str) -> Scene:
 
 def draw(scene: Scene, rng: random.Random) -> bytes:
     """PNG of the scene; size, position and shade of every shape vary a little."""
+    return placed(scene, rng)[0]
+
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, right and bottom outside."""
+
+
+def placed(scene: Scene, rng: random.Random) -> tuple[bytes, list[Box]]:
+    """The same, and where each shape is, in reading order."""
     image = PILImage.new("RGB", (2 * CELL, 2 * CELL), tuple(rng.randint(225, 255) for _ in range(3)))
-    pen = ImageDraw.Draw(image)
+    pen, boxes = ImageDraw.Draw(image), []
     for index, thing in enumerate(scene.cells):
         if thing is None:
             continue
@@ -108,6 +117,7 @@ def draw(scene: Scene, rng: random.Random) -> bytes:
         top = (index // 2) * CELL + rng.randint(2, CELL - 2 - size)
         colour = tuple(min(255, max(0, channel + rng.randint(-12, 12))) for channel in COLOURS[thing.colour])
         box = (left, top, left + size, top + size)
+        boxes.append((left, top, left + size + 1, top + size + 1))
         if thing.shape == "circle":
             pen.ellipse(box, fill=colour)
         elif thing.shape == "square":
@@ -116,7 +126,7 @@ def draw(scene: Scene, rng: random.Random) -> bytes:
             pen.polygon([(left + size / 2, top), (left, top + size), (left + size, top + size)], fill=colour)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return buffer.getvalue(), boxes
 
 
 def _has(thing: Thing, word: str) -> bool:
@@ -238,7 +248,9 @@ def make_sample(index: int, split: str, seed: int) -> Sample:
     exchange = Exchange(task.question, stages=stages(scene, task), answer=task.answer)
     reasoning = "\n".join((task.summary, scene.caption(), task.reasoning))
     meta = {"skill": task.skill, "steps": task.steps, "caption": scene.caption(), "rationales": [reasoning]}
-    return Sample(f"{split}-{seed}-{index}", (exchange,), (draw(scene, rng),), meta=meta)
+    image, boxes = placed(scene, rng)
+    meta["boxes"] = [{"name": str(thing), "box": box} for thing, box in zip(scene.things, boxes, strict=True)]
+    return Sample(f"{split}-{seed}-{index}", (exchange,), (image,), meta=meta)
 
 
 def iterate(split: str, limit: int, seed: int) -> Iterator[Sample]:

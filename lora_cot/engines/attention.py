@@ -34,12 +34,14 @@ def share_images(language_model: nn.Module, places: frozenset[int]) -> None:
 class Watch:
     """Attention of the last token to all before it, averaged over heads and layers, summed up as it is computed."""
 
-    def __init__(self, layers: Collection[int] | None = None):
+    def __init__(self, layers: Collection[int] | None = None, heads: Collection[int] | None = None):
         """
         Args:
             layers: only these; all if not given.
+            heads: of each layer only these; all if not given.
         """
-        self.layers, self._total, self._count = layers, torch.zeros(1), 0
+        self.layers, self.heads = layers, heads
+        self._total, self._count = torch.zeros(1), 0
 
     @property
     def mean(self) -> torch.Tensor:
@@ -56,22 +58,33 @@ class Watch:
         if mask is not None:
             last = mask[:, :, -1:, :length]
             scores = scores.masked_fill(~last, -torch.inf) if last.dtype == torch.bool else scores + last
-        self._total = scores.softmax(-1).mean((1, 2)) + (self._total if self._count else 0.0)
+        weights = scores.softmax(-1).flatten(1, 2)
+        weights = weights if self.heads is None else weights[:, sorted(self.heads)]
+        self._total = weights.mean(1) + (self._total if self._count else 0.0)
         self._count += 1
 
 
 @contextmanager
-def watched(language_model: nn.Module, layers: Collection[int] | None = None) -> Iterator[Watch]:
-    """Watch the self-attention of a language model while it runs."""
-    watch, modules = Watch(layers), _attentions(language_model)
+def watched(
+    language_model: nn.Module, layers: Collection[int] | None = None, heads: Collection[int] | None = None
+) -> Iterator[Watch]:
+    """Watch the self-attention of a language model while it runs; nothing of it is left afterwards."""
+    watch, modules = Watch(layers, heads), _attentions(language_model)
+    before = [module.config for module in modules]
     for module in modules:
         _take_over(module)
         module.watch = watch
     try:
         yield watch
     finally:
-        for module in modules:
-            module.watch = None
+        for module, config in zip(modules, before, strict=True):
+            module.watch, module.config = None, config
+
+
+def layers_and_heads(language_model: nn.Module) -> tuple[int, int]:
+    """How many layers look at text, and how many heads each has."""
+    modules = _attentions(language_model)
+    return len(modules), modules[0].config.num_attention_heads
 
 
 def _attentions(language_model: nn.Module) -> list[Any]:

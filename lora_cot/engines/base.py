@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from lora_cot.engines.interleave import Interleave, Looking, Shown
 from lora_cot.formats import CotFormat
 from lora_cot.types import Sample
 
@@ -37,6 +38,8 @@ class Ask:
     """On `time.monotonic`'s clock: what is not done by then ends as it is."""
     keep_states: bool = True
     """Without, the candidates cannot be continued, and take no memory."""
+    look: Looking | None = None
+    """How it looks at its images again while it is written; the engine was told to `see`."""
 
 
 Ended = Literal["stop", "sentence", "end", "length", "deadline", "failed"]
@@ -64,6 +67,8 @@ class Candidate:
     """Its tokens were not counted: they are its share of those of several candidates."""
     is_copy: bool = False
     """It was generated once, for another candidate of its ask."""
+    looks: tuple[Shown, ...] = ()
+    """What it was shown again while it was written."""
 
     @property
     def mean_logprob(self) -> float:
@@ -97,6 +102,16 @@ class Engine(Protocol):
 
     def for_search(self) -> Engine:
         """The engine for one search: what it learns of the search's prompts, it forgets with it."""
+
+    def see(self, how: Interleave) -> Interleave:
+        """Keep from now on what the images of prompts are, for asks that look.
+
+        Returns:
+            The same with what only the model says: how many patches, and what the released code does on it.
+
+        Raises:
+            SearchError: it cannot show patches again, or has no such layers or heads.
+        """
 
     def start(self, samples: Sequence[Sample]) -> list[Any]:
         """A state for each prompt, its image encoded and its text prefilled once."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from lora_cot.engines.base import Ask, Candidate, Ended
-from lora_cot.engines.decoder import Decoder, Rows, State
+from lora_cot.engines.causal import CausalDecoder
+from lora_cot.engines.decoder import Decoder, State
+from lora_cot.engines.interleave import Gaze, Shown
+from lora_cot.engines.looking import look
 from lora_cot.engines.sampling import draw
 from lora_cot.engines.texts import TAIL, Texts
 
@@ -25,6 +28,9 @@ class Row:
     ids: list[int] = field(default_factory=list)
     """Tokens drawn so far."""
     logprob: float = 0.0
+    gaze: Gaze | None = None
+    """Of one that looks at its images again."""
+    looks: list[Shown] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -54,7 +60,8 @@ class Batch:
     def add(self, ask: Ask) -> Job:
         """An ask that joins at the next step."""
         job = Job(ask)
-        job.rows = [Row(job, number, random.Random(seed)) for number, seed in enumerate(ask.seeds)]
+        gaze = _begun(ask)
+        job.rows = [Row(job, number, random.Random(seed), gaze=gaze) for number, seed in enumerate(ask.seeds)]
         self._waiting.append(job)
         return job
 
@@ -87,6 +94,7 @@ class Batch:
             group.end_late()
             if group.rows:
                 group.step()
+                group.look()
 
     def _admit(self) -> None:
         joining: dict[tuple[int, ...], list[Job]] = {}
@@ -97,16 +105,16 @@ class Batch:
                 job.candidates = {row.number: Candidate("", 0, 0.0, "length", job.ask.state) for row in job.rows}
         self._waiting = []
         for key, jobs in joining.items():
-            group = self._groups.setdefault(key, _Group(self._decoder.rows, self._texts))
+            group = self._groups.setdefault(key, _Group(self._decoder, self._texts))
             group.join(jobs)
 
 
 class _Group:
     """Rows over one cache."""
 
-    def __init__(self, make: Callable[[], Rows], texts: Texts):
-        self._make, self._texts = make, texts
-        self._decoding = make()
+    def __init__(self, decoder: Decoder, texts: Texts):
+        self._decoder, self._texts = decoder, texts
+        self._decoding = decoder.rows()
         self.rows: list[Row] = []
 
     @property
@@ -115,10 +123,40 @@ class _Group:
 
     def join(self, jobs: Sequence[Job]) -> None:
         """The jobs' rows, at the end."""
+        self._join([job.ask.state for job in jobs], [job.rows for job in jobs])
+
+    def look(self) -> None:
+        """Rows that stand where they look at their images do so, and go on at the end."""
+        places = [place for place, row in enumerate(self.rows) if row.gaze and row.gaze.is_due]
+        states = [self._state(place, self._decoding.tokens[place], self.rows[place].gaze) for place in places]
+        rows = [[self.rows[place]] for place in places]
+        self.leave(places)
+        if places:
+            self._join(states, rows)
+
+    def _join(self, states: Sequence[State], rows: Sequence[Sequence[Row]]) -> None:
+        """Rows of each state; what is due looks first, once for all rows of a state."""
+        states = self._looked(states, rows)
         if not self.rows:
-            self._decoding = self._make()  # nothing is held for rows that are gone
-        self._decoding.join([job.ask.state for job in jobs], [len(job.rows) for job in jobs])
-        self.rows += [row for job in jobs for row in job.rows]
+            self._decoding = self._decoder.rows()  # nothing is held for rows that are gone
+        self._decoding.join(states, [len(mine) for mine in rows])
+        self.rows += [row for mine in rows for row in mine]
+
+    def _looked(self, states: Sequence[State], rows: Sequence[Sequence[Row]]) -> list[State]:
+        due = [place for place, mine in enumerate(rows) if any(row.gaze and row.gaze.is_due for row in mine)]
+        if not due:
+            return [*states]
+        firsts = [rows[place][0] for place in due]
+        texts = [self._texts.text(row.ids, row.job.ask.state.tail) for row in firsts]
+        looking = [row.job.ask.look for row in firsts if row.job.ask.look]
+        standing = [replace(states[place], gaze=row.gaze) for place, row in zip(due, firsts, strict=True)]
+        assert isinstance(self._decoder, CausalDecoder), "others refuse to see"
+        found = dict(zip(due, look(self._decoder, looking, standing, texts), strict=True))
+        for (place, (state, shown)), text in zip(found.items(), texts, strict=True):
+            for row in rows[place]:
+                row.gaze = state.gaze
+                row.looks += [replace(shown, place=len(text))] if shown else []
+        return [found[place][0] if place in found else state for place, state in enumerate(states)]
 
     def leave(self, places: Sequence[int]) -> None:
         """Rows go."""
@@ -129,16 +167,14 @@ class _Group:
             if kept:
                 self._decoding.keep(kept)
             else:
-                self._decoding = self._make()
+                self._decoding = self._decoder.rows()
 
     def end_late(self) -> None:
         """Rows whose deadline is over end as they are."""
         now = time.monotonic()
         late = [p for p, row in enumerate(self.rows) if row.job.ask.deadline is not None and now >= row.job.ask.deadline]
         for place in late:
-            row = self.rows[place]
-            # the last token was drawn, and is not fed yet
-            self._end(row, "deadline", self._state(place) if row.ids else row.job.ask.state)
+            self._end(place, "deadline", self._decoding.tokens[place])
         self.leave(late)
 
     def step(self) -> None:
@@ -149,24 +185,49 @@ class _Group:
         for place, (row, token, logprob) in enumerate(zip(self.rows, tokens, logprobs, strict=True)):
             row.ids.append(token)
             row.logprob += logprob
+            self._follow(row)
             if not math.isfinite(logprob):
                 problem = "what the model computes is not finite: its precision cannot hold this text"
                 row.job.candidates[row.number] = Candidate("", 0, 0.0, "failed", None, problem=problem)
                 gone.append(place)
             elif ended := self._texts.ended(row.ids, row.job.ask):
-                self._end(row, ended, self._state(place))
+                self._end(place, ended, token)
                 gone.append(place)
         self._decoding.feed(tokens)
         self.leave(gone)
 
-    def _state(self, place: int) -> State | None:
+    def _follow(self, row: Row) -> None:
+        """See whether a row's last token brings it to where it looks."""
+        ask = row.job.ask
+        if ask.look and row.gaze:
+            closes = any(self._texts.ends_with(row.ids, ask.state.tail, tag) for tag in ask.look.how.tags)
+            row.gaze = row.gaze.after(ask.look.how, self._texts.piece(row.ids[-1]), closes)
+
+    def _state(self, place: int, last: int, gaze: Gaze | None) -> State:
         """A row's state; `tail` may lie before what this ask generated."""
         row = self.rows[place]
-        if not row.job.ask.keep_states:
-            return None
-        return self._decoding.state(place, [*row.job.ask.state.tail, *row.ids][-TAIL:])
+        return self._decoding.state(place, last, [*row.job.ask.state.tail, *row.ids][-TAIL:], gaze)
 
-    def _end(self, row: Row, ended: Ended, state: State | None) -> None:
-        text = self._texts.text(row.ids, row.job.ask.state.tail)
+    def _end(self, place: int, ended: Ended, last: int) -> None:
+        """A row's candidate.
+
+        Args:
+            place: of the row.
+            ended: how.
+            last: the token that it would be fed with next.
+        """
+        row, ask = self.rows[place], self.rows[place].job.ask
+        text = self._texts.text(row.ids, ask.state.tail)
+        if not row.ids:  # a look that nothing came of is made anew
+            state, looks = ask.state, []
+        else:
+            gaze = row.gaze and replace(row.gaze, text=row.gaze.text + text)
+            state, looks = self._state(place, last, gaze) if ask.keep_states else None, row.looks
         seconds = time.monotonic() - row.job.began
-        row.job.candidates[row.number] = Candidate(text, len(row.ids), row.logprob, ended, state, seconds)
+        found = Candidate(text, len(row.ids), row.logprob, ended, state, seconds, looks=tuple(looks))
+        row.job.candidates[row.number] = found
+
+
+def _begun(ask: Ask) -> Gaze | None:
+    """What a text has been shown when it goes on."""
+    return ask.state.gaze or Gaze(is_due=ask.look.how.from_start) if ask.look else None

@@ -10,6 +10,7 @@ import torch
 
 from lora_cot.data.labels import Encoded
 from lora_cot.engines.cache import Buffer, KeyValues
+from lora_cot.engines.interleave import Gaze
 from lora_cot.engines.sight import Sight
 
 
@@ -37,6 +38,8 @@ class State:
     """The last token; it is fed when the text is continued."""
     tail: tuple[int, ...] = ()
     """The end of what was generated, the last token included: a stop string or a character may have begun in it."""
+    gaze: Gaze | None = None
+    """Of a text that looks at its images again."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,18 @@ class Rows(ABC):
         """(B, T) mask of what rows have fed, and so many positions more."""
         return (torch.arange(self.buffer.length + more, device=self.device) >= self.padding[:, None]).long()
 
-    def state(self, place: int, generated: Sequence[int]) -> State:
-        """One row as it is after its last step, with the end of what it generated, the token that was drawn then included."""
+    def state(self, place: int, last: int, tail: Sequence[int], gaze: Gaze | None = None) -> State:
+        """One row as it is after its last step.
+
+        Args:
+            place: of the row.
+            last: what it is to be fed with next.
+            tail: the end of what it generated; patches that were shown are none of it.
+            gaze: what it was shown.
+        """
         origin = self.origins[place]
         fed = self.buffer.length - self.buffer.padding[place] - origin.kv.length
-        return State(replace(origin, kv=origin.kv.then(self.buffer.newest(place, fed))), generated[-1], tuple(generated))
+        return State(replace(origin, kv=origin.kv.then(self.buffer.newest(place, fed))), last, tuple(tail), gaze)
 
 
 class Decoder(ABC):

@@ -22,6 +22,8 @@ from lora_cot.engines.base import Ask, Candidate
 from lora_cot.engines.batch import Batch
 from lora_cot.engines.causal import CausalDecoder, first_tokens
 from lora_cot.engines.decoder import Decoder, Prompt, Root, State
+from lora_cot.engines.interleave import Interleave
+from lora_cot.engines.looking import see
 from lora_cot.engines.memory import Memory, common
 from lora_cot.engines.seq2seq import Seq2SeqDecoder
 from lora_cot.engines.texts import Texts
@@ -102,6 +104,10 @@ class LocalEngine:
     def for_search(self) -> LocalEngine:
         """See `Engine.for_search`."""
         return self._with(self, Memory())
+
+    def see(self, how: Interleave) -> Interleave:
+        """See `Engine.see`."""
+        return see(self._decoder, how)
 
     def plain(self, adapter: bool = True) -> LocalEngine:
         """See `Engine.plain`."""

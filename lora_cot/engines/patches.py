@@ -6,6 +6,7 @@ grid of 4 by 4), what is shown is read before the next token is drawn on every m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -18,8 +19,19 @@ from lora_cot.engines.decoder import Root, State
 from lora_cot.engines.sight import Sight, patch_view
 
 
+def fed(decoder: CausalDecoder, states: Sequence[State]) -> list[Root]:
+    """The states' texts with their last tokens; all of one `KeyValues.shape_key`."""
+    rows = CausalRows(decoder)
+    rows.join(states, [1] * len(states))
+    rows.step()
+    return [_and(state.root, rows, place, 1) for place, state in enumerate(states)]
+
+
 def attend(
-    decoder: CausalDecoder, states: Sequence[State], layers: Collection[int] | None = None
+    decoder: CausalDecoder,
+    states: Sequence[State],
+    layers: Collection[int] | None = None,
+    heads: Collection[int] | None = None,
 ) -> tuple[list[Root], list[torch.Tensor]]:
     """Read the states' last tokens and watch what they attend to.
 
@@ -27,26 +39,26 @@ def attend(
         decoder: runs the model.
         states: all of one `KeyValues.shape_key`.
         layers: that are averaged over; all if not given.
+        heads: of each layer that are averaged over; all if not given.
 
     Returns:
         The texts with their last tokens, and for each the (T,) weights of its tokens.
     """
-    rows = CausalRows(decoder)
-    rows.join(states, [1] * len(states))
-    with watched(decoder.language_model, layers) as watch:
-        rows.step()
-    mean = watch.mean
-    roots = [_and(state.root, rows, place, 1) for place, state in enumerate(states)]
-    return roots, [mean[place, padding:] for place, padding in enumerate(rows.buffer.padding)]
+    with watched(decoder.language_model, layers, heads) as watch:
+        roots = fed(decoder, states)
+    return roots, [row[-root.kv.length :] for root, row in zip(roots, watch.mean, strict=True)]
 
 
-def insert(decoder: CausalDecoder, roots: Sequence[Root], chosen: Sequence[Sequence[int]]) -> list[State]:
+def insert(
+    decoder: CausalDecoder, roots: Sequence[Root], chosen: Sequence[Sequence[int]], is_square: bool = False
+) -> list[State]:
     """Texts with patches of their images after them, run through the model.
 
     Args:
         decoder: runs the model.
         roots: texts with a sight, all of one `KeyValues.shape_key`.
         chosen: of each, numbers of patches, at least one, in the order in which they are shown.
+        is_square: they stand at the positions of a square image made of them, as the released code has it on Qwen2-VL.
     """
     view = patch_view(decoder.backbone)
     before, last = view.marks(decoder.backbone.processor)
@@ -56,7 +68,10 @@ def insert(decoder: CausalDecoder, roots: Sequence[Root], chosen: Sequence[Seque
     for root, numbers in zip(roots, chosen, strict=True):
         begin = root.kv.length + root.ahead
         seen = _sight(root)
-        own, end = view.positions(begin + len(lead), [(seen.patches[n].row, seen.patches[n].column) for n in numbers])
+        side = math.isqrt(len(numbers) - 1) + 1
+        true = [(seen.patches[number].row, seen.patches[number].column) for number in numbers]
+        stand = [divmod(place, side) for place in range(len(numbers))] if is_square else true
+        own, end = view.positions(begin + len(lead), stand)
         pieces.append(torch.cat([lead, seen.features[torch.tensor(numbers, device=lead.device)]]))
         places.append(torch.cat([torch.arange(begin, begin + len(lead)).expand(len(own), -1), own], dim=1))
         ends.append(end)

@@ -23,12 +23,14 @@ from lora_cot.engines.capabilities import Capabilities, probe
 from lora_cot.engines.chat import ChatServer, Patience
 from lora_cot.engines.choices import count, option_logprobs, read_end, stop_strings
 from lora_cot.engines.completions import Answer
+from lora_cot.engines.interleave import Interleave
 from lora_cot.engines.prompts import chat_messages
 from lora_cot.engines.retries import Circuit, Retries
 from lora_cot.engines.served import CONTINUE, KEEP, TEMPLATE, Served, ask_served, find_served
 from lora_cot.engines.threads import in_threads
 from lora_cot.errors import EngineError, Problem, RejectedError, SearchError
 from lora_cot.formats import FORMATS, CotFormat
+from lora_cot.recipe.interleave import UNSERVED
 from lora_cot.types import Sample
 
 REQUESTS = 16
@@ -135,6 +137,10 @@ class RemoteEngine:
     def for_search(self) -> RemoteEngine:
         """See `Engine.for_search`; a search has a budget for asking again."""
         return replace(self, retries=Retries(self.link.circuit))
+
+    def see(self, how: Interleave) -> Interleave:
+        """See `Engine.see`; no server can."""
+        raise SearchError(UNSERVED)
 
     def plain(self, adapter: bool = True) -> RemoteEngine:
         """See `Engine.plain`.

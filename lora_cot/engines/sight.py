@@ -12,16 +12,9 @@ from torch import nn
 
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.base import PatchView
-from lora_cot.errors import Problem, SearchError
-
-
-@dataclass(frozen=True)
-class Patch:
-    """A place on an image."""
-
-    image: int
-    row: int
-    column: int
+from lora_cot.engines.interleave import Patch
+from lora_cot.errors import SearchError
+from lora_cot.recipe.interleave import unseen
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,7 @@ def patch_view(backbone: Backbone) -> PatchView:
     found = backbone.family.patch_view(backbone.base_model)
     if found is None:
         kind = getattr(backbone.base_model.config, "model_type", "this model")
-        remedy = "use a LLaVA-1.5, a Qwen2-VL or a Chameleon, or leave it out"
-        raise SearchError(Problem("search.interleave", f"patches of {kind} cannot be shown again", remedy))
+        raise SearchError(unseen(kind))
     return found
 
 
@@ -91,3 +83,22 @@ def sight(ids: Sequence[int], token: int, embedded: torch.Tensor, grids: Sequenc
     )
     assert len(patches) == len(slots), "each patch has a token"
     return Sight(slots, embedded[slots].clone(), patches, tuple(grids))
+
+
+def covered(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """What of an image its patches cover: left, top, right and bottom, as shares of its width and height.
+
+    Args:
+        processor: that cuts out the middle, or takes the whole image.
+        size: width and height of the image.
+    """
+    maker = processor.image_processor
+    if not getattr(maker, "do_center_crop", False):
+        return 0.0, 0.0, 1.0, 1.0
+    width, height = size
+    if shortest := maker.size.get("shortest_edge"):
+        scaled = shortest * width / min(size), shortest * height / min(size)
+    else:
+        scaled = maker.size["width"], maker.size["height"]
+    across, down = maker.crop_size["width"] / scaled[0] / 2, maker.crop_size["height"] / scaled[1] / 2
+    return 0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down

@@ -51,20 +51,24 @@ class Texts:
         if ids[-1] in self.ends:
             return "end"
         before = ask.state.tail
-        if any(self._ends_with(ids, before, stop) for stop in ask.stop):
+        if any(self.ends_with(ids, before, stop) for stop in ask.stop):
             return "stop"
         if ask.sentences and SENTENCE.search(self._decoded([*before, *ids][-TAIL:])):
             return "sentence"
         return "length" if len(ids) >= ask.max_new_tokens else None
 
-    def _ends_with(self, ids: Sequence[int], before: Sequence[int], stop: str) -> bool:
+    def piece(self, token: int) -> str:
+        """The text of one token."""
+        if token not in self._pieces:
+            self._pieces[token] = self._raw([token])
+        return self._pieces[token]
+
+    def ends_with(self, ids: Sequence[int], before: Sequence[int], stop: str) -> bool:
         """Whether the last token ends a stop string; only tokens that hold its last character are looked at.
 
         The string may have begun before this ask, which a budget cut; one that was whole by then is none of it.
         """
-        if ids[-1] not in self._pieces:
-            self._pieces[ids[-1]] = self._raw(ids[-1:])
-        piece = self._pieces[ids[-1]]
+        piece = self.piece(ids[-1])
         if stop[-1] not in piece and "\ufffd" not in piece:
             return False
         window = [*before, *ids][-2 * len(stop) :]

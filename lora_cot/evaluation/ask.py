@@ -9,6 +9,7 @@ from typing import Any
 from lora_cot.checkpoints.opening import Opened
 from lora_cot.data.demonstrations import load_demonstrations, preface
 from lora_cot.data.images import open_image
+from lora_cot.engines.sight import covered
 from lora_cot.errors import Problem, RunError
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.evaluation.trace_page import trace_page
@@ -60,8 +61,11 @@ def ask(
         if trace.suffix == ".json":
             text = json.dumps(completion.to_json(), ensure_ascii=False, indent=1) + "\n"
         else:
-            picture = image_uri(open_image(image, opened.recipe.data.max_pixels))
-            text = trace_page(question, [picture], completion, config)
+            picture = open_image(image, opened.recipe.data.max_pixels)
+            areas = []
+            if config.interleave and isinstance(opened, Opened):
+                areas.append(covered(opened.backbone.processor, picture.size))
+            text = trace_page(question, [image_uri(picture)], completion, config, areas)
         trace.write_text(text, encoding="utf-8", errors="replace")
     return completion
 

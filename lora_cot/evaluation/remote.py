@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lora_cot.backbones.base import Family
+from lora_cot.backbones.base import Family, no_patch_view
 from lora_cot.checkpoints.opening import Opened, Quantization, know_model, open_model
 from lora_cot.engines.base import Engine
 from lora_cot.engines.chat import Patience
@@ -14,6 +16,7 @@ from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import BackboneError, Problem, RunError, nearest
 from lora_cot.formats import FORMATS, CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.interleave import UNSERVED, unseen
 from lora_cot.recipe.schema import FormatSection
 
 
@@ -91,6 +94,28 @@ def open_any(
         opened = loaded if format_name is None else replace(loaded, recipe=in_format(loaded.recipe, format_name))
     print(opened.said, file=sys.stderr)
     return opened
+
+
+def check_looks(model: str, search: Mapping[str, Any], server: Server | None) -> None:
+    """See, before any weights are loaded, that a model can be shown patches again, where a search asks for it.
+
+    Args:
+        model: as `open_model` takes it.
+        search: values by key of the recipe's search section.
+        server: that runs the model, if one does.
+
+    Raises:
+        RunError: it cannot.
+        RunError, BackboneError: there is no such model.
+    """
+    asked = {key: value for key, value in search.items() if key.partition(".")[0] == "interleave" and value is not None}
+    if not asked:
+        return
+    if server is not None:
+        raise RunError(UNSERVED)
+    _, family = know_model(model)
+    if family.patch_view is no_patch_view:
+        raise RunError(unseen(f"the family {family.name}"))
 
 
 def open_remote(model: str, server: Server, format_name: str | None = None) -> OpenedRemote:

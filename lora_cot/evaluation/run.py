@@ -52,6 +52,8 @@ class EvalReport:
     """Questions whose search ended early, by the reason without its particulars."""
     failed: int
     """Questions that the engine gave no text for; they count as wrong."""
+    interleave: str | None = None
+    """What chose the patches that were shown again; None: none were."""
 
     @property
     def accuracy(self) -> Share:
@@ -101,6 +103,7 @@ class EvalReport:
             ("seconds a question", f"{seconds:.3f}, {spent['seconds']:.1f} in all"),
         ]
         rows += [("failed by the engine", self.failed)] if self.failed else []
+        rows += [("patches chosen by", self.interleave)] if self.interleave else []
         return rows + [(f"stopped: {reason}", count) for reason, count in self.stopped.items()]
 
     def to_json(self) -> dict[str, Any]:
@@ -185,6 +188,7 @@ def _report(
         {name: sum(one.totals.get(name, 0) for one in done) for name in done[-1].totals},
         dict(Counter(re.split(":| after ", one.stopped)[0] for one in done if one.stopped != "complete")),
         sum(one.failed for one in done),
+        config.interleave.selector if config.interleave else None,
     )
 
 

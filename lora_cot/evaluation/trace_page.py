@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_cot.engines.base import Ended
+from lora_cot.evaluation.looks import Area, stretches
 from lora_cot.pages import render
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import UNSCORED
@@ -81,7 +82,9 @@ class Row:
         return tuple(card for group in self.groups for card in group.cards)
 
 
-def trace_page(question: str, images: Sequence[str], completion: Completion, config: SearchSection) -> str:
+def trace_page(
+    question: str, images: Sequence[str], completion: Completion, config: SearchSection, areas: Sequence[Area] = ()
+) -> str:
     """The page of a search, self-contained.
 
     Args:
@@ -89,6 +92,7 @@ def trace_page(question: str, images: Sequence[str], completion: Completion, con
         images: data URIs.
         completion: with its trace.
         config: what it was searched with.
+        areas: what of each image the model's patches cover; all of it if not given.
     """
     found = rows(completion.trace)
     return render(
@@ -98,6 +102,7 @@ def trace_page(question: str, images: Sequence[str], completion: Completion, con
         images=images,
         completion=completion,
         settings=_settings(config),
+        stretches=stretches(completion.trace, images, areas),
         rows=found,
         columns=max((len(row.cards) for row in found), default=1),
         most=max((row.tokens for row in found), default=0) or 1,
@@ -214,8 +219,9 @@ def _settings(config: SearchSection) -> list[tuple[str, Any]]:
     names = ["strategy"]
     names += [] if config.strategy in UNSCORED else ["candidates", "scorer"]
     names += [] if config.strategy in ("greedy", "two_pass") else ["temperature", "top_p", "seed"]
-    changed = {k: v for k, v in _flat(config.model_dump(exclude_defaults=True)) if k not in names}
-    return [(name, getattr(config, name)) for name in names] + list(changed.items())
+    looks = [("interleave", config.interleave.selector)] if config.interleave else []
+    changed = {k: v for k, v in _flat(config.model_dump(exclude_defaults=True)) if k not in (*names, "interleave.selector")}
+    return [(name, getattr(config, name)) for name in names] + looks + list(changed.items())
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

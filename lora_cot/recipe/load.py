@@ -250,7 +250,7 @@ def _search_problems(values: dict[str, Any]) -> list[Problem]:
         return []  # reported with the rest of the recipe
     model = _mapping(values.get("model"))
     is_t5 = model.get("vision_features") is not None or str(model.get("base", "")).startswith("mini/t5")
-    return section.problems(is_encoder_decoder=is_t5)
+    return section.problems(is_t5, hides_images=str(model.get("base", "")).startswith("mini/mllama"))
 
 
 def _format_problems(values: dict[str, Any]) -> list[Problem]:

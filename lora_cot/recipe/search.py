@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from lora_cot.errors import Problem, nearest
+from lora_cot.recipe.interleave import InterleaveSection, section_of, unseen
 from lora_cot.recipe.sections import Section
 
 ScorerName = Literal["logprob", "self_judge", "reward"]
@@ -15,8 +16,8 @@ OWN_SCORER = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 """A scorer that an installed package brings: package.module:function."""
 
 
-UNBOUNDED: dict[str, None] = {"max_search_tokens": None, "deadline_seconds": None}
-"""Keys of a search that nothing bounds but its stages, for answers that must not depend on time."""
+UNBOUNDED: dict[str, None] = {"max_search_tokens": None, "deadline_seconds": None, "interleave": None}
+"""Keys of a search that nothing bounds but its stages, for answers that must not depend on time; nor on further looks."""
 
 NO_SERVER = Problem("search.reward.url", "the scorer reward has no server", "name its address")
 NO_SCORE = Problem(
@@ -111,6 +112,13 @@ class SearchSection(Section):
     """Of the scorer reward: where it is."""
     swires: SwiresSection = SwiresSection()
     stages: dict[str, StageSearch] = Field({})
+    interleave: InterleaveSection | None = None
+    """Whether and how patches of the image are shown again while the answer is written, whatever the strategy."""
+
+    @field_validator("interleave", mode="before")
+    @classmethod
+    def _interleave_is_named(cls, value: Any) -> Any:
+        return section_of(value)
 
     @field_validator("scorer")
     @classmethod
@@ -120,13 +128,16 @@ class SearchSection(Section):
             raise ValueError(f"no scorer '{value}': {nearest(value, names)}, or package.module:function")
         return value
 
-    def problems(self, is_encoder_decoder: bool) -> list[Problem]:
+    def problems(self, is_encoder_decoder: bool, hides_images: bool = False) -> list[Problem]:
         """What is wrong with the section whatever the questions, as far as it can be told before a model is loaded.
 
         Args:
             is_encoder_decoder: the model is known to be one.
+            hides_images: its images are known not to be in its text.
         """
         found = [NO_SERVER] if self.scorer == "reward" and self.reward is None else []
+        if self.interleave and (is_encoder_decoder or hides_images):
+            found.append(unseen("an encoder-decoder" if is_encoder_decoder else "Mllama, which are not in its text,"))
         if self.strategy == "swires" and not self.faithful and self.swires.accepts_above is None:
             found.append(NO_CUTOFF)
         if self.strategy == "swires" and self.scorer == "self_judge":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lora_cot.engines.base import Ask, Candidate, Engine
+from lora_cot.engines.interleave import Interleave, Looking
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.boundaries import Boundary, Path, closed, piece, standing
@@ -39,6 +40,7 @@ class Question:
         budget: Budget,
         log: Log,
         root: int | None = None,
+        look: Interleave | None = None,
     ):
         """
         Args:
@@ -50,9 +52,11 @@ class Question:
             budget: of the whole question, all passes together.
             log: of the whole question.
             root: number of the candidate that the pass before ended with.
+            look: how its texts look at their images again.
         """
         self.engine, self.cot_format, self.sample, self.config = engine, cot_format, sample, config
         self.scorer, self.budget, self.log, self._root = scorer, budget, log, root
+        self._look = Looking(look, sample, config.seed) if look else None
         self.alone = False
         """The tokens are nearly spent: from here on one candidate at a time."""
         self._begun: float | None = None
@@ -107,6 +111,7 @@ class Question:
             boundary.sampling,
             self.budget.deadline,
             keep_states=not boundary.is_last or (share is not None and share < limit),
+            look=self._look,
         )
 
     def _grown(self, path: Path, boundary: Boundary, candidate: Candidate) -> Path:
@@ -125,7 +130,7 @@ class Question:
 
     def carried(self, path: Path, boundary: Boundary) -> Path:
         """A path that has ended, as a candidate among those that go on."""
-        return self._grown(path, boundary, replace(path.last, text="", tokens=0, logprob=0.0, seconds=0.0))
+        return self._grown(path, boundary, replace(path.last, text="", tokens=0, logprob=0.0, seconds=0.0, looks=()))
 
     def select(self, boundary: Boundary, drawn: Sequence[Path]) -> Steps[list[Path]]:
         """The best of the paths, best first: of those of the best standing, as the scorer ranks them."""
@@ -226,6 +231,7 @@ class Question:
             last.problem,
             answer,
             last.tokens_shared,
+            last.looks,
         )
 
 

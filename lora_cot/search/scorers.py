@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from importlib import metadata
 
 from lora_cot.engines.base import Engine
 from lora_cot.errors import Problem, SearchError
 from lora_cot.formats.judging import VERDICTS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.contests import Contest, Scorer, Verdict, logprob, verdict_of
+from lora_cot.search.installed import installed
 from lora_cot.search.judging import self_judge
 from lora_cot.search.published import published_judge
 from lora_cot.search.rewards import reward
@@ -54,25 +54,6 @@ def scored(function: Scores, name: str = "scorer") -> Scorer:
     return score
 
 
-def installed(name: str) -> Scores:
-    """The function of that name, if an installed package declares it as a scorer.
-
-    Raises:
-        SearchError: none does, or it cannot be loaded.
-    """
-    declared = {point.value: point for point in metadata.entry_points(group=GROUP)}
-    if name not in declared:
-        known = ", ".join(sorted(declared)) or "there is none"
-        raise SearchError(
-            Problem("search.scorer", f"no installed package declares '{name}' under {GROUP}", f"declared: {known}")
-        )
-    try:
-        function: Scores = declared[name].load()
-    except (ImportError, AttributeError) as error:
-        raise SearchError(Problem("search.scorer", f"'{name}' cannot be loaded: {error}")) from None
-    return function
-
-
 def scorer(engine: Engine, config: SearchSection, own: Scores | None = None) -> Scorer:
     """The scorer that the settings name.
 
@@ -88,7 +69,7 @@ def scorer(engine: Engine, config: SearchSection, own: Scores | None = None) -> 
         return scored(own, getattr(own, "__name__", "scorer"))
     if config.scorer in SCORERS:
         return SCORERS[config.scorer](engine, config)
-    return scored(installed(config.scorer), config.scorer)
+    return scored(installed(GROUP, "search.scorer", config.scorer), config.scorer)
 
 
 def _judge(engine: Engine, config: SearchSection) -> Scorer:

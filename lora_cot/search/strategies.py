@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from lora_cot.engines.base import Engine, Sampling
+from lora_cot.engines.interleave import Interleave
 from lora_cot.errors import Problem, SearchError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
@@ -21,6 +22,7 @@ from lora_cot.search import swires as retracing
 from lora_cot.search.budget import Budget
 from lora_cot.search.contests import Scorer, logprob
 from lora_cot.search.drive import Steps, drive
+from lora_cot.search.interleave import interleave
 from lora_cot.search.question import Outcome, Question
 from lora_cot.search.segments import search
 from lora_cot.search.swires import swires
@@ -38,6 +40,7 @@ class Pass:
     engine: Engine
     cot_format: CotFormat
     scorer: Scorer
+    look: Interleave | None = None
 
 
 def answer(
@@ -61,7 +64,8 @@ def answer(
             candidates, the higher the better.
 
     Raises:
-        SearchError: the strategy is not defined for this format, or the scorer for this engine.
+        SearchError: the strategy is not defined for this format, or the scorer for this engine; or this engine can show no
+            patches again.
         DataError: an image cannot be opened.
     """
     begin = time.perf_counter()
@@ -88,7 +92,10 @@ def prepare(
     def judge(own: Engine) -> Scorer:
         return logprob if config.strategy in UNSCORED else scorers.scorer(own, config, scorer)
 
-    return tuple(Pass(own, one, judge(own)) for own, one in zip(engines, cot_format.passes, strict=True))
+    looks = [interleave(one, config) for one in cot_format.passes]
+    looks = [how and own.see(how) for own, how in zip(engines, looks, strict=True)]
+    passes = zip(engines, cot_format.passes, looks, strict=True)
+    return tuple(Pass(own, one, judge(own), how) for own, one, how in passes)
 
 
 def run(
@@ -115,7 +122,7 @@ def run(
     text = ""
     for one in passes:
         asked = with_stages(sample, texts)
-        question = Question(one.engine, one.cot_format, asked, config, one.scorer, budget, log, root)
+        question = Question(one.engine, one.cot_format, asked, config, one.scorer, budget, log, root, one.look)
         found = yield from STRATEGIES[config.strategy](question)
         text, path = found.path.text, found.path
         reason = found.stopped

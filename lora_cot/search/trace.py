@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lora_cot.engines.base import Ended
+from lora_cot.engines.interleave import Shown
 from lora_cot.formats import Parsed
 
 
@@ -41,6 +42,8 @@ class TracedCandidate:
     """What it voted for."""
     tokens_shared: bool = False
     """The tokens were not counted: they are its share of those of several candidates."""
+    looks: tuple[Shown, ...] = ()
+    """Patches of the images that were put before the model again while it was written."""
 
 
 @dataclass(frozen=True)

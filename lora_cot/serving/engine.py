@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from lora_cot.engines.base import Ask, Candidate
 from lora_cot.engines.decoder import State
+from lora_cot.engines.interleave import Interleave
 from lora_cot.engines.local import LocalEngine
 from lora_cot.engines.texts import Growing
 from lora_cot.formats import CotFormat
@@ -32,6 +33,10 @@ class ScheduledEngine:
     def for_pass(self, cot_format: CotFormat) -> ScheduledEngine:
         """See `Engine.for_pass`."""
         return replace(self, local=self.local.for_pass(cot_format), cot_format=cot_format)
+
+    def see(self, how: Interleave) -> Interleave:
+        """See `Engine.see`."""
+        return self.local.see(how)
 
     def plain(self, adapter: bool = True) -> ScheduledEngine:
         """See `Engine.plain`."""

@@ -14,6 +14,7 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import Problem, RunError
 from lora_cot.evaluation.remote import Server, open_remote
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.interleave import UNSERVED
 from lora_cot.serving.local import context_length, served_local
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.remote import served_remote
@@ -84,6 +85,8 @@ def open_served(model: str, name: str | None, server: Server) -> tuple[list[Serv
         RunError, BackboneError, EngineError: see `open_remote`.
     """
     opened = open_remote(model, server)
+    if opened.recipe.search.interleave:
+        raise RunError(UNSERVED)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     return [served_remote(_name(name, opened.recipe, model), opened.engine, cot_format, opened.recipe.search)], opened.said
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_cot.engines.base import Ask, Candidate, Engine
+from lora_cot.engines.interleave import Interleave
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
@@ -34,6 +35,10 @@ class CountingEngine:
     def for_pass(self, cot_format: CotFormat) -> CountingEngine:
         """See `Engine.for_pass`."""
         return replace(self, remote=self.remote.for_pass(cot_format))
+
+    def see(self, how: Interleave) -> Interleave:
+        """See `Engine.see`."""
+        return self.remote.see(how)
 
     def plain(self, adapter: bool = True) -> CountingEngine:
         """See `Engine.plain`."""

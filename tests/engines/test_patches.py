@@ -1,12 +1,7 @@
 """Patches shown again: what is cached is what a full forward over the same text would compute, at true positions."""
 
-import copy
-import sys
-from contextlib import contextmanager
-
 import pytest
 import torch
-from transformers import AttentionInterface
 
 from lora_cot.data.collate import encode
 from lora_cot.engines import batch as batch_of_rows
@@ -17,7 +12,7 @@ from lora_cot.engines.sampling import draw
 from lora_cot.engines.sight import patch_view
 from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
-from tests.engines.reference import SAMPLES, TEXT_ONLY
+from tests.engines.reference import SAMPLES, TEXT_ONLY, Patches, whole
 
 
 @pytest.fixture(params=["llava", "qwen2_vl", "chameleon", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
@@ -34,85 +29,6 @@ def drawn(engine, states, seeds, tokens):
     return [candidate.state for (candidate,) in engine.extend(asks)]
 
 
-def whole(engine, sample, generated, chosen, then):
-    """Logits and attentions after one forward over prompt, generated tokens, patches and further tokens, without a cache.
-
-    Positions are worked out anew: text counts on after an image's largest coordinate.
-    """
-    backbone, model = engine.backbone, engine.backbone.base_model
-    encoded = encode(engine.encoder, sample, False)
-    inputs = {"input_ids": torch.tensor([encoded.input_ids]), "attention_mask": torch.ones(1, len(encoded.input_ids)).long()}
-    inputs |= backbone.family.image_inputs(backbone.processor, [encoded], inputs)
-    embed = model.get_input_embeddings()
-    seen = []
-    language_model = model.get_submodule(backbone.family.parts["language_model"])
-    hook = language_model.layers[0].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    model(**inputs)
-    hook.remove()
-    prompt = seen[0][0]
-    (rows, columns) = patch_view(backbone).grids(backbone.processor, encoded)[0]
-    token = backbone.processor.tokenizer.convert_tokens_to_ids(backbone.processor.image_token)
-    slots = [place for place, one in enumerate(encoded.input_ids) if one == token]
-    before, last = patch_view(backbone).marks(backbone.processor)
-    is_qwen = "qwen" in model.config.model_type
-    places, begin = [], 0
-
-    def text(count):
-        nonlocal begin
-        places.extend([(begin + k,) * 3 for k in range(count)])
-        begin += count
-
-    def patches(numbers):
-        nonlocal begin
-        if not is_qwen:
-            return text(len(numbers))
-        found = [(begin, begin + n // columns, begin + n % columns) for n in numbers]
-        places.extend(found)
-        begin = max(max(place) for place in found) + 1
-
-    text(slots[0])
-    patches(list(range(rows * columns)))
-    text(len(prompt) - len(places) + len(generated))
-    pieces = [prompt, embed(torch.tensor(generated, dtype=torch.long))]
-    if chosen:
-        text(len(before))
-        patches(chosen)
-        text(1)
-        pieces += [embed(torch.tensor(before, dtype=torch.long)), prompt[slots][chosen], embed(torch.tensor([last]))]
-    text(len(then))
-    pieces.append(embed(torch.tensor(then, dtype=torch.long)))
-    positions = torch.tensor(places).T[:, None] if is_qwen else torch.tensor(places)[None, :, 0]
-    maps = []
-    eager = sys.modules[type(language_model).__module__].eager_attention_forward
-
-    def full(module, query, key, value, mask, **keys):
-        found, weights = eager(module, query, key, value, causal, **keys)
-        maps.append(weights)
-        return found, weights
-
-    length = sum(map(len, pieces))
-    causal = torch.full((length, length), -torch.inf).triu(1)[None, None]
-    with monkeypatched(language_model, full):
-        logits = model(inputs_embeds=torch.cat(pieces)[None], position_ids=positions).logits
-    return logits[0, -1], maps
-
-
-@contextmanager
-def monkeypatched(language_model, function):
-    """Another attention in all layers."""
-    modules = [module for module in language_model.modules() if hasattr(module, "k_proj")]
-    before = [module.config for module in modules]
-    AttentionInterface.register("test", function)
-    for module in modules:
-        module.config = copy.copy(module.config)
-        module.config._attn_implementation = "test"
-    try:
-        yield
-    finally:
-        for module, config in zip(modules, before, strict=True):
-            module.config = config
-
-
 @torch.inference_mode()
 def test_attention_of_one_token_is_that_of_a_full_map(engine):
     """Averaged over layers and heads, or of chosen layers; rows of different lengths beside each other."""
@@ -126,7 +42,7 @@ def test_attention_of_one_token_is_that_of_a_full_map(engine):
             assert root.kv.length == len(weights) == state.root.kv.length + 1
             assert weights.sum().item() == pytest.approx(1, abs=1e-5)
             generated = tokens_of(engine, state, prompt)
-            _, maps = whole(engine, sample, generated, [], [])
+            _, maps = whole(engine, sample, [generated])
             chosen = maps if layers is None else [maps[layer] for layer in layers]
             expected = torch.stack([one[0, :, -1].mean(0) for one in chosen]).mean(0)
             torch.testing.assert_close(weights, expected.float(), atol=1e-5, rtol=1e-4)
@@ -184,7 +100,7 @@ def test_patches_that_were_inserted_are_read_like_any_text(engine):
     for place, sample in enumerate(SAMPLES):
         then = []
         for logits in steps:
-            expected, _ = whole(engine, sample, generated[place], chosen[place], then)
+            expected, _ = whole(engine, sample, [generated[place], Patches(chosen[place]), then])
             torch.testing.assert_close(logits[place], expected, atol=1e-5, rtol=1e-5)
             then.append(int(logits[place].argmax()))
 

@@ -15,7 +15,7 @@ from lora_cot.engines.chat import Patience
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import AccessError, BackboneError, RunError
 from lora_cot.evaluation import ask, asking, remote, run
-from lora_cot.evaluation.remote import Server, served_names
+from lora_cot.evaluation.remote import Server, check_looks, served_names
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
 from lora_cot.search.trace import Completion, TracedCandidate, TracedStage
@@ -180,3 +180,19 @@ def test_a_trace_is_a_page_or_json(running, folders, tmp_path, monkeypatch, caps
     capsys.readouterr()
     answers.ask("m", image, "?", scorer="self_judge")
     assert "the scorer self_judge gave no verdict 3 times: likelihood decided instead" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mllama", "t5_vision", "llava"])
+def test_patches_are_shown_only_by_families_that_can(make_base, name):
+    """No weights are loaded for it; a search that asks for none is not looked at."""
+    check_looks("no/such/model", {"strategy": "greedy", "interleave": None}, None)
+    if name == "llava":
+        return check_looks(str(make_base(name)), {"interleave.selector": "attention"}, None)
+    with pytest.raises(RunError, match=rf"search\.interleave · patches of the family {name} cannot be shown again"):
+        check_looks(str(make_base(name)), {"interleave.n": 3}, None)
+
+
+def test_no_server_is_shown_patches():
+    """Nothing is sent to it."""
+    with pytest.raises(RunError, match=r"search\.interleave · a model behind a server"):
+        check_looks("no/such/model", {"interleave": "attention"}, Server("http://127.0.0.1:9/v1"))

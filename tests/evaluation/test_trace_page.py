@@ -1,15 +1,22 @@
 """The page of a search: every candidate once, the chosen path marked, lines that join, nothing from outside."""
 
 import functools
+import json
 import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image as PILImage
 
+from lora_cot.checkpoints.opening import open_model
+from lora_cot.data.shapes import make_sample
+from lora_cot.engines.interleave import Patch, Shown
+from lora_cot.evaluation.ask import ask
 from lora_cot.evaluation.trace_page import WIDTH, rows, trace_page
 from lora_cot.formats import FORMATS
+from lora_cot.pages import image_uri
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.trace import Comparison, Completion, TracedCandidate, TracedStage
 from tests.browser import PROGRAM, Browser
@@ -292,6 +299,94 @@ def test_only_settings_that_matter_are_listed():
         and "stages.CAPTION.keep: 2" in page
         and "max_search_tokens: 9" in page
     )
+
+
+def shown(place, *cells, weights=None, image=0, grid=(2, 4)):
+    return Shown(place, tuple(Patch(image, *cell) for cell in cells), weights, (grid,) * (image + 1))
+
+
+LOOKED = (
+    candidate(text="First line.\nSecond", looks=(shown(12, (0, 0), (1, 3), weights=(0.25, 0.012)),), chosen=True),
+    candidate(1, text="lost", looks=(shown(0, (0, 1)),)),
+)
+MORE = (candidate(2, parent=0, text=" goes on.\nEnd", looks=(shown(0, (1, 1)), shown(10, (0, 3), image=1)), chosen=True),)
+
+
+def looked(**keys):
+    steps = [TracedStage("A", LOOKED), TracedStage("B", MORE)]
+    completion = Completion("q", "", FORMATS["four_stage"].parse(""), trace=steps)
+    return trace_page("?", ["data:one", "data:two"], completion, SearchSection(interleave={"n": 2}), **keys)
+
+
+def test_what_was_shown_again_stands_after_its_line():
+    """Of the returned text alone: each stretch with the patches on their image, in words and as a drawing."""
+    page = Page(looked())
+    (told,) = page.found["looks"]
+    lines = [line.strip() for line in told["text"].splitlines() if line.strip() and not line.startswith("row")]
+    assert lines == ["First line.", "Second", "goes on.", "End"]
+    images = [element for element in page.tags if element["tag"] == "img"][2:]
+    assert [element["alt"].removeprefix("Image ").replace(" of the attention", "") for element in images] == [
+        "1, lit of its 2 rows and 4 columns: row 1, column 1 (25.0%); row 2, column 4 (1.2%)",
+        "1, lit of its 2 rows and 4 columns: row 2, column 2",
+        "2, lit of its 2 rows and 4 columns: row 1, column 4",
+    ]
+    assert [element["src"] for element in images] == ["data:one", "data:one", "data:two"]
+    assert "M0.0000 0.0000h0.2500v0.5000h-0.2500ZM0.7500 0.5000h0.2500" in looked()
+    assert "interleave: attention" in page.text and "interleave.n: 2" in page.text
+    assert "looks" not in Page(page_of(TracedStage("A", (candidate(chosen=True),)))).found
+
+
+def test_patches_lie_where_the_model_cut_the_image():
+    """The middle of a wide one; many are counted, not told."""
+    assert "M0.2500 0.0000h0.1250v0.5000" in looked(areas=[(0.25, 0.0, 0.75, 1.0)] * 2)
+    many = candidate(text="a\n", looks=(shown(2, *[(row, column) for row in range(5) for column in range(4)], grid=(5, 4)),))
+    step = TracedStage("A", (replace(many, chosen=True),))
+    found = trace_page("?", ["data:x"], Completion("q", "", FORMATS["direct"].parse(""), trace=[step]), SearchSection())
+    assert "row 4, column 4; and 4 more" in found
+
+
+def test_a_question_is_asked_with_looks(tiny_base, tmp_path):
+    """The released choices look at the prompt's end already; the page shows it."""
+    (image := tmp_path / "image.png").write_bytes(make_sample(0, "test", 0).images[0])
+    search = {"interleave": {"faithful": True}, "stages": {}}
+    opened = open_model(str(tiny_base))
+    search |= {f"stages.{stage.name}.max_new_tokens": 2 for stage in opened.recipe.format.build().stages}
+    found = ask(opened, image, "What is it?", search, trace=tmp_path / "trace.html")
+    (look,) = found.trace[0].candidates[0].looks
+    assert (
+        look.place == 0 and len(look.patches) == 4 and "before it wrote anything more" in (tmp_path / "trace.html").read_text()
+    )
+    ask(opened, image, "What is it?", search, trace=tmp_path / "trace.json")
+    told = json.loads((tmp_path / "trace.json").read_text())["steps"][0]["candidates"][0]["looks"][0]
+    assert (
+        told["patches"][3] == {"image": 0, "row": 1, "column": 1} and len(told["weights"]) == 4 and told["grids"] == [[2, 2]]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
+def test_a_browser_draws_looks(tmp_path):
+    """The drawing lies on its image, in a narrow window too; nothing is told on the console."""
+    browser = Browser(tmp_path / "profile")
+    try:
+        for width, dark in ((360, True), (1200, False)):
+            uri = image_uri(PILImage.new("RGB", (64, 48), "green"))
+            file = tmp_path / "looks.html"
+            file.write_text(looked().replace("data:one", uri).replace("data:two", uri))
+            browser.look(width, 800, dark)
+            browser.goto(file.as_uri())
+            assert browser.js("document.documentElement.scrollWidth") <= width
+            assert browser.js(APART) == [] and browser.js("document.querySelectorAll('.seen').length") == 3
+        assert browser.errors == []
+    finally:
+        browser.close()
+
+
+APART = """[...document.querySelectorAll(".seen")].filter((one) => {
+  const [a, b] = [...one.children].map((child) => child.getBoundingClientRect());
+  return Math.abs(a.left - b.left) + Math.abs(a.top - b.top) + Math.abs(a.width - b.width) + Math.abs(a.height - b.height) > 4;
+}).map((one) => one.innerHTML)"""
+"""Drawings that lie beside their images."""
 
 
 @pytest.mark.slow

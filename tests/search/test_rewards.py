@@ -192,12 +192,12 @@ def test_scores_that_do_not_fit_are_an_error(scores):
 def test_a_recipe_names_what_an_installed_package_declares(monkeypatch):
     """Anything else is refused, so that a recipe cannot run code that was not meant for it."""
     point = metadata.EntryPoint("mine", f"{__name__}:lengths", scorers.GROUP)
-    monkeypatch.setattr(scorers.metadata, "entry_points", lambda group: [point] if group == scorers.GROUP else [])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == scorers.GROUP else [])
     assert own(None, scorer=f"{__name__}:lengths").parsed.answer == "ccc"
     with pytest.raises(SearchError, match=r"no installed package declares 'os:system' under lora_cot\.scorers · declared: "):
         own(None, scorer="os:system")
     gone = metadata.EntryPoint("gone", f"{__name__}:gone", scorers.GROUP)
-    monkeypatch.setattr(scorers.metadata, "entry_points", lambda **_: [gone])
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: [gone])
     with pytest.raises(SearchError, match="gone' cannot be loaded"):
         own(None, scorer=f"{__name__}:gone")
 

@@ -19,6 +19,16 @@ def post(client, **keys):
     return client.post("/v1/chat/completions", json=chat(**keys))
 
 
+def test_a_served_recipe_may_look_at_its_images_again(serve):
+    """The answer is another than without; a question without an image is answered too."""
+    plain, looks = serve(), serve({"interleave": {"faithful": True}})  # at the prompt's end already
+    texts = [[post(one, **image).json()["choices"][0]["message"]["content"] for one in (plain, looks)] for image in IMAGES]
+    assert texts[0][0] != texts[0][1] and texts[1][0] == texts[1][1]
+
+
+IMAGES: tuple[dict, ...] = ({"image": data_uri(), "include_reasoning": False}, {"include_reasoning": False})
+
+
 def test_an_answer_is_the_engines(serve, local):
     """Greedy, the text that the engine writes alone, in OpenAI's shape; the cost in tokens is the true one."""
     client = serve()

@@ -10,6 +10,8 @@ from PIL import Image
 
 from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.batch import Batch
+from lora_cot.engines.interleave import Interleave, Looking
+from lora_cot.search.selectors import attention
 from lora_cot.serving.tickets import CancelledError
 from lora_cot.types import Exchange, Sample
 
@@ -208,3 +210,21 @@ def test_a_stopped_engine_answers_nobody(local):
             with pytest.raises(RuntimeError, match="stopped"):
                 call()
     assert not scheduler.is_healthy
+
+
+def test_requests_that_look_at_their_images_again(engines, local):
+    """Beside some that don't: each is answered, and shown, what it is alone."""
+    how = Interleave("attention", attention, n=1, cap=None, tags=("a",), from_start=True)
+
+    def looked(engine, number):
+        sample = SAMPLES[number % 3]
+        look = Looking(engine.see(how), sample) if number % 2 else None
+        (found,) = engine.extend([ask(engine.start([sample])[0], "pq", 20, 1.0, look=look)])
+        return [(one.text, one.looks) for one in found]
+
+    alone = [looked(local, number) for number in range(6)]
+    assert [any(looks for _, looks in one) for one in alone] == [False, False, False, True, False, True]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: looked(engines(), number % 6), range(12)))
+    plain = [[(text, [(look.place, look.patches) for look in looks]) for text, looks in one] for one in found]
+    assert plain == [[(text, [(look.place, look.patches) for look in looks]) for text, looks in one] for one in alone * 2]

@@ -1,0 +1,76 @@
+"""Keys of a recipe's search.interleave: how a model is shown patches of its image again while it reasons."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from lora_cot.errors import Problem, nearest
+from lora_cot.recipe.sections import Section
+
+SelectorName = Literal["attention", "random", "boxes"]
+OWN_SELECTOR = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""A selector that an installed package brings: package.module:function."""
+Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+def unseen(what: str) -> Problem:
+    """Why patches of a kind of model cannot be shown again."""
+    remedy = "use a LLaVA-1.5, a Qwen2-VL or a Chameleon, or leave it out"
+    return Problem("search.interleave", f"patches of {what} cannot be shown again", remedy)
+
+
+UNSERVED = Problem(
+    "search.interleave", "a model behind a server can be shown no patches", "leave --engine out, or leave it out"
+)
+
+
+class InterleaveSection(Section):
+    """Interleaved-modal chain of thought; a selector's name alone stands for the rest at its defaults."""
+
+    selector: str = "attention"
+    """What chooses patches, one of `SelectorName`: the model's own attention; chance, as the control; boxes that come with
+    the sample. Or package.module:function, of an installed package that declares it: see `search/selectors.py`."""
+    n: int | None = Field(None, gt=0)
+    """Patches of a look, at most as many as are left; 16 of Qwen2-VL's, 64 elsewhere if not given."""
+    cap: int | None = Field(3, gt=0)
+    """Looks of a text at most; null: any number."""
+    every: int = Field(1, gt=0)
+    """A look at each so-manieth signal."""
+    at: Literal["line", "stage"] = "line"
+    """What is a signal: a line's end, or a stage's but the last. A look after a stage that is searched belongs to the next."""
+    insert: Literal["input", "kv_copy"] = "input"
+    """Patches run through the model, or only their keys and values are copied: cheaper, but they know nothing of the text."""
+    layers: Numbers | None = None
+    """Whose attention is averaged, counted from 0; all if not given."""
+    heads: Numbers | None = None
+    images: Literal["all", "last"] = "all"
+    faithful: bool = False
+    """The released code's choices (16 patches on a small square at Qwen2-VL's every second line, 64 elsewhere from the
+    prompt's end on; the last image); but its three looks in a row are a fault, and left out."""
+
+    @field_validator("selector")
+    @classmethod
+    def _selector_is_named(cls, value: str) -> str:
+        names = get_args(SelectorName)
+        if value not in names and not re.fullmatch(OWN_SELECTOR, value):
+            raise ValueError(f"no selector '{value}': {nearest(value, names)}, or package.module:function")
+        return value
+
+    @model_validator(mode="after")
+    def _faithful_is_all(self) -> InterleaveSection:
+        others = [key for key in type(self).model_fields if key != "faithful" and getattr(self, key) != _default(key)]
+        if self.faithful and others:
+            raise ValueError(f"faithful sets every other key itself: drop {', '.join(others)}")
+        return self
+
+
+def _default(key: str) -> Any:
+    return InterleaveSection.model_fields[key].default
+
+
+def section_of(value: Any) -> Any:
+    """A selector's name as the section that it stands for."""
+    return {"selector": value} if isinstance(value, str) else value

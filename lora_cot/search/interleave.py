@@ -1,0 +1,40 @@
+"""From a recipe's search.interleave to how an engine's texts look at their images again."""
+
+from __future__ import annotations
+
+from lora_cot.engines.interleave import Interleave
+from lora_cot.errors import Problem, SearchError
+from lora_cot.formats import CotFormat
+from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.selectors import selector
+
+
+def interleave(cot_format: CotFormat, config: SearchSection) -> Interleave | None:
+    """How the texts of a format, or of one pass of it, look at their images; None if they don't.
+
+    Raises:
+        SearchError: the format has no stages whose ends could be signals, or no package declares the selector.
+    """
+    section = config.interleave
+    if section is None:
+        return None
+    tags: tuple[str, ...] = ()
+    if section.at == "stage":
+        tags = tuple(filter(None, map(cot_format.closing, cot_format.stages[:-1])))
+        if not tags:
+            what = f"the format {cot_format.name} has no stages that end before the answer"
+            raise SearchError(Problem("search.interleave.at", what, "use line, or a format with stages"))
+    return Interleave(
+        section.selector,
+        selector(section.selector),
+        is_watched=section.selector not in ("random", "boxes"),
+        n=section.n or 0,
+        cap=section.cap,
+        every=section.every,
+        tags=tags,
+        insert=section.insert,
+        layers=tuple(section.layers) if section.layers else None,
+        heads=tuple(section.heads) if section.heads else None,
+        only_last=section.images == "last" or section.faithful,
+        is_faithful=section.faithful,
+    )
