@@ -200,7 +200,7 @@ class _Group:
         """See whether a row's last token brings it to where it looks."""
         ask = row.job.ask
         if ask.look and row.gaze:
-            closes = any(self._texts.ends_with(row.ids, ask.state.tail, tag) for tag in ask.look.how.tags)
+            closes = any(self._texts.ends_with(row.ids, ask.state.tail, mark) for mark in ask.look.how.marks)
             row.gaze = row.gaze.after(ask.look.how, self._texts.piece(row.ids[-1]), closes)
 
     def _state(self, place: int, last: int, gaze: Gaze | None) -> State:

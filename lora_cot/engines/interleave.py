@@ -55,8 +55,8 @@ class Interleave:
     """Looks of a text."""
     every: int = 1
     """A look at each so-manieth signal."""
-    tags: tuple[str, ...] = ()
-    """Closing tags that are signals; without any, line breaks are."""
+    marks: tuple[str, ...] = ()
+    """Texts that are signals, such as closing tags; without any, line breaks are."""
     insert: Insertion = "input"
     """Whether patches run through the model, or their keys and values are copied."""
     layers: tuple[int, ...] | None = None
@@ -103,11 +103,11 @@ class Gaze:
         Args:
             how: the text looks.
             piece: the token's text.
-            closes: it ends one of the tags that are signals.
+            closes: it ends one of the marks that are signals.
         """
         signals, fresh = self.signals + closes, self.is_fresh
         for character in piece:
-            if character == "\n" and fresh and not how.tags:
+            if character == "\n" and fresh and not how.marks:
                 signals, fresh = signals + 1, False
             elif not character.isspace():
                 fresh = True

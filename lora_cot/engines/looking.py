@@ -31,7 +31,7 @@ class Look:
     sample: Sample
     sight: Sight
     open: tuple[int, ...]
-    """Numbers of the patches that may be chosen, at least one: those that were not taken yet, of the images looked at."""
+    """Numbers of the patches that may be chosen, at least one: those that were not taken yet, of the question's own images."""
     n: int
     """How many may be chosen."""
     weights: torch.Tensor | None
@@ -105,8 +105,8 @@ def look(decoder: CausalDecoder, looking: Sequence[Looking], states: Sequence[St
 def _open(decoder: CausalDecoder, looking: Looking, state: State, text: str) -> Look:
     how, seen, gaze = looking.how, state.root.sight, _gaze(state)
     assert seen is not None, "kept since the prompt was read"
-    last = len(seen.grids) - 1
-    allowed = (number for number, patch in enumerate(seen.patches) if not how.only_last or patch.image == last)
+    first = len(seen.grids) - 1 if how.only_last else looking.sample.preface.count(None)
+    allowed = (number for number, patch in enumerate(seen.patches) if patch.image >= first)
     text = gaze.text + text
     draws = random.Random(f"{looking.seed}/{looking.sample.id}/{text}")
     left = tuple(number for number in allowed if number not in gaze.taken)

@@ -51,9 +51,8 @@ def ask(
     config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)
-    sample = Sample("question", (Exchange(question),), (image,))
+    sample, max_pixels = Sample("question", (Exchange(question),), (image,)), opened.recipe.data.max_pixels
     if demonstrations:
-        max_pixels = opened.recipe.data.max_pixels
         sample = preface(load_demonstrations(demonstrations, max_pixels), cot_format, max_pixels).before(sample)
     (completion,) = answer(engine, cot_format, [sample], config, on_stage)
     if trace is not None:
@@ -61,11 +60,11 @@ def ask(
         if trace.suffix == ".json":
             text = json.dumps(completion.to_json(), ensure_ascii=False, indent=1) + "\n"
         else:
-            picture = open_image(image, opened.recipe.data.max_pixels)
+            pictures = [open_image(one, max_pixels) for one in sample.images]
             areas = []
             if config.interleave and isinstance(opened, Opened):
-                areas.append(covered(opened.backbone.processor, picture.size))
-            text = trace_page(question, [image_uri(picture)], completion, config, areas)
+                areas = [covered(opened.backbone.processor, picture.size) for picture in pictures]
+            text = trace_page(question, [image_uri(picture) for picture in pictures], completion, config, areas)
         trace.write_text(text, encoding="utf-8", errors="replace")
     return completion
 

@@ -41,6 +41,8 @@ class InterleaveSection(Section):
     """A look at each so-manieth signal."""
     at: Literal["line", "stage"] = "line"
     """What is a signal: a line's end, or a stage's but the last. A look after a stage that is searched belongs to the next."""
+    signal: str | None = Field(None, min_length=1)
+    """A text whose end is a signal, in place of `at`: where a model's sentences have no lines of their own."""
     insert: Literal["input", "kv_copy"] = "input"
     """Patches run through the model, or only their keys and values are copied: cheaper, but they know nothing of the text."""
     layers: Numbers | None = None
@@ -58,6 +60,12 @@ class InterleaveSection(Section):
         if value not in names and not re.fullmatch(OWN_SELECTOR, value):
             raise ValueError(f"no selector '{value}': {nearest(value, names)}, or package.module:function")
         return value
+
+    @model_validator(mode="after")
+    def _one_signal(self) -> InterleaveSection:
+        if self.signal is not None and self.at != "line":
+            raise ValueError("signal and at say both where a text looks: drop one of them")
+        return self
 
     @model_validator(mode="after")
     def _faithful_is_all(self) -> InterleaveSection:

@@ -18,10 +18,10 @@ def interleave(cot_format: CotFormat, config: SearchSection) -> Interleave | Non
     section = config.interleave
     if section is None:
         return None
-    tags: tuple[str, ...] = ()
+    marks: tuple[str, ...] = (section.signal,) if section.signal else ()
     if section.at == "stage":
-        tags = tuple(filter(None, map(cot_format.closing, cot_format.stages[:-1])))
-        if not tags:
+        marks = tuple(filter(None, map(cot_format.closing, cot_format.stages[:-1])))
+        if not marks:
             what = f"the format {cot_format.name} has no stages that end before the answer"
             raise SearchError(Problem("search.interleave.at", what, "use line, or a format with stages"))
     return Interleave(
@@ -31,7 +31,7 @@ def interleave(cot_format: CotFormat, config: SearchSection) -> Interleave | Non
         n=section.n or 0,
         cap=section.cap,
         every=section.every,
-        tags=tags,
+        marks=marks,
         insert=section.insert,
         layers=tuple(section.layers) if section.layers else None,
         heads=tuple(section.heads) if section.heads else None,

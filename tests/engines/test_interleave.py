@@ -168,7 +168,7 @@ def test_the_released_choices(load_tiny, monkeypatch):
 
 def test_batched_is_alone(engine):
     """Rows draw by themselves: the same text and looks, whatever looks beside them."""
-    how = replace(HOW, tags=("a",), cap=None)  # a letter: a random model writes it now and then
+    how = replace(HOW, marks=("a",), cap=None)  # a letter: a random model writes it now and then
 
     def drawn(samples):
         found = extend(engine, samples, how, [25] * len(samples), seeds="xy", sampling=Sampling(1.0))
@@ -244,6 +244,10 @@ def test_of_several_images_the_last_may_be_the_only_one(llava, monkeypatch):
         ((found,),) = extend(llava, [sample], replace(HOW, n=count, only_last=only_last), [3])
         (shown,) = found.looks
         assert {patch.image for patch in shown.patches} == images and len(shown.grids) == 2
+    Script(monkeypatch, llava, ["a\nb"])
+    shot = replace(sample, preface=(None, "A worked example."))  # what it shows is not what the question is about
+    ((found,),) = extend(llava, [shot], replace(HOW, n=99), [3])
+    assert {patch.image for patch in found.looks[0].patches} == {1}
 
 
 def test_forks_share_what_was_shown_before_and_nothing_after(llava, monkeypatch):

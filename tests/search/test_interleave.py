@@ -205,10 +205,18 @@ def test_a_recipe_of_what_shows_no_patches(name, what):
         load_recipe(ROOT / f"recipes/mini/{name}.yaml", ["search.interleave=attention"])
 
 
+def test_any_text_can_be_a_signal():
+    """In place of line and stage, and not beside them."""
+    how = interleave(FORMATS["direct"], SearchSection(interleave={"signal": ":"}))
+    assert how.marks == (":",)
+    with pytest.raises(ValueError, match="signal and at say both where a text looks"):
+        SearchSection(interleave={"signal": ":", "at": "stage"})
+
+
 def test_stages_need_a_format_that_has_them():
     """A format of one stage has none that ends before the answer; the answer's end is no signal."""
-    tags = interleave(FOUR, SearchSection(interleave={"at": "stage"})).tags
-    assert tags == ("</SUMMARY>", "</CAPTION>", "</REASONING>")
+    marks = interleave(FOUR, SearchSection(interleave={"at": "stage"})).marks
+    assert marks == ("</SUMMARY>", "</CAPTION>", "</REASONING>")
     assert interleave(FOUR, SearchSection(interleave={"faithful": True})).only_last
     with pytest.raises(SearchError, match=r"search\.interleave\.at · the format direct has no stages"):
         interleave(FORMATS["direct"], SearchSection(interleave={"at": "stage"}))
