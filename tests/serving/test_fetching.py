@@ -193,6 +193,22 @@ def test_a_host_cannot_redirect_hang_or_flood(host, path, told):
     assert time.monotonic() - begin < 2
 
 
+def test_an_image_may_have_all_the_bytes_that_are_allowed(host):
+    """And not one more."""
+    limits = replace(ANY, most_bytes=len(PNG))
+    assert fetch("http://good.example/a.png", limits=limits) == [PNG]
+    host.clear()
+    with pytest.raises(DataError, match=f"an image of more than {len(PNG) - 1} bytes"):
+        fetch("http://good.example/a.png", limits=replace(ANY, most_bytes=len(PNG) - 1))
+
+
+def test_a_user_in_an_address_is_refused():
+    """Also before a host that is allowed: parsers disagree on where the host begins."""
+    for url in ("http://user@good.example/", "http://user:secret@good.example/", "http://@good.example/"):
+        with pytest.raises(DataError, match="has a user or a port"):
+            fetch(url)
+
+
 def test_a_large_data_uri_is_refused():
     """By its bytes, before anything looks into them."""
     with pytest.raises(DataError, match="at most"):
