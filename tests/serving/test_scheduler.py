@@ -214,7 +214,7 @@ def test_a_stopped_engine_answers_nobody(local):
 
 def test_requests_that_look_at_their_images_again(engines, local):
     """Beside some that don't: each is answered, and shown, what it is alone."""
-    how = Interleave("attention", attention, n=1, cap=None, tags=("a",), from_start=True)
+    how = Interleave("attention", attention, n=1, cap=None, marks=("a",), from_start=True)
 
     def looked(engine, number):
         sample = SAMPLES[number % 3]
