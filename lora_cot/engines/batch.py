@@ -200,8 +200,8 @@ class _Group:
         """See whether a row's last token brings it to where it looks."""
         ask = row.job.ask
         if ask.look and row.gaze:
-            closes = any(self._texts.ends_with(row.ids, ask.state.tail, mark) for mark in ask.look.how.marks)
-            row.gaze = row.gaze.after(ask.look.how, self._texts.piece(row.ids[-1]), closes)
+            ended = (mark for mark in ask.look.how.marks if self._texts.ends_with(row.ids, ask.state.tail, mark))
+            row.gaze = row.gaze.after(ask.look.how, self._texts.piece(row.ids[-1]), next(ended, ""))
 
     def _state(self, place: int, last: int, gaze: Gaze | None) -> State:
         """A row's state; `tail` may lie before what this ask generated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,11 @@ class CausalDecoder(Decoder):
         """Whether roots keep what their images' patches are."""
         if self.places:
             share_images(self.language_model, self.places)
+
+    @functools.cached_property
+    def marks(self) -> tuple[list[int], int]:
+        """Tokens that stand before patches that are shown again, and the one after them; asked once, of the tokenizer."""
+        return patch_view(self.backbone).marks(self.backbone.processor)
 
     def opening(self, prompt: Encoded) -> tuple[Encoded, int]:
         """See `Decoder.opening`."""

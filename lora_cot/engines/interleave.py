@@ -97,20 +97,22 @@ class Gaze:
     is_due: bool = False
     """The text stands where it looks, and did not look yet."""
 
-    def after(self, how: Interleave, piece: str, closes: bool) -> Gaze:
+    def after(self, how: Interleave, piece: str, closed: str = "") -> Gaze:
         """One token on.
 
         Args:
             how: the text looks.
             piece: the token's text.
-            closes: it ends one of the marks that are signals.
+            closed: the mark that it ends; empty if none.
         """
-        signals, fresh = self.signals + closes, self.is_fresh
+        signals, fresh = self.signals, self.is_fresh
         for character in piece:
             if character == "\n" and fresh and not how.marks:
                 signals, fresh = signals + 1, False
-            elif not character.isspace():
+            elif not character.isspace() and character not in closed:
                 fresh = True
+        if closed:
+            signals, fresh = signals + fresh, False
         room = how.cap is None or self.looks < how.cap
         due = any(number % how.every == 0 for number in range(self.signals + 1, signals + 1)) and room
         return replace(self, signals=signals, is_fresh=fresh, is_due=due)

@@ -36,7 +36,6 @@ class Look:
     """How many may be chosen."""
     weights: torch.Tensor | None
     """(P,) share of the attention of the text's last token that each patch has; None for a selector that is not watched."""
-    taken: frozenset[int]
     text: str
     """All that was generated so far, what it was shown left out."""
     draws: random.Random
@@ -44,18 +43,26 @@ class Look:
     processor: Any
     """Of the model: how it cuts images."""
 
-    def centre(self, number: int) -> tuple[float, float]:
-        """Where on its upright image a patch lies, in pixels.
+    def centres(self) -> dict[int, tuple[int, float, float]]:
+        """Of each open patch the number of its image, and where on it, upright, its centre lies: x and y in pixels.
 
         Raises:
-            DataError: the image cannot be opened.
+            DataError: an image cannot be opened.
         """
-        patch = self.sight.patches[number]
-        rows, columns = self.sight.grids[patch.image]
-        width, height = image_size(self.sample.images[patch.image])
+        areas = {image: self._area(image) for image in {self.sight.patches[number].image for number in self.open}}
+        found = {}
+        for number in self.open:
+            patch = self.sight.patches[number]
+            rows, columns = self.sight.grids[patch.image]
+            left, top, right, bottom = areas[patch.image]
+            across, down = (patch.column + 0.5) / columns, (patch.row + 0.5) / rows
+            found[number] = patch.image, left + (right - left) * across, top + (bottom - top) * down
+        return found
+
+    def _area(self, image: int) -> tuple[float, float, float, float]:
+        width, height = image_size(self.sample.images[image])
         left, top, right, bottom = covered(self.processor, (width, height))
-        across, down = (patch.column + 0.5) / columns, (patch.row + 0.5) / rows
-        return (left + (right - left) * across) * width, (top + (bottom - top) * down) * height
+        return left * width, top * height, right * width, bottom * height
 
 
 Select = Callable[[Look], Sequence[int]]
@@ -74,7 +81,11 @@ def see(decoder: Decoder, how: Interleave) -> Interleave:
         if wrong := [number for number in chosen or () if number >= count]:
             what = f"the model has {count} {name}, and none of the numbers {wrong}"
             raise SearchError(Problem(f"search.interleave.{name}", what, f"0 to {count - 1}"))
-    decoder.keeps_sight = True
+    config: Any = decoder.backbone.base_model.config
+    if str(config._attn_implementation).startswith("flash"):
+        what = "the attention of flash_attention_2 tells no weights"
+        raise SearchError(Problem("search.interleave", what, "set model.attn_implementation: sdpa"))
+    decoder.keeps_sight, _ = True, decoder.marks  # now, so that no look asks the tokenizer: others may be using it
     if how.is_faithful:
         how = replace(how, every=2, is_square=True, cap=view.released_cap, from_start=view.released_from_start)
     return replace(how, n=how.n or view.shown)
@@ -105,12 +116,13 @@ def look(decoder: CausalDecoder, looking: Sequence[Looking], states: Sequence[St
 def _open(decoder: CausalDecoder, looking: Looking, state: State, text: str) -> Look:
     how, seen, gaze = looking.how, state.root.sight, _gaze(state)
     assert seen is not None, "kept since the prompt was read"
-    first = len(seen.grids) - 1 if how.only_last else looking.sample.preface.count(None)
+    own = looking.sample.preface.count(None)
+    first = max(own, len(seen.grids) - 1) if how.only_last else own
     allowed = (number for number, patch in enumerate(seen.patches) if patch.image >= first)
     text = gaze.text + text
     draws = random.Random(f"{looking.seed}/{looking.sample.id}/{text}")
     left = tuple(number for number in allowed if number not in gaze.taken)
-    return Look(looking.sample, seen, left, how.n, None, gaze.taken, text, draws, decoder.backbone.processor)
+    return Look(looking.sample, seen, left, how.n, None, text, draws, decoder.backbone.processor)
 
 
 def _looked(decoder: CausalDecoder, how: Interleave, looks: Sequence[Look], states: Sequence[State]) -> list[Found]:

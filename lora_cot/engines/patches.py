@@ -61,7 +61,7 @@ def insert(
         is_square: they stand at the positions of a square image made of them, as the released code has it on Qwen2-VL.
     """
     view = patch_view(decoder.backbone)
-    before, last = view.marks(decoder.backbone.processor)
+    before, last = decoder.marks
     embed = decoder.backbone.base_model.get_input_embeddings()  # type: ignore[operator]
     lead = embed(torch.tensor(before, dtype=torch.long, device=decoder.backbone.device))
     pieces, places, ends = [], [], []

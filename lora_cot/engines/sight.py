@@ -29,10 +29,6 @@ class Sight:
     grids: tuple[tuple[int, int], ...]
     """Rows and columns of each image."""
 
-    def of_image(self, image: int) -> list[int]:
-        """Numbers of one image's patches."""
-        return [number for number, patch in enumerate(self.patches) if patch.image == image]
-
 
 @contextmanager
 def embeddings(language_model: Any) -> Iterator[list[torch.Tensor]]:

@@ -39,8 +39,9 @@ class InterleaveSection(Section):
     """Looks of a text at most; null: any number."""
     every: int = Field(1, gt=0)
     """A look at each so-manieth signal."""
-    at: Literal["line", "stage"] = "line"
-    """What is a signal: a line's end, or a stage's but the last. A look after a stage that is searched belongs to the next."""
+    at: Literal["line", "stage"] | Annotated[list[str], Field(min_length=1)] = "line"
+    """What is a signal: a line's end; a stage's, of all but the last or of those named. A look after a stage that is searched
+    belongs to the next."""
     signal: str | None = Field(None, min_length=1)
     """A text whose end is a signal, in place of `at`: where a model's sentences have no lines of their own."""
     insert: Literal["input", "kv_copy"] = "input"
@@ -65,13 +66,16 @@ class InterleaveSection(Section):
     def _one_signal(self) -> InterleaveSection:
         if self.signal is not None and self.at != "line":
             raise ValueError("signal and at say both where a text looks: drop one of them")
+        if self.signal is not None and self.signal[-1].isspace():
+            raise ValueError("a signal cannot end in a blank, which many a tokenizer joins to the next word: leave it out")
         return self
 
     @model_validator(mode="after")
     def _faithful_is_all(self) -> InterleaveSection:
-        others = [key for key in type(self).model_fields if key != "faithful" and getattr(self, key) != _default(key)]
+        free = ("faithful", "selector", "insert")
+        others = [key for key in type(self).model_fields if key not in free and getattr(self, key) != _default(key)]
         if self.faithful and others:
-            raise ValueError(f"faithful sets every other key itself: drop {', '.join(others)}")
+            raise ValueError(f"faithful sets all keys but selector and insert itself: drop {', '.join(others)}")
         return self
 
 

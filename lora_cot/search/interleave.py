@@ -18,12 +18,7 @@ def interleave(cot_format: CotFormat, config: SearchSection) -> Interleave | Non
     section = config.interleave
     if section is None:
         return None
-    marks: tuple[str, ...] = (section.signal,) if section.signal else ()
-    if section.at == "stage":
-        marks = tuple(filter(None, map(cot_format.closing, cot_format.stages[:-1])))
-        if not marks:
-            what = f"the format {cot_format.name} has no stages that end before the answer"
-            raise SearchError(Problem("search.interleave.at", what, "use line, or a format with stages"))
+    marks = (section.signal,) if section.signal else _closings(cot_format, section.at)
     return Interleave(
         section.selector,
         selector(section.selector),
@@ -38,3 +33,17 @@ def interleave(cot_format: CotFormat, config: SearchSection) -> Interleave | Non
         only_last=section.images == "last" or section.faithful,
         is_faithful=section.faithful,
     )
+
+
+def _closings(cot_format: CotFormat, at: str | list[str]) -> tuple[str, ...]:
+    """The closing tags after which a text looks; none: at lines."""
+    if at == "line":
+        return ()
+    known = {stage.name: cot_format.closing(stage) for stage in cot_format.stages[:-1] if cot_format.closing(stage)}
+    if not known:
+        what = f"the format {cot_format.name} has no stages that end before the answer"
+        raise SearchError(Problem("search.interleave.at", what, "use line, or a format with stages"))
+    if wrong := [name for name in at if name not in known] if at != "stage" else []:
+        what = f"the format {cot_format.name} has no stage {wrong[0]} that ends before the answer"
+        raise SearchError(Problem("search.interleave.at", what, f"allowed: {', '.join(known)}"))
+    return tuple(known[name] for name in (known if at == "stage" else at))

@@ -16,6 +16,7 @@ from typing import Any
 from lora_cot.engines.looking import Look, Select
 from lora_cot.errors import DataError, Problem
 from lora_cot.search.installed import installed
+from lora_cot.types import Sample
 
 GROUP = "lora_cot.selectors"
 """Entry points of functions that a recipe may name."""
@@ -42,8 +43,8 @@ def boxes(look: Look) -> list[int]:
     Raises:
         DataError: it is something else.
     """
-    given = [_box(look.sample.id, one) for one in _listed(look.sample.meta.get("boxes", ()))]
-    inside = [number for number in look.open if any(_holds(look, one, number) for one in given)]
+    given = [_box(look.sample, one) for one in _listed(look.sample.meta.get("boxes", ()))]
+    inside = [number for number, centre in look.centres().items() if any(_holds(one, centre) for one in given)]
     count = min(look.n, len(inside))
     return [inside[(2 * place + 1) * len(inside) // (2 * count)] for place in range(count)]
 
@@ -55,18 +56,22 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _box(row: str, value: Any) -> Box:
-    box = value.get("box") if isinstance(value, dict) else None
+def _box(sample: Sample, value: Any) -> Box:
+    box, image = (value.get("box"), value.get("image", 0)) if isinstance(value, dict) else (None, 0)
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
         what, remedy = f"{value!r} is no box", '{"image": 0, "box": [left, top, right, bottom]}, in pixels'
-        raise DataError(Problem(f"{row} · boxes", what, remedy))
-    return value.get("image", 0), box
+        raise DataError(Problem(f"{sample.id} · boxes", what, remedy))
+    count = len(sample.own_images)
+    if type(image) is not int or not 0 <= image < count:
+        what = f"{value!r} is on no image of the question"
+        raise DataError(Problem(f"{sample.id} · boxes", what, f"image is 0 to {count - 1}"))
+    return image + sample.preface.count(None), box
 
 
-def _holds(look: Look, one: Box, number: int) -> bool:
+def _holds(one: Box, centre: tuple[int, float, float]) -> bool:
     image, (left, top, right, bottom) = one
-    x, y = look.centre(number)
-    return image == look.sight.patches[number].image and left <= x < right and top <= y < bottom
+    number, x, y = centre
+    return image == number and left <= x < right and top <= y < bottom
 
 
 SELECTORS: dict[str, Select] = {"attention": attention, "random": at_random, "boxes": boxes}

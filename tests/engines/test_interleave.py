@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from lora_cot.backbones import Backbone
@@ -13,12 +15,14 @@ from lora_cot.backbones.mini.build import MiniSpec, random_base
 from lora_cot.data.collate import encode
 from lora_cot.engines import batch as batch_of_rows
 from lora_cot.engines import looking
+from lora_cot.engines.attention import Watch
 from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.interleave import Gaze, Interleave, Looking
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.search.selectors import at_random, attention
+from lora_cot.types import Exchange
 from tests.engines.reference import SAMPLES, TEXT_ONLY, Patches, whole
 
 HOW = Interleave("attention", attention, n=2, cap=2)
@@ -184,7 +188,8 @@ def test_batched_is_alone(engine):
 def gazes(pieces, **keys):
     gaze, found = Gaze(), []
     for piece in pieces:
-        gaze = gaze.after(replace(HOW, **keys), piece, False)
+        mark = next((mark for mark in keys.get("marks", ()) if piece.endswith(mark)), "")
+        gaze = gaze.after(replace(HOW, **keys), piece, mark)
         found.append(gaze.is_due)
     return found
 
@@ -198,6 +203,53 @@ def test_a_line_break_is_a_signal_once():
     ]
     assert gazes(["a", "\n", "b", "\n", "c", "\n"], every=2) == [False] * 3 + [True] + [False] * 2
     assert gazes(["a\nb\n", "c", "\n"], every=2) == [True, False, False]
+
+
+def test_any_mark_is_a_signal_once():
+    """Repeated without a text between, it is one; at the beginning none."""
+    assert gazes([".", "a", ".", ".", " .", "b.", " c"], marks=(".",)) == [False, False, True, False, False, True, False]
+    assert gazes(["a", "\n", "b"], marks=(".",)) == [False] * 3
+
+
+def test_without_an_image_of_its_own_a_question_is_shown_nothing(llava, monkeypatch):
+    """Whatever its demonstrations show."""
+    shot = replace(SAMPLES[0], preface=(None, "A worked example."))
+    for only_last in (False, True):
+        Script(monkeypatch, llava, ["a\nb"])
+        ((found,),) = extend(llava, [shot], replace(HOW, n=99, only_last=only_last), [3])
+        assert found.looks == ()
+
+
+def test_attention_that_tells_no_weights_is_refused(llava, monkeypatch):
+    """Before anything is decoded."""
+    monkeypatch.setattr(llava.backbone.base_model.config, "_attn_implementation", "flash_attention_2")
+    with pytest.raises(SearchError, match="flash_attention_2 tells no weights · set model"):
+        llava.see(HOW)
+
+
+def test_no_look_makes_a_map_of_all_tokens(llava, monkeypatch):
+    """One token's weights, once in each layer: nothing has the text's length twice."""
+    made, layers = [], []
+    see = Watch.see
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            made.extend(one.shape for one in tree_leaves(found) if isinstance(one, torch.Tensor))
+            return found
+
+    def noted(watch, module, *rest):
+        layers.append(module.layer_idx)
+        with Noted():
+            see(watch, module, *rest)
+
+    monkeypatch.setattr(Watch, "see", noted)
+    Script(monkeypatch, llava, ["a\nb"])
+    asked = [replace(SAMPLES[0], exchanges=(Exchange("word " * 99),))]  # longer than the model is wide
+    ((found,),) = extend(llava, asked, HOW, [3])
+    length = llava.encode(asked).lengths[0] + 2
+    assert len(found.looks) == 1 and sorted(layers) == [0, 1]
+    assert any(length in shape for shape in made) and not [s for s in made if sum(size >= length for size in s) > 1]
 
 
 def test_a_model_that_prints_only_line_breaks_never_looks(llava, monkeypatch):

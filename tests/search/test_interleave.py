@@ -101,7 +101,7 @@ def look_of(grid=(2, 4), n=3, taken=(), weights=None, sample=None, draws="a", pr
     sight = Sight(torch.arange(len(patches)), torch.zeros(len(patches), 1), patches, (grid,))
     left = tuple(number for number in range(len(patches)) if number not in taken)
     weights = None if weights is None else torch.tensor(weights)
-    return Look(sample or SAMPLES[0], sight, left, n, weights, frozenset(taken), "", random.Random(draws), processor)
+    return Look(sample or SAMPLES[0], sight, left, n, weights, "", random.Random(draws), processor)
 
 
 def test_attention_takes_the_most():
@@ -149,7 +149,8 @@ def test_boxes_take_the_patches_inside():
     assert boxes(look_of(n=9, sample=left, processor=whole)) == [0, 1, 4, 5]
     assert boxes(look_of(n=2, sample=left, processor=whole)) == [1, 5]
     assert boxes(look_of(n=9, taken=(1, 4), sample=left, processor=whole)) == [0, 5]
-    assert boxes(look_of(n=9, sample=replace(left, meta={"boxes": [own | {"image": 1}]}), processor=whole)) == []
+    with pytest.raises(DataError, match="is on no image of the question · image is 0 to 0"):
+        boxes(look_of(n=9, sample=replace(left, meta={"boxes": [own | {"image": 1}]}), processor=whole))
     assert boxes(look_of(n=9, sample=replace(left, meta={}), processor=whole)) == []
     things = SAMPLES[0].meta["boxes"]
     assert all(one["name"].split()[0] in SAMPLES[0].meta["caption"] for one in things)
@@ -188,7 +189,11 @@ def test_a_recipe_names_a_selector_or_more():
         ("search.interleave={m: 3}", r"search\.interleave\.m · unknown key · .*allowed: at, cap, every"),
         ("search.interleave={n: 0}", r"search\.interleave\.n · "),
         ("search.interleave={heads: [-1]}", r"search\.interleave\.heads"),
-        ("search.interleave={faithful: true, n: 3}", r"search\.interleave · .*faithful sets every other key itself: drop n"),
+        (
+            "search.interleave={faithful: true, n: 3}",
+            r"search\.interleave · .*faithful sets all keys but .*: drop n",
+        ),
+        ("search.interleave={signal: '. '}", r"search\.interleave · .*a signal cannot end in a blank"),
         ("search.interleave={at: word}", r"search\.interleave\.at"),
     ],
 )
@@ -217,7 +222,11 @@ def test_stages_need_a_format_that_has_them():
     """A format of one stage has none that ends before the answer; the answer's end is no signal."""
     marks = interleave(FOUR, SearchSection(interleave={"at": "stage"})).marks
     assert marks == ("</SUMMARY>", "</CAPTION>", "</REASONING>")
-    assert interleave(FOUR, SearchSection(interleave={"faithful": True})).only_last
+    assert interleave(FOUR, SearchSection(interleave={"at": ["CAPTION", "REASONING"]})).marks == marks[1:]
+    with pytest.raises(SearchError, match=r"has no stage CONCLUSION that ends before the answer · allowed: SUMMARY, CA"):
+        interleave(FOUR, SearchSection(interleave={"at": ["CONCLUSION"]}))
+    control = interleave(FOUR, SearchSection(interleave={"faithful": True, "selector": "random"}))
+    assert control.only_last and control.is_faithful and control.select is at_random
     with pytest.raises(SearchError, match=r"search\.interleave\.at · the format direct has no stages"):
         interleave(FORMATS["direct"], SearchSection(interleave={"at": "stage"}))
 
