@@ -1,17 +1,18 @@
 """Decoding with looks at the image beside plain decoding: the same model, the same number of tokens, both sides in turn.
 
-    python benchmarks/icot.py [--rounds 5] [--tokens 128] [--every 20] [--patches 16] [--questions 1] [--json]
+    python benchmarks/icot.py [--rounds 5] [--tokens 128] [--every 20] [--questions 1] [--json]
 
-What a model writes is bent in the same way on both sides: letters, and a line break at fixed places, at which one side looks.
-So nothing is drawn on either side, which makes plain decoding a little faster than it is. `time_ratio` is the larger one of
-the two models with what a recipe gets by default (`attention`, patches at the input, three looks) in texts as long as ICoT's
-released code writes; `no cap` looks at every line. The models' own figures hold the other selectors and insertions.
+What a model writes is bent in the same way on both sides: letters, and a line break after each so-many tokens, at which one
+side looks; several questions do so at different steps. So nothing is drawn on either side, which makes plain decoding a little
+faster than it is. `time_ratio` is the largest one of the models with what a recipe gets by default (`attention`, the family's
+own number of patches, 16 on Qwen2-VL and 64 elsewhere, run through the model, three looks) in texts as long as ICoT's released
+code writes; `no cap` looks at every line. The models' own figures hold the other selectors and insertions.
 `look_tokens` is what a look costs in steps of plain decoding. Most of it is reading the patches, which costs more the more
 there are, and nearly a step each where steps are bound by arithmetic and not by memory (many rows, or a slow processor):
 `patches_per_token` says how many were shown for each token that was written.
 
-Memory: `memory_growth` is how much larger the largest tensor of any look is with a prompt of about twice the length, over how
-much longer the prompt is. 1 is linear in the length; a map of all tokens to all would bring 2.
+Memory: `memory_growth` is how much larger the largest tensor is that watching a layer's attention makes with a prompt of about
+twice the length, over how much longer the prompt is. 1 is linear in the length; a map of all tokens to all would bring 2.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ from lora_cot.backbones.mini.build import MiniSpec, random_base
 from lora_cot.data.images import open_image
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines import batch as batch_of_rows
-from lora_cot.engines import looking
+from lora_cot.engines.attention import Watch
 from lora_cot.engines.base import Ask
 from lora_cot.engines.interleave import Interleave, Looking
 from lora_cot.engines.local import LocalEngine
@@ -60,14 +62,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="the median of so many rounds counts for each side")
     parser.add_argument("--tokens", type=int, default=128, help="of each text")
     parser.add_argument("--every", type=int, default=20, help="tokens between two looks")
-    parser.add_argument("--patches", type=int, default=16, help="of a look")
     parser.add_argument("--questions", type=int, default=1, help="answered together")
     parser.add_argument("--width", type=int, default=1024, help="of the models")
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--models", nargs="+", default=["llava", "qwen2_vl"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     models: dict[str, Any] = {}
-    for kind in ("llava", "qwen2_vl"):
+    for kind in options.models:
         models[kind] = measured(engine_of(kind, options), options)
         print(kind, json.dumps(models[kind]), file=sys.stderr, flush=True)
     ratio = max(found["time_ratio"]["attention"] for found in models.values())
@@ -96,18 +98,21 @@ def samples(count: int, words: int = 0) -> list[Sample]:
 
 
 class Bent:
-    """Draws of all rows: a line break at each so-manieth step, a letter at all others."""
+    """Draws of all rows: a line break at each so-manieth step of a row, a letter at all others."""
 
     def __init__(self, engine: LocalEngine, every: int):
         encode = engine.texts.tokenizer
         self._letter, self._break = (encode(text, add_special_tokens=False)["input_ids"][-1] for text in ("a", "\n"))
-        self._every, self._steps = every, 0
+        self._every = every
+        self._steps: dict[Any, int] = {}
 
-    def __call__(self, logits: torch.Tensor, *_: Any) -> tuple[list[int], list[float]]:
+    def __call__(self, logits: torch.Tensor, _samplings: Any, draws: Sequence[Any]) -> tuple[list[int], list[float]]:
         """See `sampling.draw`."""
-        self._steps += 1
-        token = self._letter if self._steps % self._every else self._break
-        return [token] * len(logits), [-1.0] * len(logits)
+        tokens = []
+        for one in draws:  # each row has its own, and begins a few steps nearer to its first line's end than the last
+            self._steps[one] = self._steps.get(one, 7 * len(self._steps)) + 1
+            tokens.append(self._letter if self._steps[one] % self._every else self._break)
+        return tokens, [-1.0] * len(logits)
 
 
 def seconds(engine: LocalEngine, how: Interleave | None, options: argparse.Namespace, words: int = 0) -> tuple[float, int]:
@@ -128,7 +133,7 @@ def seconds(engine: LocalEngine, how: Interleave | None, options: argparse.Names
 
 def measured(engine: LocalEngine, options: argparse.Namespace) -> dict[str, Any]:
     """Ratios of the medians, and each side's own seconds."""
-    sides = {name: Interleave(name, n=options.patches, **keys) for name, keys in SIDES.items()}
+    sides = {name: Interleave(name, **keys) for name, keys in SIDES.items()}
     times: dict[str, list[float]] = {name: [] for name in ("plain", *sides)}
     looks: dict[str, int] = {}
     for _ in range(options.rounds):
@@ -136,12 +141,12 @@ def measured(engine: LocalEngine, options: argparse.Namespace) -> dict[str, Any]
             taken, looks[name] = seconds(engine, sides.get(name), options)
             times[name].append(taken)
     median = {name: statistics.median(found) for name, found in times.items()}
-    step = median["plain"] / options.tokens
+    step, shown = median["plain"] / options.tokens, engine.see(sides["attention"]).n
     return {
         "time_ratio": {name: round(median[name] / median["plain"], 4) for name in sides},
         "look_tokens": {name: round((median[name] - median["plain"]) / looks[name] / step, 2) for name in sides},
         "looks": {name: looks[name] for name in sides},
-        "patches_per_token": {name: round(looks[name] * options.patches / options.tokens, 3) for name in sides},
+        "patches_per_token": {name: round(looks[name] * shown / options.tokens, 3) for name in sides},
         "memory_growth": memory_growth(engine, sides["attention"], options),
         "seconds": {name: [round(min(found), 4), round(max(found), 4)] for name, found in times.items()},
     }
@@ -163,21 +168,20 @@ class Largest(TorchDispatchMode):
 
 def memory_growth(engine: LocalEngine, how: Interleave, options: argparse.Namespace) -> float:
     """See the module's text."""
-    found, look = [], looking.look
+    found, see = [], Watch.see
 
-    def noted(*args: Any) -> Any:
+    def noted(watch: Watch, module: Any, query: torch.Tensor, key: torch.Tensor, *rest: Any) -> None:
         with Largest() as largest:
-            after = look(*args)
-        found.append((largest.elements, args[2][0].root.kv.length))
-        return after
+            see(watch, module, query, key, *rest)
+        found.append((largest.elements, key.shape[2]))
 
-    batch_of_rows.look = noted  # type: ignore[assignment]
+    Watch.see = noted  # type: ignore[method-assign]
     try:
         words = engine.encode(samples(1)).lengths[0]
         for more in (0, words):
             seconds(engine, how, options, more)
     finally:
-        batch_of_rows.look = look  # type: ignore[assignment]
+        Watch.see = see  # type: ignore[method-assign]
     (small, short), (large, long) = found[0], found[-1]
     return round(large / small / (long / short), 3)
 

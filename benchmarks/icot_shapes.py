@@ -6,7 +6,8 @@ Two adapters that were taught four stages, on a LLaVA and on a Qwen2-VL, one pat
 it is not in runs/ yet. Nothing is trained for looking. A caption names a cell and then what is in it, `top left: red circle.`,
 and a text looks at its colons: a look hits if one of its patches is the cell that was just named. The control picks patches by
 chance, and is measured, not assumed. Differences in accuracy are between the same questions, with the paired bootstrap's 95 %
-interval; other intervals are Wilson's.
+interval. Looks of one question depend on each other, so that the hits' interval is the bootstrap's over questions; that of the
+accuracy is Wilson's. With one patch of four, chance is a quarter.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def measured(opened: Opened, samples: Sequence[Sample]) -> dict[str, Any]:
         completions = asked(opened, samples, {} if keys is None else {"interleave": keys})
         right = np.array([float(same(c.parsed.answer, str(s.last.answer))) for c, s in zip(completions, samples, strict=True)])
         plain = right if plain is None else plain
-        hits = [hit for pair in zip(samples, completions, strict=True) for hit in hits_of(*pair)]
+        hits = [hits_of(*pair) for pair in zip(samples, completions, strict=True)]
         share = Share(float(right.sum()), len(right))
         found[name] = {
             **share.to_json(),
@@ -100,7 +101,7 @@ def measured(opened: Opened, samples: Sequence[Sample]) -> dict[str, Any]:
             "accuracy_interval": share.interval,
             "valid": sum(c.parsed.outcome == "complete" for c in completions) / len(samples),
             "looks": sum(len(looks(c)) for c in completions) / len(samples),
-            "hits": Share(sum(hits), len(hits)).to_json(),
+            "hits": clustered(hits),
             "tokens": sum(c.generated_tokens for c in completions) / len(samples),
             "seconds": (time.perf_counter() - begin) / len(samples),
         }
@@ -137,6 +138,16 @@ def hits_of(sample: Sample, completion: Completion) -> list[bool]:
     return found
 
 
+def clustered(hits: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """The share of all looks, with the bootstrap's interval over questions."""
+    counts = np.array([(sum(one), len(one)) for one in hits if one], float)
+    if not len(counts):
+        return {"share": None, "looks": 0, "interval": None}
+    drawn = counts[np.random.default_rng(0).integers(0, len(counts), (2000, len(counts)))].sum(1)
+    interval = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975)).tolist()
+    return {"share": float(counts[:, 0].sum() / counts[:, 1].sum()), "looks": int(counts[:, 1].sum()), "interval": interval}
+
+
 def lines(report: dict[str, Any]) -> list[str]:
     """A Markdown table for each model."""
     told = []
@@ -145,8 +156,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         for name, one in arms.items():
             low, high = (100 * bound for bound in one["interval"])
             hits = one["hits"]
-            around = ", ".join(f"{100 * bound:.1f}" for bound in hits["interval"])
-            hit = f"{100 * hits['accuracy']:.1f} % [{around}]" if hits["total"] else "·"
+            around = ", ".join(f"{100 * bound:.1f}" for bound in hits["interval"] or ())
+            hit = f"{100 * hits['share']:.1f} % [{around}] of {hits['looks']}" if hits["looks"] else "·"
             apart = "" if name == "plain" else f"{100 * one['difference']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
             shares = f"{100 * one['accuracy']:.1f} % | {apart} | {100 * one['valid']:.1f} %"
             told.append(f"| {name} | {shares} | {one['looks']:.1f} | {hit} | {one['seconds']:.3f} |")
