@@ -68,7 +68,8 @@ def whole(engine, sample, pieces, is_square=False):
     model(**inputs)
     hook.remove()
     prompt = seen[0][0]
-    ((rows, columns),) = patch_view(backbone).grids(backbone.processor, encoded)
+    grids = patch_view(backbone).grids(backbone.processor, encoded)
+    cells = [[divmod(n, columns) for n in range(rows * columns)] for rows, columns in grids]
     token = backbone.processor.tokenizer.convert_tokens_to_ids(backbone.processor.image_token)
     slots = [place for place, one in enumerate(encoded.input_ids) if one == token]
     before, last = patch_view(backbone).marks(backbone.processor)
@@ -88,15 +89,19 @@ def whole(engine, sample, pieces, is_square=False):
         places.extend(found)
         begin = max(max(place) for place in found) + 1
 
-    text(slots[0])
-    patches([divmod(n, columns) for n in range(rows * columns)])
-    text(len(prompt) - len(places))
+    read, left = 0, list(slots)
+    for mine in cells:
+        text(left[0] - read)
+        patches(mine)
+        read, left = left[0] + len(mine), left[len(mine) :]
+    text(len(prompt) - read)
+    cells = [cell for mine in cells for cell in mine]
     embedded = [prompt]
     for piece in pieces:
         if isinstance(piece, Patches):
             text(len(before))
             side = next(side for side in range(1, 99) if side * side >= len(piece))
-            patches([divmod(k, side) if is_square else divmod(n, columns) for k, n in enumerate(piece)])
+            patches([divmod(k, side) if is_square else cells[n] for k, n in enumerate(piece)])
             text(1)
             marks = torch.tensor(before, dtype=torch.long), torch.tensor([last])
             embedded += [embed(marks[0]), prompt[slots][piece], embed(marks[1])]

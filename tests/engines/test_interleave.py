@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.llava import LLAVA
+from lora_cot.backbones.loading import load_backbone
 from lora_cot.backbones.mini.build import MiniSpec, random_base
 from lora_cot.data.collate import encode
 from lora_cot.engines import batch as batch_of_rows
@@ -21,6 +23,7 @@ from lora_cot.engines.interleave import Gaze, Interleave, Looking
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
+from lora_cot.recipe.schema import ModelSection, QuantizationSection
 from lora_cot.search.selectors import at_random, attention
 from lora_cot.types import Exchange
 from tests.engines.reference import SAMPLES, TEXT_ONLY, Patches, whole
@@ -77,8 +80,13 @@ class Script:
 
 
 def numbers_of(candidate):
-    """Of the patches of each look, on the one image."""
-    return [[patch.row * one.grids[0][1] + patch.column for patch in one.patches] for one in candidate.looks]
+    """Of the patches of each look, counted through all images."""
+
+    def number(patch, grids):
+        before = sum(rows * columns for rows, columns in grids[: patch.image])
+        return before + patch.row * grids[patch.image][1] + patch.column
+
+    return [[number(patch, one.grids) for patch in one.patches] for one in candidate.looks]
 
 
 def extend(engine, samples, how, tokens, seeds="a", **keys):
@@ -135,6 +143,38 @@ def test_after_looks_cached_is_what_a_full_forward_computes(engine, monkeypatch,
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
         if insert == "input":
             check_chosen(engine, sample, script.pieces(row, candidate, tokens[row], numbers), candidate)
+
+
+@torch.inference_mode()
+def test_of_several_images_cached_is_what_a_full_forward_computes(engine, monkeypatch):
+    """Two of the question's own, and one beside a worked example's, which is not shown again."""
+    both = replace(SAMPLES[0], images=SAMPLES[0].images + SAMPLES[1].images)
+    shot = replace(both, id="shot", preface=("Look. ", None, " So it is red.\n"))
+    check_rows(engine, [both, shot], monkeypatch)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("quantization", [None, QuantizationSection(load_in_4bit=True)])
+def test_an_adapter_looks_too(make_base, monkeypatch, quantization):
+    """A QLoRA adapter on Qwen2-VL, which is what fine-tuning leaves; its base in float32, and in NF4."""
+    backbone = load_backbone(ModelSection(base=str(make_base("qwen2_vl"))), quantization)
+    lora = LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    backbone.model = get_peft_model(backbone.model, lora).eval()
+    check_rows(LocalEngine(backbone, FORMATS["direct"]), SAMPLES[:2], monkeypatch)
+
+
+def check_rows(engine, samples, monkeypatch):
+    """Every step of rows that look, against a full forward."""
+    script = Script(monkeypatch, engine, SCRIPTS[: len(samples)])
+    found = [mine[0] for mine in extend(engine, samples, HOW, [len(ids) for ids in script.ids])]
+    assert all(candidate.looks for candidate in found)
+    for row, (sample, candidate) in enumerate(zip(samples, found, strict=True)):
+        own = sample.preface.count(None)
+        assert all(patch.image >= own for one in candidate.looks for patch in one.patches)
+        for step, logits in enumerate(script.logits[row]):
+            expected, _ = whole(engine, sample, script.pieces(row, candidate, step, numbers_of(candidate)))
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def check_chosen(engine, sample, pieces, candidate):
