@@ -103,7 +103,8 @@ class EvalReport:
             ("seconds a question", f"{seconds:.3f}, {spent['seconds']:.1f} in all"),
         ]
         rows += [("failed by the engine", self.failed)] if self.failed else []
-        rows += [("patches chosen by", self.interleave)] if self.interleave else []
+        looks = spent["looks"] / self.format_validity.total
+        rows += [("patches chosen by", f"{self.interleave}, {looks:.1f} looks a question")] if self.interleave else []
         return rows + [(f"stopped: {reason}", count) for reason, count in self.stopped.items()]
 
     def to_json(self) -> dict[str, Any]:

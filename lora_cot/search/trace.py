@@ -137,6 +137,7 @@ class Completion:
             "flips": self.flips,
             "skipped_judgements": self.skipped_judgements,
             "judge_failures": self.judge_failures,
+            "looks": sum(len(candidate.looks) for step in self.trace for candidate in step.candidates),
             "seconds": self.seconds,
         }
 
@@ -144,7 +145,7 @@ class Completion:
         """One JSON object.
 
         `id`, `text`, `stages` (text by name), `answer`, `outcome`, `stopped`; `totals`: `generated_tokens`,
-        `kept_tokens`, `judge_prompts`, `judge_tokens`, `flips`, `skipped_judgements`, `judge_failures`, `seconds`; `steps`:
+        `kept_tokens`, `judge_prompts`, `judge_tokens`, `flips`, `skipped_judgements`, `judge_failures`, `looks`, `seconds`; `steps`:
         the fields of `TracedStage`, its candidates and comparisons. The tree is in `number` and `parent`.
         """
         return {
@@ -162,7 +163,14 @@ class Completion:
 def finite(one: Any) -> dict[str, Any]:
     """Numbers that are not known are null: JSON has no other word for them."""
     unknown = {key for key, value in vars(one).items() if isinstance(value, float) and not math.isfinite(value)}
-    return {key: None if key in unknown else value for key, value in asdict(one).items()}
+    return {key: None if key in unknown else _listed(value) for key, value in asdict(one).items()}
+
+
+def _listed(value: Any) -> Any:
+    """JSON has lists, and no tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(one) for key, one in value.items()}
+    return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(step: TracedStage) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, 
     """Its totals are those of the questions, which the file of answers has too; people and programs read the same."""
     found = [Completion("", "", FORMATS["direct"].parse(""), stopped, [STEP], 3, 12, 4, seconds=0.5) for stopped in STOPPED]
     report = evaluate(answered=found, limit=5, output=tmp_path / "out.jsonl", search={"candidates": 6, "swires.keep": 1})
-    assert report.totals == {**SPENT, "judge_failures": 5, "seconds": 2.5}
+    assert report.totals == {**SPENT, "judge_failures": 5, "looks": 0, "seconds": 2.5}
     assert report.stopped == {"no end": 2, "out of time": 1}
     rows = [json.loads(line)["totals"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows == [one.totals for one in found] and rows[0]["seconds"] == 0.5
