@@ -35,6 +35,10 @@ class T5VisionProcessor:
     tokenizer: Any
     features: VisionFeatures | None
 
+    def look(self, image: Image, max_pixels: int) -> dict[str, torch.Tensor]:
+        """vision_features (P, D) of an image, if it is to be seen."""
+        return {} if self.features is None else {"vision_features": self.features.of(image, max_pixels)}
+
     def save_pretrained(self, folder: Path) -> None:
         """The tokenizer alone: the model's configuration names the vision encoder."""
         self.tokenizer.save_pretrained(folder)

@@ -21,7 +21,8 @@ FIELDS = ("log_probs", "entropy", "is_top1")
 def fuse_head(backbone: Backbone) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` give `log_probs` and `is_top1`, in TRL's own form.
 
-    (B, T − 1) of a causal model, as TRL's trainer patches it; (B, T) of an encoder-decoder, whatever TRL did to it.
+    (B, T − 1) of a causal model, as TRL's trainer patches it; (B, T) of an encoder-decoder, whatever TRL did to it, and
+    then also `extra_losses` where the model has any.
     """
     model: Any = backbone.base_model
     if not backbone.family.is_encoder_decoder:
@@ -37,7 +38,10 @@ def fuse_head(backbone: Backbone) -> None:
             return plain(*args, **kwargs)
         given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names all that T5 could take
         labels = given.pop("labels")
-        return head.forward(fused_lm_head=True, shift_labels=labels, written=labels, **given)
+        output = head.forward(fused_lm_head=True, shift_labels=labels, written=labels, **given)
+        if head.extra_losses:
+            output["extra_losses"] = head.extra_losses
+        return output
 
     model.forward = forward
 
@@ -47,10 +51,12 @@ class _Decoder:
 
     def __init__(self, model: Any):
         self._model, self.config = model, model.config
+        self.extra_losses: dict[str, torch.Tensor] | None = None
 
     def base_model(self, written: torch.Tensor, use_cache: bool, **inputs: Any) -> BaseModelOutput:
         """The states that its head is given."""
-        return BaseModelOutput(self._model.decoded(written, **inputs))
+        states, self.extra_losses = self._model.decoded(written, **inputs)
+        return BaseModelOutput(states)
 
     def get_output_embeddings(self) -> Any:
         """The head itself."""

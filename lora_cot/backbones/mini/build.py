@@ -75,15 +75,15 @@ def _pixels(image: Image) -> str:
 
 JUDGING = Phase(400, 40, {**LANGUAGE, "judging": 1.0}, learning_rate=5e-4)
 T5_LANGUAGE = {"captions": 0.25, "direct": 0.2, "reasoning": 0.4, "bracket_words": 0.15}
+T5_PHASES = (Phase(100, 64, {"captions": 1.0}, 3e-3), Phase(2500, 48, T5_LANGUAGE, 3e-3))
 
 MINIS = {
     "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), JUDGING)),
     "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "mllama": MiniSpec("mllama", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "qwen2_vl": MiniSpec("qwen2_vl", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
-    "t5_vit": MiniSpec(
-        "t5_vision", (Phase(100, 64, {"captions": 1.0}, 3e-3), Phase(2500, 48, T5_LANGUAGE, 3e-3)), width=128, layers=2
-    ),
+    "t5_vit": MiniSpec("t5_vision", T5_PHASES, width=128, layers=2),
+    "t5_diffusion": MiniSpec("t5_diffusion", T5_PHASES, width=128, layers=2),
 }
 """Bases by name: `model.base: mini/NAME`."""
 
@@ -176,7 +176,7 @@ class Architecture:
 
 def architecture(name: str) -> Architecture:
     """The architecture of that `model_type`."""
-    from lora_cot.backbones.mini import llava, mllama, qwen2_vl, t5_vision
+    from lora_cot.backbones.mini import llava, mllama, qwen2_vl, t5_diffusion, t5_vision
 
     marks = {module: (module.IMAGE, module.SPECIAL_TOKENS) for module in (llava, mllama, qwen2_vl)}
     return {
@@ -189,6 +189,7 @@ def architecture(name: str) -> Architecture:
         "t5_vision": Architecture(
             t5_vision.make_model, t5_vision.make_processor, "", (), t5_vision.teach_to_see, t5_vision.make_tokenizer
         ),
+        "t5_diffusion": Architecture(*t5_diffusion.MADE, "", (), None, t5_vision.make_tokenizer),
     }[name]
 
 
