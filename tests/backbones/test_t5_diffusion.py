@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+from safetensors.torch import load_file
+from transformers import T5ForConditionalGeneration
 
 from lora_cot.adapters.lora import attach, report
 from lora_cot.backbones import diffusion
 from lora_cot.backbones.loading import load_backbone, load_processor
-from lora_cot.backbones.mini.t5_diffusion import scheduler_config, unet_config, vae_config
 from lora_cot.backbones.quantization import quantized_parts
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
@@ -257,6 +256,15 @@ def test_the_unet_is_run_once_a_prompt(plain, stable, monkeypatch):
     engine = LocalEngine(backbone, FORMATS["direct"])
     (state,) = engine.start([make_sample(0, "test", 0)])
     assert len(engine.extend([Ask(state, ["a", "b"], 6)])[0]) == 2 and len(runs) == 3
+
+
+def test_an_answer_does_not_depend_on_who_shares_its_batch(plain, stable):
+    """The noise of inference follows from the image; what a prompt leaves behind is the same."""
+    engine = LocalEngine(load_backbone(section(plain(), stable)), FORMATS["direct"])
+    samples = [make_sample(number, "test", 0) for number in range(3)]
+    together = [state.root.kv.still for state in engine.start(samples)]
+    (alone,) = engine.start(samples[1:2])
+    torch.testing.assert_close(alone.root.kv.still, together[1], atol=1e-5, rtol=1e-4)
 
 
 def test_latents_of_a_frozen_vae_are_kept_and_are_those_of_the_model(plain, stable, monkeypatch):

@@ -10,7 +10,6 @@ from lora_cot.backbones import diffusion
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
-from lora_cot.engines.local import LocalEngine
 from lora_cot.evaluation.ask import ask
 from lora_cot.merging.merge import merge
 from lora_cot.training.run import train
@@ -27,6 +26,7 @@ def recipe(make_recipe, plain_t5, stable_diffusion, diffusion_cache, tmp_path):
     settings = {"checkpoint": str(stable_diffusion), "image_size": 64, "patch": 4, "steps": 2}
     model = {"base": str(plain_t5()), "dtype": "float32", "vision_features": "diffusion", "diffusion": settings}
     keys = ("format.name=answer_only", "quantization=null", "training.max_steps=3", "training.learning_rate=1e-2")
+    keys += ("data.eval.0.limit=2", "training.eval_generations=1")
     return lambda *more, **sections: make_recipe(tmp_path, *keys, *more, **{"model": model, "search": {}, **sections})
 
 
@@ -48,7 +48,7 @@ def rows_of(folder):
 CHOICES = {"full": (), "lora": LORA, "nf4": (*LORA, "quantization={load_in_4bit: true, skip_parts: [vae, lm_head]}")}
 
 
-@pytest.mark.parametrize("choice", ["full", "lora", pytest.param("nf4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("choice", ["full", *(pytest.param(c, marks=pytest.mark.slow) for c in ("lora", "nf4"))])
 def test_a_run_logs_its_noise_loss_and_its_merged_model_is_the_adapters(recipe, tmp_path, choice):
     """What is trained in full travels with the adapter; the merged folder opens without the recipe, settings and all."""
     run = train(recipe(*CHOICES[choice], "model.diffusion.scale_factor=0.4"), tmp_path)
@@ -78,6 +78,7 @@ def test_two_stages_from_a_recipe_to_an_answer(recipe, tmp_path):
     assert said[0] == said[1] and said[0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
     """Steps of the schedule and noise are drawn again as they were."""
     keys = (*LORA, "training.save_strategy=steps", "training.save_steps=1", "training.max_steps=3", "data.eval=[]")
@@ -100,13 +101,15 @@ def test_accumulation_changes_nothing_of_the_noise_loss(recipe, tmp_path, monkey
     found = []
     for size in (4, 1):
         keys = (f"training.per_device_train_batch_size={size}", f"training.gradient_accumulation_steps={4 // size}")
-        run = train(recipe(*LORA, *keys, "training.optim=sgd", "data.eval=[]", f"name=of-{size}"), tmp_path)
+        run = train(
+            recipe(*LORA, *keys, "training.optim=sgd", "training.max_steps=2", "data.eval=[]", f"name=of-{size}"), tmp_path
+        )
         found.append((load_file(run / "adapter" / "adapter_model.safetensors"), rows_of(run)))
     for name, tensor in found[0][0].items():
         torch.testing.assert_close(found[1][0][name], tensor, atol=1e-5, rtol=1e-3)
     for one, other in zip(*(rows for _, rows in found), strict=True):
         for key in ("loss", "loss/noise"):
-            assert one.get(key) == pytest.approx(other.get(key), rel=1e-3)
+            assert one.get(key, 0) == pytest.approx(other.get(key, 0), rel=1e-3)
 
 
 def test_a_weight_of_nothing_leaves_the_loss_of_the_text_alone(recipe, tmp_path, monkeypatch):
@@ -126,14 +129,3 @@ def test_a_weight_of_nothing_leaves_the_loss_of_the_text_alone(recipe, tmp_path,
         keys = (f"model.diffusion.noise_weight={weight}", "training.max_steps=1", "data.eval=[]", f"name=of-{weight}")
         train(recipe("model.diffusion.unet=frozen", "model.diffusion.vae=frozen", *keys), tmp_path)
     assert losses[2][0] == pytest.approx(losses[0][0] + 2 * (3 - 1) ** 2, abs=1e-3)
-
-
-def test_answers_are_the_same_whoever_shares_the_batch(recipe, tmp_path):
-    """The noise of inference follows from the image."""
-    run = train(recipe("training.max_steps=1", "data.eval=[]", *LORA), tmp_path)
-    opened = open_model(str(run))
-    engine = LocalEngine(opened.backbone, opened.recipe.format.build())
-    samples = [make_sample(number, "test", 0) for number in range(3)]
-    together = [state.root.kv.still for state in engine.start(samples)]
-    (alone,) = engine.start(samples[1:2])
-    torch.testing.assert_close(alone.root.kv.still, together[1], atol=1e-5, rtol=1e-4)
