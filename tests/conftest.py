@@ -30,7 +30,7 @@ def shared_data():
 CHAT = ("llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl")
 """Every `model_type` that goes on from its prompt."""
 ARCHITECTURES = (*CHAT, "t5_vision")
-"""Every `model_type` that a family takes."""
+"""Every `model_type` that a family takes, but t5_diffusion: a T5 like the other one in all that tests of each look at."""
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ class LatentEncoder(nn.Module):
         Args:
             pixels: (B, 3, 8 · H, 8 · W) from -1 to 1, where the VAE makes eighths.
         """
-        found = self.encoder(pixels.to(floats_of(self)))
+        found = self.encoder(pixels.to(floats_of(self.encoder.conv_in)))
         found = found if self.quant_conv is None else self.quant_conv(found)
         return found.chunk(2, dim=1)[0]
 
@@ -162,11 +162,11 @@ class Diffusion(nn.Module):
             context: (B, T, D) that the UNet looks at, of the width of its cross-attention.
             mask: (B, T) 1 where there is context; None is all of it.
         """
-        dtype, device = floats_of(self.unet), latents.device
+        dtype, device = floats_of(self.unet.conv_in), latents.device  # of the copy that PEFT trains, where there are two
         given = {"encoder_hidden_states": context.to(dtype), "encoder_attention_mask": mask}
         return self.unet(latents.to(dtype), steps.to(device), **given, return_dict=False)[0].float()
 
 
 def floats_of(module: nn.Module) -> torch.dtype:
-    """The precision of a module's first layer, which is a convolution and never quantised."""
-    return next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    """The precision of a convolution, which is never quantised."""
+    return next(module.parameters()).dtype

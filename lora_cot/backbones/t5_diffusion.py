@@ -3,7 +3,7 @@
 Traps:
 - What is not trained is left in the model's own precision; VAE and UNet that are trained in full are in float32.
 - Attention is what adapters go to in VAE and UNet; the text's half of it learns nothing where the UNet sees no text.
-- Convolutions are never quantised: of Stable Diffusion's UNet three quarters are.
+- Convolutions are never quantised: Stable Diffusion's UNet is two thirds of them.
 """
 
 from __future__ import annotations

@@ -6,16 +6,25 @@ that its decoder writes at the same place.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.modeling_outputs import BaseModelOutput
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from lora_cot.backbones import Backbone
 
 FIELDS = ("log_probs", "entropy", "is_top1")
 """What it gives for each label; TRL's trainer asks for these."""
+
+
+@dataclass
+class FusedOutput(FusedCausalLMOutput):
+    """TRL's, with a model's further losses: a field of it, since torch makes a model's output anew on several ranks."""
+
+    extra_losses: dict[str, torch.Tensor] | None = None
+    """See `backbones.base.ExtraLoss`."""
 
 
 def fuse_head(backbone: Backbone) -> None:
@@ -39,9 +48,7 @@ def fuse_head(backbone: Backbone) -> None:
         given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names all that T5 could take
         labels = given.pop("labels")
         output = head.forward(fused_lm_head=True, shift_labels=labels, written=labels, **given)
-        if head.extra_losses:
-            output["extra_losses"] = head.extra_losses
-        return output
+        return FusedOutput(**output, extra_losses=head.extra_losses)
 
     model.forward = forward
 

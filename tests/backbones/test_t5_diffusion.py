@@ -12,6 +12,7 @@ from lora_cot.adapters.lora import attach, report
 from lora_cot.backbones import diffusion
 from lora_cot.backbones.loading import load_backbone, load_processor
 from lora_cot.backbones.quantization import quantized_parts
+from lora_cot.backbones.text_attention import text_attention
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.base import Ask
@@ -354,3 +355,36 @@ def test_parts_that_get_adapters_are_named_twice_alike(make_recipe, tmp_path, pa
     """Where adapters go, and what becomes of VAE and UNet."""
     with pytest.raises(RecipeError, match="unet"):
         make_recipe(tmp_path, f"lora.parts={parts}", f"model.diffusion.unet={how}")
+
+
+def test_the_words_that_latents_looked_at_can_be_seen(plain, stable):
+    """A map of the latents for each token; padding gets nothing, and nothing is left behind on the model."""
+    backbone = load_backbone(section(plain(128), stable))
+    first = SEEN[0]
+    longer = Sample(
+        "longer", (Exchange(first.last.question + " Say why.", first.last.stages, first.last.answer),), first.images
+    )
+    inputs = inputs_of(backbone, [first, longer])
+    before = logits_of(backbone)
+    made = text_attention(backbone, inputs)
+    length = int(inputs["attention_mask"][0].sum())
+    assert made.shape == (2, inputs["input_ids"].shape[1], 16, 16) and length < made.shape[1]
+    torch.testing.assert_close(made.sum(1), torch.ones(2, 16, 16), atol=1e-4, rtol=1e-4)
+    assert made[0, length:].max() < 1e-4 and torch.equal(logits_of(backbone), before)
+    torch.testing.assert_close(
+        text_attention(backbone, inputs_of(backbone, [first]))[0], made[0, :length], atol=1e-5, rtol=1e-3
+    )
+    blind = load_backbone(section(plain(128), stable, cross_attention=False))
+    with pytest.raises(BackboneError, match="looks at no text here"):
+        text_attention(blind, inputs_of(blind, SEEN))
+
+
+def test_t5_can_be_trained_in_full(plain, stable):
+    """By PEFT's own key: every layer of it learns, beside a UNet with adapters."""
+    backbone = load_backbone(section(plain(), stable, unet="lora", vae="frozen"))
+    layers = ["SelfAttention", "EncDecAttention", "DenseReluDense"]
+    backbone = attach(backbone, LoraSection(r=2, parts={"unet": {}}, modules_to_save=layers))
+    losses(backbone)[0].backward()
+    trained = {name: p for name, p in backbone.model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert all(p.grad is not None and p.grad.any() for p in trained.values())
+    assert sum("block" in name for name in trained) == 2 * (4 + 2) + 2 * (8 + 2) + 2

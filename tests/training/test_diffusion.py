@@ -14,6 +14,7 @@ from lora_cot.evaluation.ask import ask
 from lora_cot.merging.merge import merge
 from lora_cot.training.run import train
 from lora_cot.training.trainer import CotTrainer
+from tests.training.drawn import draw
 from tests.training.test_resume import KilledError, assert_same, left, stop_after
 
 SEARCH = {"stages": {"RATIONALE": {"max_new_tokens": 6}, "ANSWER": {"max_new_tokens": 4}}}
@@ -92,11 +93,6 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
 
 def test_accumulation_changes_nothing_of_the_noise_loss(recipe, tmp_path, monkeypatch):
     """Its mean is over all images of a step, however they are shared out; noise that follows from the image here."""
-
-    def draw(latents, steps):
-        places = (latents.flatten(1).abs().sum(1) * 1000).long().cpu() % steps
-        return diffusion.own_noise(places.tolist(), latents), places
-
     monkeypatch.setattr(diffusion, "draw", draw)
     found = []
     for size in (4, 1):
