@@ -82,6 +82,11 @@ def load_config(base: str, section: ModelSection) -> T5DiffusionConfig:
     if section.vision_features not in (None, "none", "diffusion"):
         what = f"{section.vision_features}, but this checkpoint was trained with diffusion features"
         problems.append(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
+    problems += [
+        Problem(f"model.{key}", "diffusion features are made by no vision encoder", "take it out")
+        for key in ("vision_encoder", "vision_revision")
+        if getattr(section, key) is not None
+    ]
     given = {} if section.diffusion is None else section.diffusion.model_dump(exclude_none=True)
     trained = values.get("diffusion")
     if trained is not None:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
 from lora_cot.adapters.lora import attach, report
@@ -348,6 +348,33 @@ def test_stable_diffusion_1_4_is_known_without_the_hub(plain):
         made = diffusion.Diffusion(KNOWN["vae"], KNOWN["unet"])
     assert sum(p.numel() for p in made.unet.parameters()) == 859_520_964
     assert sum(p.numel() for p in made.vae.parameters()) == 34_163_664
+
+
+def test_settings_that_would_be_ignored_are_refused(make_base, plain):
+    """Of a base without diffusion features, and of other features on one that has them."""
+    for base, keys, said in (
+        (make_base("t5_vision"), {"diffusion": {"steps": 2}}, r"model\.diffusion · this checkpoint was trained with vit"),
+        (plain(), {"diffusion": {"steps": 2}}, r"model\.vision_features · .* set it to vit, clip or diffusion"),
+        (make_base("t5_diffusion"), {"vision_encoder": "x"}, r"model\.vision_encoder · .* no vision encoder · take it out"),
+        (make_base("llava"), {"diffusion": {"steps": 2}}, r"model\.diffusion · .* take it out: it is for a T5"),
+    ):
+        with pytest.raises(BackboneError, match=said):
+            load_processor(ModelSection(base=str(base), **keys))
+
+
+def test_kept_latents_are_of_one_vae_and_one_size(plain, stable, tmp_path):
+    """Other weights or larger images have another name; another scale factor or patch has not."""
+    other = tmp_path / "other"
+    shutil.copytree(stable, other)
+    path = other / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["quant_conv.bias"] += 1
+    save_file(tensors, path, {"format": "pt"})
+    keys, same = [], {"scale_factor": 2.0, "patch": 2}
+    for checkpoint, own in ((stable, {}), (stable, same), (stable, {"image_size": 128}), (other, {})):
+        features = load_backbone(section(plain(), checkpoint, vae="frozen", **own)).processor.features
+        keys.append(features._encoder.key())
+    assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 @pytest.mark.parametrize(("parts", "how"), [("[language_model]", "lora"), ("[language_model, unet]", "frozen")])
