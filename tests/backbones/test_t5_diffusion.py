@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
 from lora_cot.adapters.lora import attach, report
 from lora_cot.backbones import diffusion
+from lora_cot.backbones.latents import in_square
 from lora_cot.backbones.loading import load_backbone, load_processor
 from lora_cot.backbones.quantization import quantized_parts
 from lora_cot.backbones.text_attention import text_attention
@@ -132,6 +134,9 @@ def test_a_perfect_prediction_has_no_noise_loss_and_fuses_the_exact_latents(plai
     backbone.model.eval()
     logits_of(backbone)
     torch.testing.assert_close(fused[0], fused[1], atol=1e-4, rtol=1e-3)
+    with torch.no_grad():
+        made = backbone.model.encoder.diffusion.vae(inputs_of(backbone, SEEN)["vision_features"])
+    torch.testing.assert_close(fused[1], 0.18215 * made)
 
 
 def test_the_noise_loss_is_summed_over_the_rows_with_an_image(plain, stable, monkeypatch):
@@ -238,6 +243,17 @@ def test_a_white_image_is_another_thing_than_zeros(plain, stable):
         assert further is None or further["noise"] == 0
         assert not backbone.family.sees(inputs_of(backbone, [text_alone(0)]))
     assert (found[0] - found[1]).abs().max() > 1e-5
+
+
+def test_an_image_is_known_by_its_bytes_and_given_from_minus_one_to_one(plain, stable):
+    """The noise of inference follows from them; a whole picture is brought to a square, its first row on top."""
+    processor = load_processor(section(plain(), stable))[1]
+    first, second, again = (processor.look(sample.images[0], 10**6) for sample in (*SEEN, SEEN[0]))
+    assert first["image_seed"] == again["image_seed"] != second["image_seed"]
+    picture = Image.new("RGB", (128, 64), "white")
+    picture.paste("black", (0, 32, 128, 64))
+    made = in_square(picture, 64)
+    assert made.shape == (3, 64, 64) and (made[:, :24] == 1).all() and (made[:, 40:] == -1).all()
 
 
 def test_inference_draws_nothing_and_training_does(plain, stable):

@@ -123,5 +123,6 @@ def test_a_weight_of_nothing_leaves_the_loss_of_the_text_alone(recipe, tmp_path,
         monkeypatch.setattr(diffusion, "draw", lambda latents, _: (torch.ones_like(latents), torch.full((len(latents),), 9)))
         monkeypatch.setattr(diffusion.Diffusion, "predict", lambda self, latents, *_: latents.float() * 0 + 3)
         keys = (f"model.diffusion.noise_weight={weight}", "training.max_steps=1", "data.eval=[]", f"name=of-{weight}")
+        keys += ("training.per_device_train_batch_size=3",)
         train(recipe("model.diffusion.unet=frozen", "model.diffusion.vae=frozen", *keys), tmp_path)
     assert losses[2][0] == pytest.approx(losses[0][0] + 2 * (3 - 1) ** 2, abs=1e-3)
