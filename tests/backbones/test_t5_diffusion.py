@@ -156,8 +156,11 @@ def test_the_noise_loss_is_summed_over_the_rows_with_an_image(plain, stable, mon
 PARTS = {"projector": "fusion", "vae": "diffusion.vae", "unet": "diffusion.unet"}
 
 
-@pytest.mark.parametrize("vae", ["full", "lora", "frozen"])
-@pytest.mark.parametrize("unet", ["full", "lora", "frozen"])
+WAYS = ("full", "lora", "frozen")
+BOTH = [pytest.param(a, b, marks=[] if a == b else pytest.mark.slow) for a in WAYS for b in WAYS]
+
+
+@pytest.mark.parametrize(("vae", "unet"), BOTH)
 def test_the_gradient_reaches_what_is_trained_and_nothing_else(plain, stable, vae, unet):
     """By the loss of the text alone, too: the refined latents are differentiable; and T5 learns of the noise."""
     backbone = load_backbone(section(plain(128), stable, vae=vae, unet=unet))
@@ -221,7 +224,7 @@ def test_zero_latents_leave_the_text_path_finite(plain, stable):
     assert all(parameter.grad is None for parameter in backbone.model.encoder.diffusion.parameters())
 
 
-@pytest.mark.parametrize("blank", ["zeros", "white"])
+@pytest.mark.parametrize("blank", ["zeros", pytest.param("white", marks=pytest.mark.slow)])
 def test_a_row_is_the_same_alone_and_beside_others(plain, stable, blank):
     """With and without an image, in a batch with longer texts."""
     backbone = load_backbone(section(plain(), stable, blank=blank))
