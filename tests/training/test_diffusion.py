@@ -49,7 +49,8 @@ def rows_of(folder):
 CHOICES = {"full": (), "lora": LORA, "nf4": (*LORA, "quantization={load_in_4bit: true, skip_parts: [vae, lm_head]}")}
 
 
-@pytest.mark.parametrize("choice", ["full", *(pytest.param(c, marks=pytest.mark.slow) for c in ("lora", "nf4"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", CHOICES)
 def test_a_run_logs_its_noise_loss_and_its_merged_model_is_the_adapters(recipe, tmp_path, choice):
     """What is trained in full travels with the adapter; the merged folder opens without the recipe, settings and all."""
     run = train(recipe(*CHOICES[choice], "model.diffusion.scale_factor=0.4"), tmp_path)
