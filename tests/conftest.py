@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import settings
 
@@ -30,7 +31,7 @@ def shared_data():
 TRAINED_CHAT = ("llava", "llava_next", "llava_onevision", "mllama", "qwen2_vl", "qwen2_5_vl")
 """Every `model_type` that goes on from its prompt and can be trained."""
 TRAINED = (*TRAINED_CHAT, "t5_vision")
-"""Every `model_type` that can be trained."""
+"""Every `model_type` that can be trained, but t5_diffusion: a T5 like the other one in all that tests of each look at."""
 CHAT = (*TRAINED_CHAT, "chameleon")
 """Every `model_type` that goes on from its prompt."""
 
@@ -119,6 +120,56 @@ def each_chat_base(request, make_base):
 def each_chat(request, load_tiny):
     """A tiny base that goes on from its prompt, loaded, one test for each kind."""
     return load_tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory):
+    """Folder of a tiny checkpoint in Stable Diffusion 1.4's layout, its VAE's attention named as there."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from safetensors.torch import load_file, save_file
+
+    from lora_cot.backbones.joined import OLD_NAMES
+    from lora_cot.backbones.mini.t5_diffusion import scheduler_config, unet_config, vae_config
+
+    folder = tmp_path_factory.mktemp("stable")
+    torch.manual_seed(1)
+    AutoencoderKL(**vae_config()).save_pretrained(folder / "vae")
+    UNet2DConditionModel(**unet_config()).save_pretrained(folder / "unet")
+    DDIMScheduler(**scheduler_config()).save_pretrained(folder / "scheduler")
+    path, tensors = folder / "vae" / "diffusion_pytorch_model.safetensors", {}
+    for name, tensor in load_file(path).items():
+        for old, new in OLD_NAMES.items():
+            name = name.replace(new, old)
+        tensors[name] = tensor
+    save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_t5(make_base, tmp_path_factory):
+    """Folder of a tiny plain T5, without eyes, by the width of its text."""
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    made = {}
+
+    def make(width=64):
+        if width not in made:
+            made[width] = tmp_path_factory.mktemp("plain")
+            tokenizer = AutoTokenizer.from_pretrained(make_base("t5_vision"))
+            torch.manual_seed(0)
+            sizes = {"d_model": width, "d_kv": 32, "d_ff": 128, "num_layers": 2, "num_heads": 2}
+            config = T5Config(**sizes, vocab_size=len(tokenizer), decoder_start_token_id=0, dropout_rate=0.0)
+            T5ForConditionalGeneration(config).save_pretrained(made[width])
+            tokenizer.save_pretrained(made[width])
+        return made[width]
+
+    return make
+
+
+@pytest.fixture
+def diffusion_cache(tmp_path_factory, monkeypatch):
+    """Where joined checkpoints and latents are kept meanwhile."""
+    monkeypatch.setenv("LORA_COT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

@@ -35,7 +35,10 @@ KINDS = {
 
 def kind_of(path):
     """The `model_type` of a recipe's base."""
-    base = yaml.safe_load(path.read_text())["model"]["base"]
+    model = yaml.safe_load(path.read_text())["model"]
+    base = model["base"]
+    if model.get("vision_features") == "diffusion":
+        return "t5_diffusion"
     return MINIS[base.removeprefix("mini/")].family if base.startswith("mini/") else KINDS[path.parent.name]
 
 
@@ -74,6 +77,8 @@ def shrunk(path, base, llava_cot_file, question_folders):
     overrides = [f"model.base={base}", "training.max_steps=2", "training.per_device_train_batch_size=2"]
     overrides += ["training.gradient_accumulation_steps=1", "training.eval_steps=1", "training.save_steps=1"]
     overrides += ["training.eval_generations=2", "training.warmup_steps=0"]
+    if "checkpoint" in values["model"].get("diffusion", {}):  # the base has its own
+        overrides += ["model.diffusion.checkpoint=null", "model.diffusion.image_size=64"]
     overrides += ["data.held_out=2"] if "held_out" in values["data"] else []
     for part in ("train", "eval"):
         for number, source in enumerate(values["data"].get(part, [])):

@@ -125,7 +125,7 @@ def _check_possible(backbone: Backbone, section: LoraSection) -> None:
         if part not in family.parts
     ]
     problems += [
-        Problem("lora.parts", f"{part} is new to this base and is trained in full, with the adapters", "take it out")
+        Problem("lora.parts", f"{part} is trained in full, with the adapters", "take it out")
         for part in section.parts
         if part in family.trained_in_full(backbone.base_model)
     ]

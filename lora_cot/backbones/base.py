@@ -69,6 +69,18 @@ def no_patch_view(model: Any) -> None:
 
 
 @dataclass(frozen=True)
+class ExtraLoss:
+    """A loss beside the one of the text: the mean over all items of a step of what the model's output has under its name in
+    `extra_losses`, a sum over a batch's items, while it is trained.
+    """
+
+    weight: Callable[[Any], float]
+    """(transformers model) to its weight beside the loss of the text."""
+    items: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+    """(batch) to the number of its items."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One family of base models; each is declared in one file of this folder."""
 
@@ -121,6 +133,12 @@ class Family:
     """Of a prompt's inputs, what every later token is fed with too, (B, 1, …)."""
     sees: Callable[[Mapping[str, torch.Tensor]], bool] = lambda inputs: "pixel_values" in inputs
     """Whether a batch holds an image."""
+
+    extra_losses: Mapping[str, ExtraLoss] = field(default_factory=dict)
+    """By name, losses beside the one of the text; logged as loss/NAME."""
+    stand_in: Callable[[Any], dict[str, torch.Tensor]] = lambda processor: {}
+    """(processor) to what an encoder-decoder is given of an image where there is none to look at, as a plan takes it: only
+    of one whose model computes less for a row without an image."""
 
     def new_modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """By path, the parts of a model that are trained in full; they are in float32 whatever the rest is in."""

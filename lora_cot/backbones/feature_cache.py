@@ -112,12 +112,12 @@ class Memory:
 class Disk:
     """The features of one encoder: FOLDER/ENCODER/AB/ABCD….safetensors, a file for each image's hash."""
 
-    def __init__(self, folder: Path, encoder: str, shape: tuple[int, int]):
+    def __init__(self, folder: Path, encoder: str, shape: tuple[int, ...]):
         """
         Args:
             folder: of all encoders.
             encoder: key of this one.
-            shape: (P, D_image).
+            shape: (P, D_image) or (C, H, W).
         """
         self.folder, self.encoder, self.shape = folder / encoder, encoder, shape
         self.is_broken = False

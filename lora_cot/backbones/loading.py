@@ -16,6 +16,9 @@ from lora_cot.backbones.zero import splits_on_load
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.schema import ModelSection, QuantizationSection
 
+VISION_KEYS = ("vision_features", "vision_encoder", "vision_revision", "diffusion")
+"""Of a recipe, for a base without eyes of its own."""
+
 
 def resolve_base(base: str, weights: bool = True) -> str:
     """Folder or hub id of a base; a miniature is built here if it is nowhere yet, with its weights or without."""
@@ -24,6 +27,21 @@ def resolve_base(base: str, weights: bool = True) -> str:
 
         return str(locate(base.removeprefix("mini/"), weights))
     return base
+
+
+def base_of(model: ModelSection, weights: bool = True) -> str:
+    """Folder or hub id of all that a section's base is made of: see `resolve_base`; a plain T5 with diffusion features is
+    joined with the checkpoint they come from.
+
+    Raises:
+        BackboneError: there is no such base, or it cannot be joined.
+    """
+    base = resolve_base(model.base, weights)
+    if model.vision_features != "diffusion" or _config(base, model.revision).get("model_type") != "t5":
+        return base
+    from lora_cot.backbones.joined import joined
+
+    return str(joined(base, model, weights))
 
 
 def family_of(base: str, revision: str | None = None) -> Family:
@@ -71,7 +89,7 @@ def load_backbone(model: ModelSection, quantization: QuantizationSection | None 
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    base = resolve_base(model.base)
+    base = base_of(model)
     family = family_of(base, model.revision)
     _check_vision_keys(model, family)
     dtype = choose_dtype(model.dtype, base, model.revision, family, quantized=quantization is not None)
@@ -104,8 +122,8 @@ def _load(base: str, options: dict[str, Any], family: Family, model: ModelSectio
         what = " ".join(str(error).split())[:300]
         raise BackboneError(Problem("model.attn_implementation", what, "leave it out, or set it to sdpa")) from None
     loaded, info = made
-    new = tuple(f"{path}." for path in family.new_modules(loaded))
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(new or "\0"))
+    new = tuple(f"{family.parts[part]}." for part in family.never_quantized)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(new))
     if missing and family.is_encoder_decoder:
         what = f"the checkpoint lacks {len(missing)} weights, {missing[0]} among them"
         raise BackboneError(Problem(f"model.base {model.base}", what, "download it again, or name another checkpoint"))
@@ -116,7 +134,7 @@ def _check_vision_keys(model: ModelSection, family: Family) -> None:
     """See that keys of vision features are for a base that takes some."""
     if family.is_encoder_decoder:
         return
-    given = [key for key in ("vision_features", "vision_encoder", "vision_revision") if getattr(model, key) is not None]
+    given = [key for key in VISION_KEYS if getattr(model, key) is not None]
     if given:
         what = f"a {family.name} model has a vision encoder of its own"
         raise BackboneError([Problem(f"model.{key}", what, "take it out: it is for a T5") for key in given])
@@ -128,7 +146,7 @@ def load_processor(model: ModelSection) -> tuple[Family, Any]:
     Raises:
         BackboneError: no such base, none that can be trained, or its processor cannot be loaded.
     """
-    base = resolve_base(model.base, weights=False)
+    base = base_of(model, weights=False)
     family = family_to_train(base, model.revision)
     _check_vision_keys(model, family)
     try:

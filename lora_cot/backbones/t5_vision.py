@@ -35,6 +35,10 @@ class T5VisionProcessor:
     tokenizer: Any
     features: VisionFeatures | None
 
+    def look(self, image: Image, max_pixels: int) -> dict[str, torch.Tensor]:
+        """vision_features (P, D) of an image, if it is to be seen."""
+        return {} if self.features is None else {"vision_features": self.features.of(image, max_pixels)}
+
     def save_pretrained(self, folder: Path) -> None:
         """The tokenizer alone: the model's configuration names the vision encoder."""
         self.tokenizer.save_pretrained(folder)
@@ -50,7 +54,8 @@ def load_config(base: str, section: ModelSection) -> T5VisionConfig:
     known, wanted = values.get("vision_features"), section.vision_features
     if known is None and wanted is None:
         what = "a T5 sees an image by its vision features, and none are named"
-        raise BackboneError(Problem("model.vision_features", what, "set it to vit or clip, or to none for text alone"))
+        remedy = "set it to vit, clip or diffusion, or to none for text alone"
+        raise BackboneError(Problem("model.vision_features", what, remedy))
     if known is not None and wanted not in (None, "none", known):
         what = f"{wanted}, but this checkpoint was trained with {known} features"
         raise BackboneError(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
@@ -58,6 +63,9 @@ def load_config(base: str, section: ModelSection) -> T5VisionConfig:
     if named and (known is not None or wanted == "none"):
         what = "this checkpoint has its own" if known is not None else "no features are to be made"
         raise BackboneError([Problem(f"model.{key}", what, "take it out") for key in named])
+    if section.diffusion is not None:
+        what = f"this checkpoint was trained with {known} features"
+        raise BackboneError(Problem("model.diffusion", what, "take it out, or set model.vision_features: diffusion"))
     if known is None:
         values |= {"vision_features": wanted, **_encoder_keys(base, section)}
     elif wanted == "none":

@@ -38,9 +38,11 @@ class SeeingEncoder(T5Stack):
 
     def __init__(self, config: T5VisionConfig):
         super().__init__(config)
-        self.fusion = None
-        if config.image_width:
-            self.fusion = GatedFusion(config.d_model, config.image_width)
+        self.fusion: Any = self.make_fusion(config) if config.image_width else None
+
+    def make_fusion(self, config: Any) -> GatedFusion:
+        """What the output goes through."""
+        return GatedFusion(config.d_model, config.image_width)
 
     def _init_weights(self, module: Any) -> None:
         fusion = getattr(self, "fusion", None)
@@ -73,6 +75,7 @@ class T5VisionForConditionalGeneration(T5ForConditionalGeneration):
     """A T5 whose encoder sees; `from_pretrained` of a plain T5 leaves the fusion at its random beginning."""
 
     config_class = T5VisionConfig
+    encoder_class: type[SeeingEncoder] = SeeingEncoder
     _keep_in_fp32_modules_strict = ["fusion"]  # noqa: RUF012 (as transformers declares it)
 
     def __init__(self, config: T5VisionConfig):
@@ -80,8 +83,8 @@ class T5VisionForConditionalGeneration(T5ForConditionalGeneration):
             tied = type(self)._tied_weights_keys
             self._tied_weights_keys = {key: to for key, to in tied.items() if key != "lm_head.weight"}
         super().__init__(config)
-        encoder = T5VisionConfig(**{**config.to_dict(), "is_decoder": False, "use_cache": False})
-        self.encoder = SeeingEncoder(encoder)
+        encoder = self.config_class(**{**config.to_dict(), "is_decoder": False, "use_cache": False})
+        self.encoder = self.encoder_class(encoder)
         self.post_init()
 
     def post_init(self) -> None:
@@ -90,17 +93,17 @@ class T5VisionForConditionalGeneration(T5ForConditionalGeneration):
         self._keep_in_fp32_modules = []
 
     def decoded(
-        self, labels: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, vision_features: Any = None
-    ) -> torch.Tensor:
-        """(B, T, D) that the head makes the labels' logits of.
+        self, labels: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **image: Any
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        """(B, T, D) that the head makes the labels' logits of, and the further losses that the encoder gives.
 
         Args:
             labels: (B, T) that the decoder is to write, -100 where nothing is trained.
             input_ids: (B, T') of the encoder.
             attention_mask: (B, T').
-            vision_features: see `SeeingEncoder`.
+            image: what the encoder sees.
         """
-        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, vision_features=vision_features)
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **image)
         output = self.decoder(
             input_ids=self._shift_right(labels),
             encoder_hidden_states=encoded[0],
@@ -108,21 +111,23 @@ class T5VisionForConditionalGeneration(T5ForConditionalGeneration):
             use_cache=False,
         )
         scale = self.model_dim**-0.5 if self.config.scale_decoder_outputs else 1.0
-        return output[0] * scale
+        return output[0] * scale, getattr(encoded, "extra_losses", None)
 
-    def forward(self, *args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Seq2SeqLMOutput:
+    def forward(self, *args: Any, vision_features: Any = None, image_seed: Any = None, **kwargs: Any) -> Seq2SeqLMOutput:
         """T5's own output.
 
         Args:
             args: T5's.
-            vision_features: see `SeeingEncoder`; not needed beside `encoder_outputs`.
+            vision_features: see the encoder; not needed beside `encoder_outputs`.
+            image_seed: likewise, of an encoder that takes it.
             kwargs: T5's.
         """
+        image = {"vision_features": vision_features} | ({} if image_seed is None else {"image_seed": image_seed})
         if kwargs.get("encoder_outputs") is None and len(args) < 5:
             names = ("input_ids", "attention_mask")
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             taken = {name: given.get(name) for name in (*names, "inputs_embeds")}
-            kwargs["encoder_outputs"] = self.encoder(**taken, vision_features=vision_features)
+            kwargs["encoder_outputs"] = self.encoder(**taken, **image)
         return super().forward(*args, **kwargs)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image as PILImage
@@ -64,6 +64,28 @@ KINDS = {
 """Kinds by name: `model.vision_features`."""
 
 
+class FoundEncoder(Protocol):
+    """An encoder that is known and not loaded."""
+
+    @property
+    def path(self) -> str:
+        """Folder or hub id."""
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of a hub id."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image's features."""
+
+    def key(self) -> str:
+        """Name of its features: whatever changes them changes it."""
+
+    def load(self, device: torch.device) -> Any:
+        """It with its weights: a `LoadedEncoder`, or what has `device`, `pixels` and `features` as that has."""
+
+
 @dataclass(frozen=True)
 class Encoder:
     """An encoder of which nothing was read but its config.json."""
@@ -83,6 +105,10 @@ class Encoder:
         files = {path.name: file_hash(path) for path in encoder_files(Path(self.path))} if self.revision is None else {}
         made_of = repr((VERSION, self.kind, self.revision, sorted(files.items())))
         return f"{self.kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+
+    def load(self, device: torch.device) -> LoadedEncoder:
+        """See `LoadedEncoder`."""
+        return LoadedEncoder(self, device)
 
 
 def encoder_files(folder: Path) -> list[Path]:
@@ -172,7 +198,7 @@ class LoadedEncoder:
         Images are computed together only on a GPU (`VisionFeatures.fill`): the last digit can depend on what else is in
         the batch.
         """
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _full_precision():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), full_precision():
             states = self._model(pixel_values=pixels.to(self.device)).last_hidden_state
         return states.to("cpu", torch.float16)
 
@@ -212,7 +238,7 @@ def _whole() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Without TF32, which torch uses for convolutions by default and the trainer may use for all."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     is_new = hasattr(cudnn, "conv")  # torch 2.9; torch refuses to be asked both ways, and for recurrence beside convolution

@@ -20,7 +20,7 @@ from torch.utils.data import get_worker_info
 
 from lora_cot.backbones.cache_root import cache_root
 from lora_cot.backbones.feature_cache import Disk, Memory, image_hash, name_of, opened
-from lora_cot.backbones.vision_encoder import KEY, KINDS, Encoder, LoadedEncoder, encoder_files, find_encoder
+from lora_cot.backbones.vision_encoder import KEY, KINDS, FoundEncoder, encoder_files, find_encoder
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.errors import BackboneError, Problem, nearest
 from lora_cot.types import Image
@@ -44,25 +44,36 @@ class VisionFeatures:
     May be pickled, and is then without encoder and memory; may be used by several threads.
     """
 
-    def __init__(self, kind: str, encoder: str | None = None, revision: str | None = None, cache: Path | None = None):
+    def __init__(
+        self,
+        kind: str,
+        encoder: str | FoundEncoder | None = None,
+        revision: str | None = None,
+        cache: Path | None = None,
+    ):
         """
         Args:
-            kind: a name in `KINDS`.
-            encoder: hub id or folder; the kind's own by default.
+            kind: a name in `KINDS`; any other of an encoder that is found already.
+            encoder: hub id or folder; the kind's own by default. Or one that is found already.
             revision: of a hub id.
             cache: folder of all kept features; by default `features` under `cache_root`.
 
         Raises:
             BackboneError: no such kind. Whether there is such an encoder is found when it is first needed.
         """
-        if kind not in KINDS:
-            raise BackboneError(Problem("model.vision_features", f"no vision features '{kind}'", nearest(kind, KINDS)))
-        self.kind, self.encoder, self.revision = kind, encoder or KINDS[kind].encoder, revision
+        if isinstance(encoder, str | None):
+            if kind not in KINDS:
+                raise BackboneError(Problem("model.vision_features", f"no vision features '{kind}'", nearest(kind, KINDS)))
+            encoder = encoder or KINDS[kind].encoder
+        else:
+            self._encoder = encoder
+            encoder = encoder.path
+        self.kind, self.encoder, self.revision = kind, encoder, revision
         self.cache = cache or cache_root("features")
         self._start()
 
     def _start(self) -> None:
-        self._loaded: LoadedEncoder | None = None
+        self._loaded: Any = None
         self._memory, self._lock = Memory(), threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,17 +84,17 @@ class VisionFeatures:
         self._start()
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(P, D_image), as the encoder's config.json tells it; known of the kind's own without asking the hub.
+    def shape(self) -> tuple[int, ...]:
+        """(P, D_image) or (C, H, W), as the encoder's config.json tells it; known of the kind's own without asking the hub.
 
         Raises:
             BackboneError: there is no such encoder.
         """
-        kind = KINDS[self.kind]
-        return kind.shape if self.encoder == kind.encoder else self._encoder.shape
+        kind = KINDS.get(self.kind)
+        return kind.shape if kind and self.encoder == kind.encoder else self._encoder.shape
 
     @functools.cached_property
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> FoundEncoder:
         return find_encoder(self.kind, self.encoder, self.revision)
 
     @functools.cached_property
@@ -159,7 +170,7 @@ class VisionFeatures:
         """(P, D_image) of each image by its hash, kept on disk."""
         device = _device()
         if self._loaded is None or self._loaded.device != device:  # after a fork, it can be on a GPU that is out of reach
-            self._loaded = LoadedEncoder(self._encoder, device)
+            self._loaded = self._encoder.load(device)
         pixels = [self._loaded.pixels(opened(image, max_pixels)) for image in images.values()]
         made = dict(zip(images, self._loaded.features(torch.stack(pixels)), strict=True))
         for digest, features in made.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.backbones.hub import checkpoint_file
-from lora_cot.backbones.loading import resolve_base
+from lora_cot.backbones.loading import base_of
 from lora_cot.checkpoints.pulling import pull
 from lora_cot.errors import Problem
 from lora_cot.recipe import Recipe
@@ -86,7 +86,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def base_print(recipe: Recipe) -> str:
     """Of the base, its vision encoder and the adapter that is gone on from: their files, or the commit of a hub id."""
     model = recipe.model
-    places = [(resolve_base(model.base), model.revision)]
+    places = [(base_of(model), model.revision)]
     if model.vision_encoder is not None:
         places.append((model.vision_encoder, model.vision_revision))
     prints = [_checkpoint_print(place, revision) for place, revision in places]

@@ -10,7 +10,7 @@ from typing import Literal
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.base import Family
-from lora_cot.backbones.loading import family_of, load_backbone, resolve_base
+from lora_cot.backbones.loading import base_of, family_of, load_backbone
 from lora_cot.checkpoints.layout import RECIPE_FILE, adapter_in, pass_folders
 from lora_cot.checkpoints.pulling import hub_id, pull
 from lora_cot.errors import Problem, RunError
@@ -98,10 +98,10 @@ def know_model(model: str) -> tuple[Recipe, Family]:
     adapter = find_adapter(model)
     if adapter is not None:
         recipe = saved_recipe(adapter)
-        return recipe, family_of(resolve_base(recipe.model.base, weights=False), recipe.model.revision)
+        return recipe, family_of(base_of(recipe.model, weights=False), recipe.model.revision)
     recipe, folders = _whole(model)
     if not folders:
-        return recipe, family_of(resolve_base(recipe.model.base, weights=False), recipe.model.revision)
+        return recipe, family_of(base_of(recipe.model, weights=False), recipe.model.revision)
     return recipe, family_of(str(next(iter(folders.values()))))
 
 

@@ -24,8 +24,7 @@ class Seq2SeqEncoder:
     def __init__(self, processor: Any, cot_format: CotFormat):
         """
         Args:
-            processor: with `tokenizer`, and `features`, what gives an image's vision features; None where the model sees
-                none.
+            processor: with `tokenizer`, and `look`, from an image and its limit to what the model is given of it.
             cot_format: how prompts and targets are written.
         """
         self.processor, self.format = processor, cot_format
@@ -33,12 +32,12 @@ class Seq2SeqEncoder:
         self._safe = SafeTokenizer(self.tokenizer)
 
     def look(self, image: Image, max_pixels: int, scale: float = 1.0) -> Any:
-        """See `Encoder.look`: (P, D) vision features, of the whole image whatever the scale; None if the model sees none."""
-        return None if self.processor.features is None else self.processor.features.of(image, max_pixels)
+        """See `Encoder.look`: the model's inputs by name, of the whole image whatever the scale; none if it sees none."""
+        return self.processor.look(image, max_pixels)
 
     def prompt(self, sample: Sample, images: Sequence[Any], like: Encoded | None = None) -> Encoded:
         """See `Encoder.prompt`."""
-        return self._encode(sample, [*like.image_inputs.values()] if like else images, answered=False)
+        return self._encode(sample, [like.image_inputs] if like else images, answered=False)
 
     def training(self, sample: Sample, images: Sequence[Any]) -> Encoded:
         """See `Encoder.training`.
@@ -50,7 +49,7 @@ class Seq2SeqEncoder:
 
     def count(self, sample: Sample) -> tuple[int, int]:
         """See `Encoder.count`."""
-        encoded = self._encode(sample, [None] * len(sample.images), answered=True, staged=False)
+        encoded = self._encode(sample, [{}] * len(sample.images), answered=True, staged=False)
         return encoded.length, encoded.trained
 
     def control_tokens(self, text: str) -> list[str]:
@@ -78,8 +77,8 @@ class Seq2SeqEncoder:
         question = self.format.question(sample.last, sample.choices)
         source = [*self._safe.tokens([(_spaced(question), False)]), self.tokenizer.eos_token_id]
         target, stages = self._target(sample.last, staged) if answered else ([], [])
-        features = {} if not images or images[0] is None else {"vision_features": images[0]}
-        return Encoded(source, target, stages, features, len(features), is_pair=True)
+        seen = dict(images[0]) if images else {}
+        return Encoded(source, target, stages, seen, int(bool(seen)), is_pair=True)
 
     def _target(self, exchange: Exchange, staged: bool) -> tuple[list[int], list[int]]:
         """Tokens of the stages with their tags and the end token, and the stage of each."""

@@ -13,7 +13,7 @@ import torch
 
 from lora_cot.backbones import Family
 from lora_cot.backbones.hub import quietly
-from lora_cot.backbones.loading import choose_dtype, family_of, resolve_base
+from lora_cot.backbones.loading import base_of, choose_dtype, family_of
 from lora_cot.backbones.quantization import quantize_layers, quantized_layers
 from lora_cot.errors import AdapterError, MergeError, Problem
 from lora_cot.merging.arithmetic import FourBit
@@ -55,7 +55,7 @@ def make_ready(recipe: Recipe, adapter: Path, onto: Onto) -> Ready:
         BackboneError, AdapterError: base or adapter cannot be read, or they do not fit each other.
     """
     section = recipe.model
-    name = resolve_base(section.base)
+    name = base_of(section)
     family = family_of(name, section.revision)
     folder = base_folder(name, section.revision)
     config = family.load_config(name, section)
@@ -128,7 +128,7 @@ def write_model(ready: Ready, recipe: Recipe, folder: Path) -> dict[str, int]:
     if text is not None:
         write_safely(folder / "config.json", text)
     if ready.family.is_encoder_decoder:
-        name = resolve_base(recipe.model.base)
+        name = base_of(recipe.model)
         ready.family.save_whole(ready.family.load_processor(name, recipe.model), folder)
     return changed
 
@@ -137,7 +137,8 @@ def _config_text(ready: Ready) -> str | None:
     """What the merged model's configuration says otherwise than the base's own; None if that holds for it too."""
     values: dict[str, Any] = json.loads((ready.plan.base / "config.json").read_text(encoding="utf-8"))
     changed = False
-    if values.get("model_type") != ready.config.model_type:  # a plain T5, which sees now
+    given = getattr(ready.config, "diffusion", None)
+    if values.get("model_type") != ready.config.model_type or given != values.get("diffusion"):  # a T5 that was taught to see
         model = _on_meta(ready.config)
         values = json.loads(ready.config.to_json_string())
         values |= {"architectures": [type(model).__name__], "dtype": ready.dtype}

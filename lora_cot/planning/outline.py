@@ -11,7 +11,7 @@ from torch import nn
 
 from lora_cot.adapters.lora import attach
 from lora_cot.backbones import Backbone, Family
-from lora_cot.backbones.loading import family_of, resolve_base
+from lora_cot.backbones.loading import base_of, family_of, resolve_base
 from lora_cot.backbones.quantization import is_quantized, quantize_layers
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe import Recipe
@@ -34,7 +34,8 @@ def configuration(recipe: Recipe) -> str:
         BackboneError: no miniature of that name.
     """
     base = recipe.model.base
-    return base if Path(base).is_dir() else str(published(base) or resolve_base(base, weights=False))
+    found = base if Path(base).is_dir() else str(published(base) or resolve_base(base, weights=False))
+    return base_of(recipe.model.model_copy(update={"base": found}), weights=False)
 
 
 def outline(recipe: Recipe, base: str, dtype: torch.dtype, compute: torch.dtype) -> Backbone:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 
 from lora_cot.backbones import Backbone
@@ -127,7 +128,8 @@ def rows(backbone: Backbone, work: Workload, count: int, answered: bool) -> list
     """
     if backbone.family.is_encoder_decoder:
         sizes = [(work.length, work.answer), *[(work.mean_length, work.mean_answer)] * (count - 1)]
-        return [_pair(round(prompt), round(answer), answered) for prompt, answer in sizes]
+        seen = backbone.family.stand_in(backbone.processor)
+        return [_pair(round(prompt), round(answer), answered, seen) for prompt, answer in sizes]
     processor = backbone.processor
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     slots, made = image_slots(processor, [Image.new("RGB", size) for size in work.sizes])
@@ -143,7 +145,7 @@ def rows(backbone: Backbone, work: Workload, count: int, answered: bool) -> list
     return [row(work.length, work.answer), *[row(work.mean_length, work.mean_answer)] * (count - 1)]
 
 
-def _pair(prompt: int, answer: int, answered: bool) -> Encoded:
-    """A row of an encoder-decoder; features of an image take as much whether there is one or not."""
+def _pair(prompt: int, answer: int, answered: bool, seen: dict[str, torch.Tensor]) -> Encoded:
+    """A row of an encoder-decoder, with what it is given of an image."""
     labels = [2] * max(1, answer) if answered else []
-    return Encoded([2] * max(1, prompt), labels, [0] * len(labels), {}, is_pair=True)
+    return Encoded([2] * max(1, prompt), labels, [0] * len(labels), seen, is_pair=True)

@@ -26,14 +26,19 @@ PAIRS = {
 
 def check_base(recipe: Recipe, adapters: Iterable[Path]) -> list[Problem]:
     """What an adapter says it stands on must be there for others too, and the same everywhere."""
-    base, encoder = recipe.model.base, recipe.model.vision_encoder
+    base, diffusion = recipe.model.base, recipe.model.diffusion
     remedy = "push the merged model instead, or train on a base of the hub"
     problems = []
     if not is_everybodys(base):
         problems.append(Problem("recipe.yaml · model.base", f"'{Path(base).name}' is on this machine only", remedy))
-    if encoder is not None and not is_everybodys(encoder):
-        what = f"'{Path(encoder).name}' is on this machine only"
-        problems.append(Problem("recipe.yaml · model.vision_encoder", what, remedy))
+    seen_by = {
+        "vision_encoder": recipe.model.vision_encoder,
+        "diffusion.checkpoint": diffusion.checkpoint if diffusion else None,
+    }
+    for key, place in seen_by.items():
+        if place is not None and not is_everybodys(place):
+            what = f"'{Path(place).name}' is on this machine only"
+            problems.append(Problem(f"recipe.yaml · model.{key}", what, remedy))
     for folder in adapters:
         told = _json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
         if told is not None and told != base:

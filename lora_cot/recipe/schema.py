@@ -16,7 +16,38 @@ from lora_cot.recipe.search import SearchSection
 from lora_cot.recipe.sections import LibrarySection, Section
 from lora_cot.recipe.sources import AnySource
 
-Part = Literal["vision_encoder", "projector", "language_model"]
+Part = Literal["vision_encoder", "projector", "language_model", "vae", "unet"]
+"""The last two are of a T5 with diffusion features."""
+Trained = Literal["full", "lora", "frozen"]
+
+
+class DiffusionSection(Section):
+    """Of `vision_features: diffusion`. What is not given is as the base was trained with, or the default of a plain T5."""
+
+    checkpoint: str | None = None
+    """Of a plain T5: hub id or folder with vae, unet and scheduler as diffusers saves them; Stable Diffusion 1.4."""
+    revision: str | None = None
+    """Commit of its hub repository."""
+    vae: Trained | None = None
+    """How it is trained: full. Frozen, its latents are computed once and kept; lora needs vae among lora.parts."""
+    unet: Trained | None = None
+    """How it is trained: full. lora needs unet among lora.parts."""
+    image_size: int | None = Field(None, gt=0)
+    """Height and width in pixels that images are brought to: 256."""
+    patch: int | None = Field(None, gt=0)
+    """Height and width in latents of the patches that the text is fused with: 2."""
+    scale_factor: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """What latents are multiplied by: 0.18215."""
+    noise_weight: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Of the noise loss beside the loss of the text: 1."""
+    steps: int | None = Field(None, ge=0)
+    """Of denoising at inference: 5; with 0 the latents are taken as the VAE makes them."""
+    first_step: int | None = Field(None, ge=0)
+    """Of the schedule, to which latents are noised at inference and from which they are cleaned: 500."""
+    cross_attention: bool | None = None
+    """Whether the UNet looks at the text, or at learned constants: true."""
+    blank: Literal["zeros", "white"] | None = None
+    """What a row without an image is given: zeros in the latents' place, or a white image."""
 
 
 class ModelSection(Section):
@@ -28,8 +59,10 @@ class ModelSection(Section):
     """Commit of the hub repository."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of what is not quantised; auto takes the checkpoint's."""
-    vision_features: Literal["vit", "clip", "none"] | None = None
+    vision_features: Literal["vit", "clip", "diffusion", "none"] | None = None
     """Of a T5: what makes the features of an image; none for text alone. A checkpoint that has learned to see has its own."""
+    diffusion: DiffusionSection | None = None
+    """Settings of diffusion features."""
     vision_encoder: str | None = None
     """Hub id or folder of what makes them; vit and clip each have a default."""
     vision_revision: str | None = None
@@ -38,6 +71,14 @@ class ModelSection(Section):
     """As in transformers: sdpa, flash_attention_2, eager."""
     adapter: Path | None = None
     """Adapter to go on training from."""
+
+    @model_validator(mode="after")
+    def _features_agree(self) -> ModelSection:
+        if self.diffusion is not None and self.vision_features not in (None, "diffusion"):
+            raise ValueError("diffusion holds settings of vision_features: diffusion alone: take one of them out")
+        if self.vision_features == "diffusion" and (self.vision_encoder or self.vision_revision):
+            raise ValueError("vision_encoder and vision_revision are for vit and clip: name diffusion.checkpoint")
+        return self
 
 
 class StageSection(Section):
@@ -103,7 +144,7 @@ class QuantizationSection(LibrarySection):
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    skip_parts: list[Literal[Part, "lm_head"]] = Field(["vision_encoder", "projector", "lm_head"])
+    skip_parts: list[Literal[Part, "lm_head"]] = Field(["vision_encoder", "projector", "vae", "unet", "lm_head"])
     """Parts that keep full precision; lm_head must be one of them."""
 
     @field_validator("skip_parts")
@@ -225,3 +266,14 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     versions: dict[str, str] | None = None
     """Written into a run's own copy: the packages it ran with."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Recipe:
+        given = self.model.diffusion
+        for part in ("vae", "unet"):
+            is_lora = given is not None and getattr(given, part) == "lora"
+            if is_lora and part not in self.lora.parts:
+                raise ValueError(f"model.diffusion.{part} is lora: name {part} in lora.parts")
+            if part in self.lora.parts and not is_lora:
+                raise ValueError(f"lora.parts names {part}: set model.diffusion.{part}: lora")
+        return self

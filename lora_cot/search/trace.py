@@ -145,8 +145,8 @@ class Completion:
         """One JSON object.
 
         `id`, `text`, `stages` (text by name), `answer`, `outcome`, `stopped`; `totals`: `generated_tokens`,
-        `kept_tokens`, `judge_prompts`, `judge_tokens`, `flips`, `skipped_judgements`, `judge_failures`, `looks`, `seconds`; `steps`:
-        the fields of `TracedStage`, its candidates and comparisons. The tree is in `number` and `parent`.
+        `kept_tokens`, `judge_prompts`, `judge_tokens`, `flips`, `skipped_judgements`, `judge_failures`, `looks`, `seconds`;
+        `steps`: the fields of `TracedStage`, its candidates and comparisons. The tree is in `number` and `parent`.
         """
         return {
             "id": self.sample_id,

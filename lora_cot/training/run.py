@@ -47,7 +47,7 @@ from lora_cot.training.sharding import EngineCheck, processes, taken_off
 from lora_cot.training.sharding_limits import stored
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
-from lora_cot.validation.run import limit_of
+from lora_cot.validation.run import SEES_IMAGES, limit_of
 from lora_cot.validation.start import check_gold, check_start
 
 SHOWN_SAMPLES = 4
@@ -249,8 +249,7 @@ def _check_reached(backbone: Backbone, samples: list[Sample]) -> None:
     if backbone.family.new_modules(backbone.base_model) and not any(sample.images for sample in samples):
         remedy = "set it to none, or raise training.max_length if those with images are too long"
         raise DataError(Problem("model.vision_features", "no sample that is trained on has an image", remedy))
-    sees_images = {"vision_encoder", "projector"}
-    if {line.part for line in report(backbone) if line.trained} <= sees_images:
+    if {line.part for line in report(backbone) if line.trained} <= SEES_IMAGES:
         blind = [sample.id for sample in samples if not sample.images]
         if blind:
             what = f"{len(blind)} samples have no image, {blind[0]} among them, and only what sees images is trained"

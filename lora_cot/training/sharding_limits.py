@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lora_cot.backbones import Family
-from lora_cot.backbones.loading import choose_dtype, resolve_base
+from lora_cot.backbones.loading import base_of, choose_dtype
 from lora_cot.errors import BackboneError, Problem, RecipeError
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import QuantizationSection
@@ -70,7 +70,7 @@ STORAGE = "bnb_4bit_quant_storage"
 
 
 def _dtype(recipe: Recipe, family: Family) -> torch.dtype:
-    base = resolve_base(recipe.model.base, weights=False)
+    base = base_of(recipe.model, weights=False)
     return choose_dtype(recipe.model.dtype, base, recipe.model.revision, family, recipe.quantization is not None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.training.heads import fuse_head
 from lora_cot.training.loop import Keeping, SafeTrainer
-from lora_cot.training.losses import stage_loss, stage_sums
+from lora_cot.training.losses import FurtherLosses, stage_loss, stage_sums
 from lora_cot.training.optimizer import set_learning_rates
 from lora_cot.training.quality import measure
 from lora_cot.types import Sample
@@ -28,6 +28,8 @@ from lora_cot.types import Sample
 
 class CotTrainer(SafeTrainer):
     """Logs, for each stage, `loss/STAGE` and `token_accuracy/STAGE`; evaluation adds `format_validity` and `accuracy`.
+
+    Losses that a model adds while it is trained are logged as `loss/NAME`.
 
     TRL gives each label's log-probability without the full logits; its own loss is replaced, since it knows no stages.
     """
@@ -84,7 +86,7 @@ class CotTrainer(SafeTrainer):
                 parameter.data = parameter.data.to(precision[name])
         self._backbone, self._format, self._questions, self._recipe = backbone, cot_format, questions, recipe
         self.model_accepts_loss_kwargs = True  # of all families: the loss is ours, over the tokens of a whole step
-        self._names = [stage.name for stage in cot_format.stages]
+        self._names, self._further = [stage.name for stage in cot_format.stages], FurtherLosses(backbone)
         self._weights = torch.tensor([recipe.training.stage_weights.get(name, 1.0) for name in self._names])
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens, self._since = torch.zeros(()), time.perf_counter()
@@ -97,10 +99,16 @@ class CotTrainer(SafeTrainer):
             set_learning_rates(optimizer, self._backbone, self._recipe.lora)
         return optimizer
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The batches of one optimizer step; the items of its further losses are counted, as transformers counts tokens."""
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._further.begin_step(batches, device, self.args.average_tokens_across_devices and self.accelerator.gather)
+        return batches, tokens
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """See `losses.stage_loss`; without `num_items_in_batch` the mean over this batch."""
+        """See `losses`; without `num_items_in_batch` the mean over this batch."""
         stage_ids = inputs.pop("stage_ids")
         outputs = model(**inputs, fused_lm_head=True)
         stage_ids = stage_ids[:, -outputs.log_probs.shape[1] :]  # a causal model's first token is no label
@@ -109,10 +117,12 @@ class CotTrainer(SafeTrainer):
             raise TrainingError(Problem("lora.parts", what, "adapt a part that these samples use"))
         count = (stage_ids >= 0).sum() if num_items_in_batch is None else num_items_in_batch
         loss = stage_loss(outputs.log_probs, stage_ids, self._weights.to(stage_ids.device), count)
+        loss = loss + self._further.of(outputs)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         mode = "train" if model.training else "eval"
         sums = stage_sums(outputs.log_probs, outputs.is_top1, stage_ids, len(self._names))
+        sums = torch.cat([sums, self._further.sums(outputs, inputs, sums.device)])
         self._sums[mode] = self._sums.get(mode, 0) + sums
         if mode == "train":
             self._tokens = self._tokens + inputs["attention_mask"].sum()
@@ -132,7 +142,8 @@ class CotTrainer(SafeTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         assert output.metrics is not None
         if "eval" in self._sums:  # a mean over tokens: batches are of different sizes
-            loss, _, count = self.accelerator.reduce(self._sums["eval"], reduction="sum").unbind(-1)
+            stages = self._sums["eval"][: len(self._names)]
+            loss, _, count = self.accelerator.reduce(stages, reduction="sum").unbind(-1)
             weights = self._weights.to(loss.device)
             output.metrics["eval_loss"] = float((loss * weights).sum() / count.sum().clamp(min=1))
         if self._questions:
@@ -158,10 +169,11 @@ class CotTrainer(SafeTrainer):
         for mode, prefix in (("train", ""), ("eval", "eval_")):
             if (mode == "eval") == any(key.startswith("eval_") for key in logs) and mode in self._sums:
                 sums = self.accelerator.reduce(self._sums.pop(mode), reduction="sum").tolist()
-                for name, (loss, right, count) in zip(self._names, sums, strict=True):
+                for name, (loss, right, count) in zip([*self._names, *self._further.names], sums, strict=True):
                     if count:
                         logs[f"{prefix}loss/{name}"] = loss / count
-                        logs[f"{prefix}token_accuracy/{name}"] = right / count
+                        if name in self._names:
+                            logs[f"{prefix}token_accuracy/{name}"] = right / count
         if "loss" in logs:
             now = time.perf_counter()
             tokens = self.accelerator.reduce(self._tokens.float().to(self.accelerator.device), reduction="sum")

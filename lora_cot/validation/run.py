@@ -24,7 +24,7 @@ from lora_cot.validation.report import Findings, Report
 from lora_cot.validation.store import RowStore, Twin
 from lora_cot.validation.stream import CheckedRow, Part, check_rows
 
-SEES_IMAGES = frozenset({"vision_encoder", "projector"})
+SEES_IMAGES = frozenset({"vision_encoder", "projector", "vae", "unet"})
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_four_bits_leave_the_images_alone(make_base, chameleon):
 
 REFUSED = (
     r"model\.base .* · chameleon is here for inference only: it can be asked, searched, evaluated and served, not trained · "
-    r"allowed: llava, .*mllama, qwen2_vl, qwen2_5_vl, t5, t5_vision$"
+    r"allowed: llava, .*mllama, qwen2_vl, qwen2_5_vl, t5, t5_vision, t5_diffusion$"
 )
 
 

@@ -213,7 +213,7 @@ def test_eager_attention_answers_prompts_of_different_lengths(make_base):
 def test_the_fusion_gets_no_adapter(load_tiny):
     """It is trained in full, and a part that T5 does not have is told."""
     for part, what in (
-        ("projector", "is new to this base and is trained in full"),
+        ("projector", "projector is trained in full, with the adapters"),
         ("vision_encoder", "has no vision_encoder"),
     ):
         with pytest.raises(AdapterError, match=what):

@@ -205,6 +205,12 @@ def test_the_base_must_be_there_for_others(adapter, base, ok, tmp_path, monkeypa
     assert line.endswith("'mine' is on this machine only · push the merged model instead, or train on a base of the hub")
 
 
+def test_where_its_features_come_from_must_be_there_for_others_too(adapter):
+    """The checkpoint of diffusion features, as the vision encoder."""
+    rewrite_recipe(adapter, model={"base": BASE, "vision_features": "diffusion", "diffusion": {"checkpoint": "/models/mine"}})
+    assert "recipe.yaml · model.diffusion.checkpoint · 'mine' is on this machine only" in refusal(adapter)[0]
+
+
 def test_a_merged_model_of_a_local_base_is_pushed(merged):
     """It is opened without; the recipe keeps the base's name alone."""
     rewrite_recipe(merged, model={"base": "models/acme/mine"})

@@ -76,7 +76,7 @@ evaluation: {batch_size: 0}
         "model.dtype": "'auto', 'float32', 'bfloat16' or 'float16' (got 'int8')",
         "data.train.0.limt": "unknown key · did you mean 'limit'? allowed: ",
         "lora.lora_alfa": "unknown key · did you mean 'lora_alpha'? allowed: ",
-        "lora.parts.vision": "'vision_encoder', 'projector' or 'language_model' (got 'vision')",
+        "lora.parts.vision": "'vision_encoder', 'projector', 'language_model', 'vae' or 'unet' (got 'vision')",
         "training.packing": "not a recipe's to set · not possible with images",
         "training.learning_rate": "valid number, unable to parse string as a number (got 'abc')",
         "training.stage_weights.SUMARY": "no such stage · did you mean 'SUMMARY'? allowed: CAPTION, CONCLUSION,",
@@ -343,9 +343,9 @@ def test_parts_are_a_list_or_a_mapping(write):
 @pytest.mark.parametrize(
     ("parts", "key", "match"),
     [
-        ("[vision]", "lora.parts.vision", "'vision_encoder', 'projector' or 'language_model' (got 'vision')"),
-        ("[lm_head]", "lora.parts.lm_head", "'vision_encoder', 'projector' or 'language_model'"),
-        ("{vision: {}}", "lora.parts.vision", "'vision_encoder', 'projector' or 'language_model'"),
+        ("[vision]", "lora.parts.vision", "'vision_encoder', 'projector', 'language_model', 'vae' or 'unet' (got 'vision')"),
+        ("[lm_head]", "lora.parts.lm_head", "'vision_encoder', 'projector', 'language_model', 'vae' or 'unet'"),
+        ("{vision: {}}", "lora.parts.vision", "'vision_encoder', 'projector', 'language_model', 'vae' or 'unet'"),
         ("{projector: {rank: 3}}", "lora.parts.projector.rank", "unknown key · "),
         ("{projector: {r: x}}", "lora.parts.projector.r", "valid integer"),
         ("{projector: 3}", "lora.parts.projector", "should be a valid dictionary"),

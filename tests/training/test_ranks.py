@@ -16,15 +16,15 @@ from tests.training.test_run import losses, mixed_data
 pytestmark = pytest.mark.slow
 
 
-def launch(folder, recipe, ranks, *overrides):
-    """Run train.py on so many processes; returns the run's folder."""
+def launch(folder, recipe, ranks, *overrides, script="train.py"):
+    """Run train.py, or what stands for it, on so many processes; returns the run's folder."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     name = f"ranks-{ranks}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, str(ROOT / "train.py"), str(path), f"name={name}", *overrides],
+        [*command, str(ROOT / script), str(path), f"name={name}", *overrides],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -75,6 +75,20 @@ def test_two_processes_train_as_one(recipe, tmp_path, kind):
     for ours, theirs in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
     assert one[0][-1] != pytest.approx(one[0][0], rel=1e-2), "nothing was learned that could differ"
+    weights = [load_file(run / "adapter" / "adapter_model.safetensors") for run in runs]
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-4, rtol=1e-2)
+
+
+def test_a_loss_that_a_model_adds_is_that_of_all_ranks(recipe, tmp_path):
+    """The noise loss of two ranks is one's, over the images of both, where other steps have none."""
+    runs = []
+    keys = ("training.learning_rate=1e-2", "training.eval_strategy=no", "model.diffusion.unet=full")
+    for ranks, size in ((1, 4), (2, 2)):
+        sizes = (f"training.per_device_train_batch_size={size}", *keys)
+        runs.append(launch(tmp_path, recipe("t5_diffusion", 16), ranks, *sizes, script="tests/training/drawn.py"))
+    one, two = (losses(run, "loss/noise") for run in runs)
+    assert len(one) == 4 and one == pytest.approx(two, rel=1e-3)
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-3) and len(losses(runs[0])) == 8
     weights = [load_file(run / "adapter" / "adapter_model.safetensors") for run in runs]
     torch.testing.assert_close(weights[1], weights[0], atol=1e-4, rtol=1e-2)
 

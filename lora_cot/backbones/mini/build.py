@@ -1,7 +1,6 @@
 """Making a miniature base: tokenizer, architecture, minutes of training, and a cache by what made it.
 
-`python -m lora_cot.backbones.mini.build NAME FOLDER` builds one into a folder of choice; a recipe that names
-`mini/NAME` builds it into the cache if it is neither shipped nor there.
+`python -m lora_cot.backbones.mini.build NAME FOLDER` builds one where one likes; `mini/NAME` in a recipe, in the cache.
 """
 
 from __future__ import annotations
@@ -75,15 +74,15 @@ def _pixels(image: Image) -> str:
 
 JUDGING = Phase(400, 40, {**LANGUAGE, "judging": 1.0}, learning_rate=5e-4)
 T5_LANGUAGE = {"captions": 0.25, "direct": 0.2, "reasoning": 0.4, "bracket_words": 0.15}
+T5_PHASES = (Phase(100, 64, {"captions": 1.0}, 3e-3), Phase(2500, 48, T5_LANGUAGE, 3e-3))
 
 MINIS = {
     "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), JUDGING)),
     "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "mllama": MiniSpec("mllama", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "qwen2_vl": MiniSpec("qwen2_vl", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
-    "t5_vit": MiniSpec(
-        "t5_vision", (Phase(100, 64, {"captions": 1.0}, 3e-3), Phase(2500, 48, T5_LANGUAGE, 3e-3)), width=128, layers=2
-    ),
+    "t5_vit": MiniSpec("t5_vision", T5_PHASES, width=128, layers=2),
+    "t5_diffusion": MiniSpec("t5_diffusion", T5_PHASES, width=128, layers=2),
 }
 """Bases by name: `model.base: mini/NAME`."""
 
@@ -122,9 +121,9 @@ def build(spec: MiniSpec, folder: Path, taught: bool = True) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        model, processor = random_base(spec)
         import torch
 
+        model, processor = random_base(spec)
         if taught:
             if (teach_first := architecture(spec.family).teach_first) is not None:
                 torch.manual_seed(spec.seed)
@@ -176,7 +175,7 @@ class Architecture:
 
 def architecture(name: str) -> Architecture:
     """The architecture of that `model_type`."""
-    from lora_cot.backbones.mini import chameleon, llava, mllama, qwen2_vl, t5_vision
+    from lora_cot.backbones.mini import chameleon, llava, mllama, qwen2_vl, t5_diffusion, t5_vision
 
     marks = {module: (module.IMAGE, module.SPECIAL_TOKENS) for module in (chameleon, llava, mllama, qwen2_vl)}
     return {
@@ -190,6 +189,7 @@ def architecture(name: str) -> Architecture:
         "t5_vision": Architecture(
             t5_vision.make_model, t5_vision.make_processor, "", (), t5_vision.teach_to_see, t5_vision.make_tokenizer
         ),
+        "t5_diffusion": Architecture(*t5_diffusion.MADE, "", (), None, t5_vision.make_tokenizer),
     }[name]
 
 
@@ -198,8 +198,8 @@ def random_base(spec: MiniSpec) -> tuple[Any, Any]:
     import torch
 
     made = architecture(spec.family)
-    own = made.own_tokenizer
-    tokenizer = own(spec.vocab_size) if own else make_tokenizer(spec.vocab_size, made.image, made.special_tokens)
+    make_own = made.own_tokenizer or functools.partial(make_tokenizer, image=made.image, special_tokens=made.special_tokens)
+    tokenizer = make_own(spec.vocab_size)
     torch.manual_seed(spec.seed)
     return made.make_model(tokenizer, spec.width, spec.layers), made.make_processor(tokenizer, chat_template(made.image))
 

@@ -92,45 +92,47 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **SPECIAL_TOKENS)
 
 
+def t5_values(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> dict[str, Any]:
+    """Of a T5: gated GELU, its head tied to its embedding. Widths are multiples of 64, as 4-bit layers want."""
+    return {
+        "decoder_start_token_id": tokenizer.pad_token_id,
+        "vocab_size": len(tokenizer),
+        "d_model": width,
+        "d_kv": 32,
+        "num_heads": width // 32,
+        "d_ff": 2 * width,
+        "num_layers": layers,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
 def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> T5VisionForConditionalGeneration:
-    """A random T5 with a fusion, gated GELU, its head tied to its embedding. Widths are multiples of 64, as 4-bit layers want.
+    """A random T5 with a fusion.
 
     Args:
         tokenizer: gives the size of the vocabulary.
         width: D.
         layers: of the encoder, and of the decoder: with more of the latter, transformers' `generate` makes a cache too short.
     """
-    other: dict[str, Any] = {"decoder_start_token_id": tokenizer.pad_token_id}
-    config = T5VisionConfig(
-        **other,
-        vision_features="vit",
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=32,
-        num_heads=width // 32,
-        d_ff=2 * width,
-        num_layers=layers,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        image_width=VISION_WIDTH,
-        image_patches=PATCHES,
-    )
+    values = t5_values(tokenizer, width, layers)
+    config = T5VisionConfig(**values, vision_features="vit", image_width=VISION_WIDTH, image_patches=PATCHES)
     model = T5VisionForConditionalGeneration(config)
-    # transformers skips T5's own rules in classes that are not its own, and leaves an encoder with deviations of 1
-    model.load_state_dict(T5ForConditionalGeneration(config).state_dict(), strict=False)
-    _begin_copying(model)
+    begin_copying(model, config)
     return model
 
 
 @torch.no_grad()
-def _begin_copying(model: T5VisionForConditionalGeneration) -> None:
+def begin_copying(model: T5VisionForConditionalGeneration, config: T5VisionConfig) -> None:
     """Random, but for what training from nothing is slow to find: how to go on with a text that is being copied.
 
     One head looks at the token before; the decoder looks at encoded tokens that are like its own, and writes what it
     finds there. Without it a line of seven pieces is still not repeated after 300 steps; with it, after 100.
     """
+    # transformers skips T5's own rules in classes that are not its own, and leaves an encoder with deviations of 1
+    model.load_state_dict(T5ForConditionalGeneration(config).state_dict(), strict=False)
     decoder: Any = model.decoder
     stacks: list[Any] = [model.encoder, decoder]
     for stack in stacks:
