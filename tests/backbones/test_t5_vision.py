@@ -220,7 +220,7 @@ def test_the_fusion_gets_no_adapter(load_tiny):
             attach(load_tiny("t5_vision"), LoraSection(parts=[part]))
 
 
-@pytest.mark.parametrize("options", [(), ("quantization=null",)], ids=["nf4", "full"])
+@pytest.mark.parametrize("options", [(), pytest.param(("quantization=null",), marks=pytest.mark.slow)], ids=["nf4", "full"])
 def test_what_is_trained_is_saved_merged_and_loaded_anywhere(make_recipe, plain, eye, tmp_path, options):
     """One recipe, in four bits and not: fusion in the adapter in float32; the merged folder needs nothing else."""
     model = {"base": str(plain("flan")), "dtype": "bfloat16", "vision_features": "vit", "vision_encoder": str(eye)}

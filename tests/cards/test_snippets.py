@@ -57,7 +57,7 @@ def blocks(folder, language):
     ("base", "cot_format"),
     [
         ("llava", "four_stage"),
-        ("mllama", "four_stage"),
+        pytest.param("mllama", "four_stage", marks=pytest.mark.slow),
         pytest.param("llava", "two_stage", marks=pytest.mark.slow),
         ("t5_vision", "two_stage"),
     ],

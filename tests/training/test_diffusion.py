@@ -92,6 +92,7 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
     assert_same(whole, left(train(recipe(*keys), tmp_path)))
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing_of_the_noise_loss(recipe, tmp_path, monkeypatch):
     """Its mean is over all images of a step, however they are shared out; noise that follows from the image here."""
     monkeypatch.setattr(diffusion, "draw", draw)
