@@ -71,7 +71,7 @@ def soak(url: str, seconds: float) -> dict[str, Any]:
     left = [
         line for line in metrics.splitlines() if line.startswith(("lora_cot_requests_in_progress", "lora_cot_tokens_admitted"))
     ]
-    idle = all(line.endswith(" 0.0") for line in left)
+    idle = len(left) >= 2 and all(line.endswith(" 0.0") for line in left)
     wrong = {name: count for name, count in counts.items() if name not in ("200", "400", "503", "left")}
     report = {
         **{f"answers_{name}": count for name, count in sorted(counts.items())},
@@ -124,12 +124,17 @@ def ask(client: httpx2.Client, url: str, rng: random.Random) -> str:
         good = response.status_code != 503 or "retry-after" in response.headers
         return str(response.status_code) if good else "503 without a time"
     with client.stream("POST", url, json=request | {"stream": True, "include_reasoning": False}) as response:
+        last = ""
         for count, line in enumerate(response.iter_lines()):
             if kind == "leave" and count > 6:
                 return "left"
             if '"error"' in line and response.status_code == 200:
                 return "error in a stream"
-    return str(response.status_code)
+            last = line or last
+    if response.status_code == 200 and last != "data: [DONE]":
+        return "a stream without an end"
+    good = response.status_code != 503 or "retry-after" in response.headers
+    return str(response.status_code) if good else "503 without a time"
 
 
 if __name__ == "__main__":

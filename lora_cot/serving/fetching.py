@@ -24,8 +24,12 @@ from lora_cot.serving.errors import ApiError
 from lora_cot.serving.images import wrong
 
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-EMBEDDED = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
-"""IPv6 addresses that hold an IPv4 address, which they may lead to."""
+PUBLIC = ipaddress.ip_network("2000::/3")
+"""What of IPv6 is given to hosts of the public network."""
+EMBEDDED = tuple(ipaddress.ip_network(net) for net in ("2002::/16", "2001::/32"))
+"""What of that holds an IPv4 address, which it may lead to."""
+RELAY = ipaddress.ip_network("192.88.99.0/24")
+"""IPv4 addresses of hosts that pass packets on to such."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,9 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped:
             return is_public(str(ip.ipv4_mapped))
-        if any(ip in network for network in EMBEDDED):
+        if ip not in PUBLIC or any(ip in network for network in EMBEDDED):
             return False
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and ip not in RELAY
 
 
 class _Pinned(http.client.HTTPConnection):

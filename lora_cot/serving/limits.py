@@ -22,6 +22,8 @@ class Limits:
     """That all of them together may still read and write; what is over it is refused with 503."""
     max_request_tokens: int = 1_000_000
     """That one of them may, with all its candidates."""
+    max_characters: int = 1_000_000
+    """Of the texts of one request, before they are made tokens of: a tokenizer serves one request at a time."""
     max_candidates: int = 16
     max_images: int = 8
     max_image_pixels: int = 80_000_000

@@ -65,6 +65,9 @@ def sample_of(messages: Sequence[Message], limits: Limits, fetched: Mapping[str,
             turns[-1] = (who, "\n\n".join(filter(None, (turns[-1][1], text))))
         else:
             turns.append((who, text))
+    if (count := sum(len(text) for _, text in turns)) > limits.max_characters:
+        what = f"the messages have {count:,} characters, at most {limits.max_characters:,} are read"
+        raise ApiError(400, what, "context_length_exceeded", "messages")
     if not turns or turns[0][0] != "user" or turns[-1][0] != "user" or messages[-1].role != "user":
         what = "the first message must not be the assistant's, and the last one must be the user's"
         raise ApiError(400, what, "invalid_value", "messages")

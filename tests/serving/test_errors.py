@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from lora_cot.data.tokens import SafeTokenizer
 from tests.serving.conftest import chat, data_uri
 
 INSIDE = re.compile(r"0x[0-9a-f]{4}|Traceback|File \"|/home/|/tmp/|/usr/|site-packages|<_io|object at|\.py\b")
@@ -301,3 +302,11 @@ def test_running_out_of_memory_is_told_and_survived(serve, monkeypatch):
         error(client.post("/v1/chat/completions", json=chat()), 500, "internal_error")
     assert client.get("/health").status_code == 503 and client.get("/ready").status_code == 503
     error(client.post("/v1/chat/completions", json=chat()), 503, "engine_unavailable")
+
+
+def test_a_text_without_measure_is_refused_before_it_is_tokenized(serve, monkeypatch):
+    """A tokenizer serves one request at a time: what it is given has a bound."""
+    client = serve(max_characters=5000)
+    monkeypatch.setattr(SafeTokenizer, "tokens", lambda *_: pytest.fail("tokenized"))
+    told = error(client.post("/v1/chat/completions", json=chat("word " * 1001)), 400, "context_length_exceeded")
+    assert "5,005 characters, at most 5,000" in told["message"]
