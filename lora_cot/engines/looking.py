@@ -60,8 +60,8 @@ class Look:
 
 Select = Callable[[Look], Sequence[int]]
 """Chooses patches: different ones of those that are open, at most n; none: there is no look."""
-Found = tuple[State, Shown | None]
-"""A text after a look, and what it was shown."""
+Found = tuple[State, Shown | None] | str
+"""A text after a look, and what it was shown; or why nothing could be chosen for it."""
 
 
 def see(decoder: Decoder, how: Interleave) -> Interleave:
@@ -89,8 +89,8 @@ def look(decoder: CausalDecoder, looking: Sequence[Looking], states: Sequence[St
         states: all of one `KeyValues.shape_key`, with a sight and a gaze.
         texts: of each, what was generated in this ask.
 
-    Raises:
-        SearchError: a selector chose what it may not.
+    Returns:
+        In order; of a text whose selector fails, or chooses what it may not, why: the others look all the same.
     """
     found: dict[int, Found] = {}
     for how in dict.fromkeys(one.how for one in looking):
@@ -121,8 +121,9 @@ def _looked(decoder: CausalDecoder, how: Interleave, looks: Sequence[Look], stat
         roots, watched = attend(decoder, states, how.layers, how.heads)
         looks = [replace(one, weights=weights[one.sight.slots]) for one, weights in zip(looks, watched, strict=True)]
     chosen = [_chosen(how, one) for one in looks]
-    some = [place for place, numbers in enumerate(chosen) if numbers]
-    before, shown = [states[place] for place in some], [chosen[place] for place in some]
+    shown = [numbers for numbers in chosen if numbers and not isinstance(numbers, str)]
+    some = [place for place, numbers in enumerate(chosen) if numbers and not isinstance(numbers, str)]
+    before = [states[place] for place in some]
     after: list[State] = []
     if some and how.insert == "kv_copy":
         after = copy_in(before, shown)
@@ -131,16 +132,18 @@ def _looked(decoder: CausalDecoder, how: Interleave, looks: Sequence[Look], stat
         after = insert(decoder, read, shown, how.is_square)
     new = dict(zip(some, after, strict=True))
     return [
-        (_seen(state, numbers, new.get(place)), _shown(one, numbers))
+        numbers if isinstance(numbers, str) else (_seen(state, numbers, new.get(place)), _shown(one, numbers))
         for place, (one, state, numbers) in enumerate(zip(looks, states, chosen, strict=True))
     ]
 
 
-def _chosen(how: Interleave, one: Look) -> list[int]:
-    numbers = [int(number) for number in how.select(one)]
+def _chosen(how: Interleave, one: Look) -> list[int] | str:
+    try:
+        numbers = [int(number) for number in how.select(one)]
+    except Exception as error:  # whatever a function of somebody's raises is its text's failure, not its neighbours'
+        return f"the selector {how.name} fails: {type(error).__name__}: {error}"
     if len({*numbers} & {*one.open}) < len(numbers) or len(numbers) > one.n:
-        what = f"the selector {how.name} chose {numbers} of the patches {[*one.open]}"
-        raise SearchError(Problem("search.interleave.selector", what, f"at most {one.n} different ones of them"))
+        return f"the selector {how.name} chose {numbers} of the patches {[*one.open]}: at most {one.n} different ones of them"
     return sorted(numbers)
 
 
