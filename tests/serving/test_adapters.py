@@ -10,7 +10,7 @@ from lora_cot.checkpoints.opening import open_model
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import RunError
 from lora_cot.recipe.load import dump
-from lora_cot.search.strategies import answer
+from lora_cot.search.strategies import answer, prepare
 from lora_cot.serving.app import make_app
 from lora_cot.serving.limits import Limits
 from lora_cot.serving.opening import open_models
@@ -55,6 +55,11 @@ def test_each_name_answers_as_it_does_alone(folders, tiny_base, scheduler, base_
     models, said = open_models(model, "main", others, "auto", None, scheduler, 0.25)
     assert scheduler.kv_bytes == 2**28 and "0.25 GiB" in said
     assert [served.name for served in models] == ["main", *others] and said
+    for served in models:  # what fails in one is refused in that one
+        assert {
+            one.engine.local.reader for one in prepare(served.engine(None), served.cot_format, served.search)
+        } <= served.readers
+        assert not any(served.readers & other.readers for other in models if other is not served)
     expected = {"main": alone(model)} | {name: alone(path) for name, path in others.items()}
     assert len(set(expected.values())) == len(expected)
     with TestClient(make_app(Service(models, Limits(), scheduler))) as client, ThreadPoolExecutor(8) as pool:

@@ -434,10 +434,10 @@ def test_what_goes_well_in_one_adapter_says_nothing_of_another(local, scheduler)
     faults = Faults()
     for _ in range(3):
         assert not faults.are_many
-        faults.tell(("step", "one"), RuntimeError())
-        faults.tell(("step", "other"), None)
+        faults.tell("one", "step", RuntimeError())
+        faults.tell("other", "step", None)
     assert faults.are_many
-    faults.tell(("step", "one"), None)
+    faults.tell("one", "step", None)
     assert not faults.are_many
 
 
