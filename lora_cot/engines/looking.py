@@ -77,7 +77,8 @@ def see(decoder: Decoder, how: Interleave) -> Interleave:
     decoder.keeps_sight = True
     if how.is_faithful:
         how = replace(how, every=2, is_square=True, cap=view.released_cap, from_start=view.released_from_start)
-    return replace(how, n=how.n or view.shown)
+    before, _ = view.marks(decoder.backbone.processor)
+    return replace(how, n=how.n or view.shown, around=len(before) + 1 if how.insert == "input" else 0)
 
 
 def look(decoder: CausalDecoder, looking: Sequence[Looking], states: Sequence[State], texts: Sequence[str]) -> list[Found]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from lora_cot.formats import CotFormat
-from lora_cot.search.cost import most_tokens
+from lora_cot.search.cost import most_shown, most_tokens
 from lora_cot.search.drive import drive
 from lora_cot.search.strategies import prepare, run
 from lora_cot.search.trace import Completion, TracedStage
@@ -130,7 +130,8 @@ class Service:
         engine = model.engine(ticket).for_search()
         passes = prepare(engine, model.cot_format, config)
         prompt = model.count(passes[0].engine, sample)
-        config = within(model, config, prompt, wanted.most_tokens)
+        shown = partial(most_shown, passes[0], sample, prompt)
+        config = within(model, config, prompt, wanted.most_tokens, shown)
         samples = tuple(replace(sample, id=f"{sample.id}.{number}" if number else sample.id) for number in range(wanted.n))
         passes = prepare(engine, model.cot_format, config)
         cost = most_tokens(passes, sample, config, model.most or model.count)
