@@ -52,7 +52,7 @@ class Meter:
     """Tokens that searches read and write, as the engine's thread sees them."""
 
     def __init__(self, scheduler, monkeypatch):
-        self.read = self.drawn = self.shown = 0
+        self.read = self.drawn = self.shown = self.looks = 0
         whole = {name: getattr(scheduler, name) for name in ("read", "weigh", "extend")}
 
         def reading(name):
@@ -66,6 +66,7 @@ class Meter:
             found = whole["extend"](*args)
             self.drawn += sum(candidate.tokens for mine in found for candidate in mine)
             looks = [look for mine in found for candidate in mine for look in candidate.looks]
+            self.looks += len(looks)
             self.shown += sum(len(look.patches) + AROUND for look in looks)
             return found
 
@@ -87,6 +88,7 @@ def spend(local, scheduler, monkeypatch, cot_format, settings, sample):
     (found,) = drive([run(passes, cot_format, sample, config, lambda step: None)])
     meter.judged = ticket.spent.judge_prompt_tokens
     meter.prompts = meter.read - meter.judged
+    assert meter.looks == ticket.spent.looks and meter.shown == ticket.spent.shown_tokens
     assert meter.drawn == ticket.spent.generated_tokens + ticket.spent.judge_tokens
     return bound, meter, found
 
@@ -213,6 +215,8 @@ def test_a_request_whose_looks_do_not_fit_is_refused(serve, local):
         response = serve(search={"interleave": how}, context=prompt + 4).post("/v1/chat/completions", json=body)
         assert response.status_code == status, response.text
     assert response.json()["error"]["code"] == "context_length_exceeded"
+    done = serve(search={"interleave": {"n": 1, "selector": "random"}}).post("/v1/chat/completions", json=body)
+    assert {"looks", "shown_tokens"} <= {*done.json()["usage"]["search"]}
     assert serve(search={"interleave": how}, context=prompt + 4 + 6).post("/v1/chat/completions", json=body).status_code == 200
 
 
