@@ -32,6 +32,10 @@ class Row:
     """Of one that looks at its images again."""
     looks: list[Shown] = field(default_factory=list)
 
+    def fail(self, problem: str) -> None:
+        """End without a candidate, and say why."""
+        self.job.candidates[self.number] = Candidate("", 0, 0.0, "failed", None, problem=problem)
+
 
 @dataclass(eq=False)
 class Job:
@@ -136,27 +140,37 @@ class _Group:
 
     def _join(self, states: Sequence[State], rows: Sequence[Sequence[Row]]) -> None:
         """Rows of each state; what is due looks first, once for all rows of a state."""
-        states = self._looked(states, rows)
+        looked = self._looked(states, rows)
+        joining = [(looked[place], mine) for place, mine in enumerate(rows) if place in looked]
+        if not joining:
+            return
         if not self.rows:
             self._decoding = self._decoder.rows()  # nothing is held for rows that are gone
-        self._decoding.join(states, [len(mine) for mine in rows])
-        self.rows += [row for mine in rows for row in mine]
+        self._decoding.join([state for state, _ in joining], [len(mine) for _, mine in joining])
+        self.rows += [row for _, mine in joining for row in mine]
 
-    def _looked(self, states: Sequence[State], rows: Sequence[Sequence[Row]]) -> list[State]:
+    def _looked(self, states: Sequence[State], rows: Sequence[Sequence[Row]]) -> dict[int, State]:
+        """The states by their place, after they looked; rows of one that could not end, and it is missing."""
+        found = dict(enumerate(states))
         due = [place for place, mine in enumerate(rows) if any(row.gaze and row.gaze.is_due for row in mine)]
         if not due:
-            return [*states]
+            return found
         firsts = [rows[place][0] for place in due]
         texts = [self._texts.text(row.ids, row.job.ask.state.tail) for row in firsts]
         looking = [row.job.ask.look for row in firsts if row.job.ask.look]
         standing = [replace(states[place], gaze=row.gaze) for place, row in zip(due, firsts, strict=True)]
         assert isinstance(self._decoder, CausalDecoder), "others refuse to see"
-        found = dict(zip(due, look(self._decoder, looking, standing, texts), strict=True))
-        for (place, (state, shown)), text in zip(found.items(), texts, strict=True):
+        for place, text, seen in zip(due, texts, look(self._decoder, looking, standing, texts), strict=True):
+            if isinstance(seen, str):
+                del found[place]
+                for row in rows[place]:
+                    row.fail(seen)
+                continue
+            found[place], shown = seen
             for row in rows[place]:
-                row.gaze = state.gaze
+                row.gaze = found[place].gaze
                 row.looks += [replace(shown, place=len(text))] if shown else []
-        return [found[place][0] if place in found else state for place, state in enumerate(states)]
+        return found
 
     def leave(self, places: Sequence[int]) -> None:
         """Rows go."""
@@ -187,8 +201,7 @@ class _Group:
             row.logprob += logprob
             self._follow(row)
             if not math.isfinite(logprob):
-                problem = "what the model computes is not finite: its precision cannot hold this text"
-                row.job.candidates[row.number] = Candidate("", 0, 0.0, "failed", None, problem=problem)
+                row.fail("what the model computes is not finite: its precision cannot hold this text")
                 gone.append(place)
             elif ended := self._texts.ended(row.ids, row.job.ask):
                 self._end(place, ended, token)

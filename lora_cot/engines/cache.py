@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -31,7 +31,7 @@ class KeyValues:
     """`still` may be padded, since what looks at it has a mask for it."""
 
     def __post_init__(self) -> None:
-        _AT_REST[id(self)] = self
+        rests(self)
 
     @property
     def length(self) -> int:
@@ -79,8 +79,21 @@ class KeyValues:
         return replace(self, pieces=tuple(pieces))
 
 
-_AT_REST: weakref.WeakValueDictionary[int, KeyValues] = weakref.WeakValueDictionary()
+class Resting(Protocol):
+    """What is kept of a text between two steps."""
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All tensors."""
+
+
+_AT_REST: weakref.WeakValueDictionary[int, Resting] = weakref.WeakValueDictionary()
 """All that there are; by identity, since tensors cannot be compared."""
+
+
+def rests(one: Resting) -> None:
+    """Count what is kept of a text from now on, as long as somebody holds it."""
+    _AT_REST[id(one)] = one
 
 
 def bytes_at_rest() -> int:

@@ -70,6 +70,21 @@ class Interleave:
     """Patches stand at the positions of a small square image, and not at their own."""
     is_faithful: bool = False
     """All this but the selector is to be as in the released code on the engine's model: see `Engine.see`."""
+    around: int = 0
+    """Tokens beside the patches of a look: of marks, which `Engine.see` counts."""
+
+    def most_shown(self, patches: int, drawn: int, gaze: Gaze | None = None) -> int:
+        """Tokens that a text may be shown, at most.
+
+        Args:
+            patches: of its images, or more.
+            drawn: tokens that it may go on for: it looks once at most before each of them.
+            gaze: what it was shown before.
+        """
+        gaze = gaze or Gaze()
+        left = max(0, patches - len(gaze.taken))  # no patch is shown twice
+        looks = min(left, drawn, left if self.cap is None else max(0, self.cap - gaze.looks))
+        return min(looks * self.n, left) + looks * self.around
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class Look:
 
 Select = Callable[[Look], Sequence[int]]
 """Chooses patches: different ones of those that are open, at most n; none: there is no look."""
-Found = tuple[State, Shown | None]
-"""A text after a look, and what it was shown."""
+Found = tuple[State, Shown | None] | str
+"""A text after a look, and what it was shown; or why nothing could be chosen for it."""
 
 
 def see(decoder: Decoder, how: Interleave) -> Interleave:
@@ -88,7 +88,8 @@ def see(decoder: Decoder, how: Interleave) -> Interleave:
     decoder.keeps_sight, _ = True, decoder.marks  # now, so that no look asks the tokenizer: others may be using it
     if how.is_faithful:
         how = replace(how, every=2, is_square=True, cap=view.released_cap, from_start=view.released_from_start)
-    return replace(how, n=how.n or view.shown)
+    before, _ = view.marks(decoder.backbone.processor)
+    return replace(how, n=how.n or view.shown, around=len(before) + 1 if how.insert == "input" else 0)
 
 
 def look(decoder: CausalDecoder, looking: Sequence[Looking], states: Sequence[State], texts: Sequence[str]) -> list[Found]:
@@ -100,8 +101,8 @@ def look(decoder: CausalDecoder, looking: Sequence[Looking], states: Sequence[St
         states: all of one `KeyValues.shape_key`, with a sight and a gaze.
         texts: of each, what was generated in this ask.
 
-    Raises:
-        SearchError: a selector chose what it may not.
+    Returns:
+        In order; of a text whose selector fails, or chooses what it may not, why: the others look all the same.
     """
     found: dict[int, Found] = {}
     for how in dict.fromkeys(one.how for one in looking):
@@ -133,8 +134,9 @@ def _looked(decoder: CausalDecoder, how: Interleave, looks: Sequence[Look], stat
         roots, watched = attend(decoder, states, how.layers, how.heads)
         looks = [replace(one, weights=weights[one.sight.slots]) for one, weights in zip(looks, watched, strict=True)]
     chosen = [_chosen(how, one) for one in looks]
-    some = [place for place, numbers in enumerate(chosen) if numbers]
-    before, shown = [states[place] for place in some], [chosen[place] for place in some]
+    shown = [numbers for numbers in chosen if numbers and not isinstance(numbers, str)]
+    some = [place for place, numbers in enumerate(chosen) if numbers and not isinstance(numbers, str)]
+    before = [states[place] for place in some]
     after: list[State] = []
     if some and how.insert == "kv_copy":
         after = copy_in(before, shown)
@@ -143,16 +145,18 @@ def _looked(decoder: CausalDecoder, how: Interleave, looks: Sequence[Look], stat
         after = insert(decoder, read, shown, how.is_square)
     new = dict(zip(some, after, strict=True))
     return [
-        (_seen(state, numbers, new.get(place)), _shown(one, numbers))
+        numbers if isinstance(numbers, str) else (_seen(state, numbers, new.get(place)), _shown(one, numbers))
         for place, (one, state, numbers) in enumerate(zip(looks, states, chosen, strict=True))
     ]
 
 
-def _chosen(how: Interleave, one: Look) -> list[int]:
-    numbers = [int(number) for number in how.select(one)]
+def _chosen(how: Interleave, one: Look) -> list[int] | str:
+    try:
+        numbers = [int(number) for number in how.select(one)]
+    except Exception as error:  # whatever a function of somebody's raises is its text's failure, not its neighbours'
+        return f"the selector {how.name} fails: {type(error).__name__}: {error}"
     if len({*numbers} & {*one.open}) < len(numbers) or len(numbers) > one.n:
-        what = f"the selector {how.name} chose {numbers} of the patches {[*one.open]}"
-        raise SearchError(Problem("search.interleave.selector", what, f"at most {one.n} different ones of them"))
+        return f"the selector {how.name} chose {numbers} of the patches {[*one.open]}: at most {one.n} different ones of them"
     return sorted(numbers)
 
 

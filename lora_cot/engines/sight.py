@@ -12,6 +12,7 @@ from torch import nn
 
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.base import PatchView
+from lora_cot.engines.cache import rests
 from lora_cot.engines.interleave import Patch
 from lora_cot.errors import SearchError
 from lora_cot.recipe.interleave import unseen
@@ -28,6 +29,14 @@ class Sight:
     patches: tuple[Patch, ...]
     grids: tuple[tuple[int, int], ...]
     """Rows and columns of each image."""
+
+    def __post_init__(self) -> None:
+        rests(self)
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All tensors."""
+        return self.slots, self.features
 
 
 @contextmanager

@@ -40,11 +40,14 @@ class Cost:
     """Tokens of all candidates, and that judges write."""
     judged: int = 0
     """Tokens of judges' prompts."""
+    shown: int = 0
+    """Tokens of patches that its texts are shown again; of a sentence beam, what as many sentences may be shown as are judged:
+    what all may be is no search that is ever made."""
 
     @property
     def tokens(self) -> int:
         """All of them."""
-        return self.prompts + self.drawn + self.judged
+        return self.prompts + self.drawn + self.judged + self.shown
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class _Step:
     stage: Stage
     drawn: int
     """Tokens of all of them."""
+    rows: int
+    """Candidates, one by one."""
     compared: int
     """Candidates of a contest."""
     contests: int
@@ -72,12 +77,14 @@ def most_tokens(passes: Sequence[Pass], sample: Sample, config: SearchSection, c
         config: strategy and settings.
         count: of prompts. A judge's is counted with placeholders.
     """
-    prompts = drawn = judged = before = 0
+    prompts = drawn = judged = shown = before = 0
     placeholders: dict[str, str] = {}
     for one in passes:
-        prompts += count(one.engine, with_stages(sample, placeholders)) + LETTERS * before
+        prompt = count(one.engine, with_stages(sample, placeholders)) + LETTERS * before
+        prompts += prompt
         for step in _steps(one.cot_format, config):
             drawn += step.drawn
+            shown += step.rows * most_shown(one, sample, prompt, step.text)
             if config.scorer == "self_judge" and config.strategy not in UNSCORED:
                 written, read = _judged(one, sample, config, step, before, count)
                 drawn, judged = drawn + written, judged + read
@@ -85,29 +92,41 @@ def most_tokens(passes: Sequence[Pass], sample: Sample, config: SearchSection, c
             before += sum(boundaries.budget(stage, config) for stage in one.cot_format.stages)
             placeholders |= {stage.name: "." for stage in one.cot_format.stages}
     most = config.max_search_tokens
-    return Cost(prompts, drawn if most is None else min(drawn, most), judged)
+    return Cost(prompts, drawn if most is None else min(drawn, most), judged, shown)
+
+
+def most_shown(one: Pass, sample: Sample, prompt: int, drawn: int) -> int:
+    """Tokens that a text of a pass may be shown again, at most: its images have no more patches than its prompt has tokens.
+
+    Args:
+        one: the pass.
+        sample: what is asked.
+        prompt: its tokens.
+        drawn: tokens of the text.
+    """
+    return one.look.most_shown(prompt, drawn) if one.look and sample.images else 0
 
 
 def _steps(cot_format: CotFormat, config: SearchSection) -> Iterator[_Step]:
     """The steps of one pass."""
     whole = boundaries.whole(cot_format, config, 1)
     if config.strategy in UNSCORED:
-        yield _Step(whole.stage, whole.limit, 1, 0, 0, whole.limit)
+        yield _Step(whole.stage, whole.limit, 1, 1, 0, 0, whole.limit)
     elif config.strategy == "swires":
         yield from _retraced(cot_format, config)
     elif config.strategy == "stage_beam":
         before = 0
         for one in boundaries.stages(cot_format, config):
             given, text = (before, one.limit) if config.keep == 1 and not _keeps_more(config) else (0, before + one.limit)
-            yield _Step(one.stage, one.count * one.limit, one.count, 1, given, text)
+            yield _Step(one.stage, one.count * one.limit, one.count, one.count, 1, given, text)
             before += one.limit
     elif config.strategy == "sentence_beam":
         sentence, limit = next(boundaries.sentences(cot_format, config)), whole.limit
         drawn = config.candidates * limit * (limit + 1) // 2  # a sentence has a token at least, and may be all that is left
         rounds = min(limit, JUDGED_SENTENCES)
-        yield _Step(sentence.stage, drawn, config.candidates + config.keep, rounds, 0, limit)
+        yield _Step(sentence.stage, drawn, config.candidates * rounds, config.candidates + config.keep, rounds, 0, limit)
     else:
-        yield _Step(whole.stage, config.candidates * whole.limit, config.candidates, 1, 0, whole.limit)
+        yield _Step(whole.stage, config.candidates * whole.limit, config.candidates, config.candidates, 1, 0, whole.limit)
 
 
 def _keeps_more(config: SearchSection) -> bool:
@@ -121,10 +140,10 @@ def _retraced(cot_format: CotFormat, config: SearchSection) -> Iterator[_Step]:
     keep = max(config.swires.keep, RELEASED_KEEP, RELEASED_CONCLUSIONS) if config.faithful else config.swires.keep
     alone = looked.limit + reasoned.limit + last.limit  # where no round came to a reasoning
     for one in before:
-        yield _Step(one.stage, one.limit, 1, 0, 0, one.limit)
+        yield _Step(one.stage, one.limit, 1, 1, 0, 0, one.limit)
     for one in (looked, reasoned):
-        yield _Step(one.stage, rounds * one.count * one.limit, one.count, 0, 0, one.limit)
-    yield _Step(last.stage, max(keep * last.limit, alone), keep, 0, 0, last.limit)
+        yield _Step(one.stage, rounds * one.count * one.limit, rounds * one.count, one.count, 0, 0, one.limit)
+    yield _Step(last.stage, max(keep * last.limit, alone), keep, keep, 0, 0, alone)
 
 
 def _judged(one: Pass, sample: Sample, config: SearchSection, step: _Step, before: int, count: Count) -> tuple[int, int]:

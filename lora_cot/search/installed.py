@@ -26,4 +26,6 @@ def installed(group: str, key: str, name: str) -> Any:
     try:
         return declared[name].load()
     except (ImportError, AttributeError) as error:
-        raise SearchError(Problem(key, f"'{name}' cannot be loaded: {error}")) from None
+        # where it is, and not what is wrong: a server tells the latter to its clients, and the text may name files
+        where = f"{key} · {type(error).__name__}: {error}"
+        raise SearchError(Problem(where, f"'{name}' cannot be loaded", "mend the package, or leave it out")) from None

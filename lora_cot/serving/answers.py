@@ -111,6 +111,8 @@ def usage(question: Question, completions: Sequence[Completion]) -> dict[str, An
             "generated_tokens": spent.generated_tokens,
             "judge_tokens": spent.judge_tokens,
             "judge_prompt_tokens": spent.judge_prompt_tokens,
+            "looks": spent.looks,
+            "shown_tokens": spent.shown_tokens,
             "calls": {"generate": spent.generate_calls, "judge": spent.judge_calls},
             "judge_failures": sum(completion.judge_failures for completion in completions),
             "stopped": stopped[0] if stopped else "complete",

@@ -70,6 +70,11 @@ class ScheduledEngine:
         found = self.scheduler.extend(self.ticket, self.local, asks, self._listener(asks))
         tokens = sum(candidate.tokens for candidates in found for candidate in candidates)
         self.ticket.spent.add(self.is_judge, len(asks), tokens)
+        for asked, candidates in zip(asks, found, strict=True):
+            looks = [shown for candidate in candidates for shown in candidate.looks]
+            around = asked.look.how.around if asked.look else 0
+            self.ticket.spent.looks += len(looks)
+            self.ticket.spent.shown_tokens += sum(len(shown.patches) + around for shown in looks)
         return found
 
     def choose(self, samples: Sequence[Sample], options: Sequence[str], deadline: float | None = None) -> list[list[float]]:

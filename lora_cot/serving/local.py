@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from lora_cot.engines.base import Engine
 from lora_cot.engines.local import LocalEngine
+from lora_cot.errors import SearchError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.serving.engine import ScheduledEngine
@@ -33,14 +36,21 @@ def served_local(
         context: tokens of a prompt and its answer together; None: no bound.
     """
     cot_format = cot_format.spelled(engine.backbone.family.tag_style)
-    for one in cot_format.passes if cot_format.split else ():
-        engine.for_pass(one)  # made now, and not by two requests at once
+    passes = [engine.for_pass(one) for one in cot_format.passes] if cot_format.split else []  # and not by two requests at once
     engine.decode_apart()
+    readers = frozenset(reader for one in (engine, *passes) for reader in _readers(one, search.judge_adapter))
 
     def make(ticket: Ticket) -> ScheduledEngine:
         return ScheduledEngine(scheduler, engine, ticket, _ENCODING, cot_format)
 
-    return ServedModel(name, cot_format, search, make, _count, context=context)
+    return ServedModel(name, cot_format, search, make, _count, context=context, readers=readers)
+
+
+def _readers(engine: LocalEngine, judge_adapter: bool) -> Iterator[Hashable]:
+    """Of what an engine is asked, and its judges."""
+    yield engine.reader
+    with suppress(SearchError):  # there can be no such judge
+        yield engine.plain(judge_adapter).reader
 
 
 def _count(engine: Engine, sample: Sample) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,8 @@ class ServedModel:
     """Tokens that a prompt and its answer may have together."""
     streams_tokens: bool = True
     """Without a search, an answer is told as it is written."""
+    readers: frozenset[Hashable] = frozenset()
+    """`LocalEngine.reader` of its passes and judges, if this process runs it."""
     is_ready: Callable[[], bool] = lambda: True
     """Whether what runs it can be asked."""
     close: Callable[[], None] = lambda: None

@@ -11,10 +11,13 @@ from lora_cot.backbones import Backbone
 from lora_cot.checkpoints.layout import pass_folders
 from lora_cot.checkpoints.opening import Opened, Quantization, find_adapter, open_model, saved_recipe
 from lora_cot.engines.local import LocalEngine
-from lora_cot.errors import Problem, RunError
+from lora_cot.errors import Problem, RunError, SearchError
 from lora_cot.evaluation.remote import Server, open_remote
+from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.interleave import UNSERVED
+from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.strategies import prepare
 from lora_cot.serving.local import context_length, served_local
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.remote import served_remote
@@ -44,6 +47,7 @@ def open_models(
 
     Raises:
         RunError, BackboneError, AdapterError: one of them cannot be opened, or is of another base.
+        SearchError: one cannot do the search of its recipe.
     """
     opened = open_model(model, quantization)
     first = _name(name, opened.recipe, model)
@@ -68,6 +72,7 @@ def open_models(
         engine = LocalEngine(
             one, cot_format, recipe.data.max_pixels, adapter=not (served == first and is_bare and bool(others))
         )
+        _check(served, engine, cot_format, recipe.search)
         models.append(served_local(served, engine, cot_format, recipe.search, scheduler, context or context_length(engine)))
     scheduler.kv_bytes = room_of(backbone.device, kv_gib)
     return models, f"{opened.said}; keys and values may take {scheduler.kv_bytes / GIB:.3g} GiB"
@@ -89,6 +94,14 @@ def open_served(model: str, name: str | None, server: Server) -> tuple[list[Serv
         raise RunError(UNSERVED)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     return [served_remote(_name(name, opened.recipe, model), opened.engine, cot_format, opened.recipe.search)], opened.said
+
+
+def _check(name: str, engine: LocalEngine, cot_format: CotFormat, search: SearchSection) -> None:
+    """See that a model can do its recipe's search: else each of its clients would be told so, and nobody else."""
+    try:
+        prepare(engine.for_search(), cot_format, search)
+    except SearchError as error:
+        raise error.at(name) from None
 
 
 def _name(name: str | None, recipe: Recipe, model: str) -> str:

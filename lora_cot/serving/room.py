@@ -62,7 +62,7 @@ class _Sharing:
         return self.rows * (self.text + self.still)
 
     def with_one(self, ask: Ask) -> _Sharing:
-        text, still = ask.state.root.kv.row_bytes(ask.max_new_tokens)
+        text, still = ask.state.root.kv.row_bytes(ask.most_tokens)
         return _Sharing(self.rows + 1, max(self.text, text), max(self.still, still))
 
 

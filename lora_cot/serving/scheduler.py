@@ -48,7 +48,7 @@ class Scheduler:
         self._batches: dict[Hashable, tuple[LocalEngine, Batch]] = {}
         self._prompt_bytes = 0.0
         """Of a prompt's token, at most, as far as is known."""
-        self._faults = Faults()
+        self.faults = Faults()
         self._broken: BaseException | None = None
         self._stopping = False
         self.tokens = 0
@@ -61,7 +61,12 @@ class Scheduler:
     @property
     def is_healthy(self) -> bool:
         """Whether it can be expected to answer."""
-        return self._broken is None and not self._faults.are_many and self._thread.is_alive()
+        return self.is_running and not self.faults.are_many
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it can answer anything at all, ever again."""
+        return self._broken is None and self._thread.is_alive()
 
     @property
     def load(self) -> Load:
@@ -187,7 +192,6 @@ class Scheduler:
     def _lose(self, key: Hashable, error: Exception) -> None:
         """Who has rows there fails; where memory ran out, they begin once more, in a smaller batch."""
         del self._batches[key]
-        self._faults.tell(("step", key), error)
         mine = [extension for extension in self._extensions if extension.key == key and extension.jobs]
         if is_lost(error):
             self._broken = error
@@ -195,6 +199,8 @@ class Scheduler:
             error.__traceback__ = None  # it holds what did not fit
             self.limit.shrink(sum(extension.rows for extension in mine))
             mine = [extension for extension in mine if not extension.begin_again(error)]
+        if mine or not is_out_of_memory(error):  # what fits a smaller batch is no fault
+            self.faults.tell(key, "step", error)
         for extension in mine:
             extension.let_go()
             extension.fail(error)
@@ -234,7 +240,7 @@ class Scheduler:
             errors = [self._read([one]) for one in taken]
             error = None if None in errors else errors[0]
         if error is None or not is_out_of_memory(error):  # one prompt that is too long says nothing of the engine
-            self._faults.tell(("read", kind), error)
+            self.faults.tell(taken[0][0].engine.reader, kind, error)
         for reading, _ in taken:  # to the end of the line
             self._readings.remove(reading)
             if not reading.is_done:
@@ -276,7 +282,7 @@ class Scheduler:
         begin = time.perf_counter()
         for key in [*self._batches]:
             if self._on(key, Batch.step):
-                self._faults.tell(("step", key), None)
+                self.faults.tell(key, "step", None)
                 if self._batches[key][1].is_empty:
                     del self._batches[key]
         self._collect()

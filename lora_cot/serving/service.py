@@ -12,12 +12,13 @@ from dataclasses import replace
 from functools import partial
 
 from lora_cot.formats import CotFormat
-from lora_cot.search.cost import most_tokens
+from lora_cot.search.cost import most_shown, most_tokens
 from lora_cot.search.drive import drive
 from lora_cot.search.strategies import prepare, run
 from lora_cot.search.trace import Completion, TracedStage
 from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
 from lora_cot.serving.events import Decided, Done, Event, Question, Text, Wanted
+from lora_cot.serving.faults import PAUSE_SECONDS
 from lora_cot.serving.fetching import Fetcher
 from lora_cot.serving.limits import Admission, Limits, Place
 from lora_cot.serving.metrics import Metrics
@@ -90,9 +91,8 @@ class Service:
             ApiError, DataError, SearchError: it cannot, or there is none.
         """
         try:
-            if not self.is_healthy:
-                raise ApiError(503, "the engine is out of order", "engine_unavailable", retry_after=30)
-            model, begun = self.model(wanted.model), Run(self, place)
+            model = self.model(wanted.model)
+            begun = Run(self, place, self._is_trial(model))
             fetched = await self._fetcher.fetched(image_urls(wanted.messages, self.limits), place.hold)
             prepare = partial(self._prepare, model, wanted, fetched, begun)
             question, cost = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
@@ -103,6 +103,21 @@ class Service:
         begun.start(question, self._searching)
         self.runs.add(begun)
         return begun
+
+    def _is_trial(self, model: ServedModel) -> bool:
+        """Whether a request to a model that fails again and again is let in to see whether it still does.
+
+        Raises:
+            ApiError: 503: it has to wait; or nothing is answered any more.
+        """
+        if self.scheduler is None:
+            return False
+        if not self.scheduler.is_running:
+            raise ApiError(503, "the engine is out of order", "engine_unavailable", retry_after=30)
+        if self.scheduler.faults.refuses(model.readers):
+            what = "this model failed again and again; it is tried again in a while"
+            raise ApiError(503, what, "engine_unavailable", retry_after=PAUSE_SECONDS)
+        return self.scheduler.faults.is_trial(model.readers)
 
     def _prepare(self, model: ServedModel, wanted: Wanted, fetched: Mapping[str, bytes], begun: Run) -> tuple[Question, int]:
         """The question, and what it may cost in tokens. Images are opened here, and nothing runs yet."""
@@ -115,7 +130,8 @@ class Service:
         engine = model.engine(ticket).for_search()
         passes = prepare(engine, model.cot_format, config)
         prompt = model.count(passes[0].engine, sample)
-        config = within(model, config, prompt, wanted.most_tokens)
+        shown = partial(most_shown, passes[0], sample, prompt)
+        config = within(model, config, prompt, wanted.most_tokens, shown)
         samples = tuple(replace(sample, id=f"{sample.id}.{number}" if number else sample.id) for number in range(wanted.n))
         passes = prepare(engine, model.cot_format, config)
         cost = most_tokens(passes, sample, config, model.most or model.count)
@@ -143,8 +159,8 @@ class Run:
 
     question: Question
 
-    def __init__(self, service: Service, place: Place):
-        self._service, self._place = service, place
+    def __init__(self, service: Service, place: Place, is_trial: bool):
+        self._service, self._place, self._is_trial = service, place, is_trial
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         self._future: Future[None] | None = None
@@ -241,6 +257,8 @@ class Run:
             if failed and not any(found.text.strip() for found in completions):
                 raise ApiError(503, NO_ANSWER, "engine_unavailable", retry_after=5)
             metrics.answered(completions, question.ticket.spent)
+            if self._is_trial and self._service.scheduler is not None:
+                self._service.scheduler.faults.forget(question.model.readers)
             event: Event | BaseException = Done([told_whole(completion) for completion in completions])
         except BaseException as error:  # told to whoever waits
             event = error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -137,7 +137,13 @@ def _stages(model: ServedModel, known: dict[str, Any], options: SearchOptions) -
     return merged
 
 
-def within(model: ServedModel, config: SearchSection, prompt: int, most: int | None) -> SearchSection:
+def within(
+    model: ServedModel,
+    config: SearchSection,
+    prompt: int,
+    most: int | None,
+    shown: Callable[[int], int] = lambda drawn: 0,
+) -> SearchSection:
     """The settings with budgets that fit.
 
     Args:
@@ -145,6 +151,7 @@ def within(model: ServedModel, config: SearchSection, prompt: int, most: int | N
         config: its budgets by stage are made smaller in proportion, if they are more than what is left.
         prompt: tokens of the prompt.
         most: tokens of an answer that the request allows.
+        shown: tokens of an answer to those of its images that it may be shown again.
 
     Raises:
         ApiError: the prompt, or what was asked for after it, is longer than the model's context.
@@ -153,10 +160,12 @@ def within(model: ServedModel, config: SearchSection, prompt: int, most: int | N
     allowed = sum(budgets.values()) if most is None else min(most, sum(budgets.values()))
     if model.context is not None:
         asked = 1 if most is None else most
-        if prompt + asked > model.context:
-            what = f"the model reads {model.context:,} tokens; the prompt has {prompt:,}, and {asked:,} more were asked for"
+        if prompt + asked + (again := shown(asked)) > model.context:
+            has = f"{prompt:,}, its images may be shown again in {again:,}," if again else f"{prompt:,},"
+            what = f"the model reads {model.context:,} tokens; the prompt has {has} and {asked:,} more were asked for"
             raise ApiError(400, what, "context_length_exceeded", "messages")
-        allowed = min(allowed, model.context - prompt)
+        room = model.context - prompt
+        allowed = next(count for count in range(min(allowed, room), 0, -1) if count + shown(count) <= room)
     if allowed < len(budgets):
         if config.strategy not in SINGLE:
             what = f"a search needs a token for each of {len(budgets)} stages, and {allowed} are left"

@@ -25,6 +25,10 @@ class Spent:
     judge_tokens: int = 0
     """That judges wrote; a verdict that is read from odds writes none."""
     judge_prompt_tokens: int = 0
+    looks: int = 0
+    """Of all candidates at their images."""
+    shown_tokens: int = 0
+    """That these put before them again, marks included."""
 
     def add(self, is_judge: bool, calls: int, tokens: int) -> None:
         """What was drawn, by whom."""

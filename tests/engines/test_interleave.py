@@ -413,12 +413,45 @@ def whole_of(engine, *pieces):
     return whole(engine, SAMPLES[0], pieces)[0]
 
 
-def test_a_selector_may_choose_only_what_is_open(llava, monkeypatch):
-    """Different ones, not too many, none that was shown."""
-    for wrong in ([99], [0, 0], [0, 1, 2]):
-        Script(monkeypatch, llava, ["a\nb"])
-        with pytest.raises(SearchError, match="the selector mine chose"):
-            extend(llava, SAMPLES[:1], replace(HOW, name="mine", select=lambda _look, wrong=wrong: wrong), [3])
+def fails(_look):
+    raise KeyError("mine is odd")
+
+
+@pytest.mark.parametrize(
+    ("select", "problem"),
+    [(fails, "the selector mine fails: KeyError: 'mine is odd'")]
+    + [(lambda _look, wrong=wrong: wrong, "the selector mine chose") for wrong in ([99], [0, 0], [0, 1, 2], ["a"], None)],
+)
+def test_a_selector_that_fails_or_chooses_what_it_may_not_is_its_rows_alone(llava, monkeypatch, select, problem):
+    """Different ones, not too many, none that was shown; who decodes beside it is answered as alone, and looks."""
+    how = replace(HOW, name="mine", select=select, from_start=True)
+    good = Looking(llava.see(replace(HOW, n=1)), SAMPLES[0])
+    wrong = Looking(llava.see(how), SAMPLES[0])
+    states = llava.start([SAMPLES[0]] * 3)
+    Script(monkeypatch, llava, ["a\nb"] * 5)
+    later = Looking(llava.see(replace(how, from_start=False)), SAMPLES[0])
+    asks = [Ask(states[0], ["a", "b"], 3, look=wrong), Ask(states[1], ["a"], 3, look=good), Ask(states[2], ["a"], 3)]
+    asks.append(Ask(states[0], ["c"], 3, look=later))
+    *both, seeing, plain, last = (one for mine in llava.extend(asks) for one in mine)
+    for failed in (*both, last):
+        assert (failed.text, failed.tokens, failed.ended, failed.state) == ("", 0, "failed", None)
+        assert failed.problem.startswith("the selector mine") and (problem in failed.problem or "fails" in failed.problem)
+    assert seeing.text == plain.text == "a\nb" and len(seeing.looks) == 1 and plain.looks == ()
+
+
+def test_rows_that_all_fail_at_once_leave_nothing(llava):
+    """And the batch is empty."""
+    look = Looking(llava.see(replace(HOW, select=fails, from_start=True)), SAMPLES[0])
+    (state,) = llava.start(SAMPLES[:1])
+    with llava.running():
+        batch = llava.batch()
+        job = batch.add(Ask(state, ["a", "b"], 3, look=look))
+        batch.step()
+        assert batch.is_empty and job.done and batch.bytes == 0
+
+
+def test_a_selector_may_choose_nothing(llava, monkeypatch):
+    """There is no look then."""
     Script(monkeypatch, llava, ["a\nb"])
     ((found,),) = extend(llava, SAMPLES[:1], replace(HOW, select=lambda look: []), [3])
     assert found.text == "a\nb" and found.looks == ()

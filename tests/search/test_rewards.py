@@ -14,6 +14,7 @@ from lora_cot.formats import FORMATS
 from lora_cot.recipe.search import SearchSection
 from lora_cot.search import scorers
 from lora_cot.search.strategies import answer
+from lora_cot.serving.errors import of_failure
 from lora_cot.types import Exchange, Sample
 from tests.scripted_server import Fault, serve
 from tests.search.scripted import ScriptedEngine, by_stage
@@ -198,8 +199,9 @@ def test_a_recipe_names_what_an_installed_package_declares(monkeypatch):
         own(None, scorer="os:system")
     gone = metadata.EntryPoint("gone", f"{__name__}:gone", scorers.GROUP)
     monkeypatch.setattr(metadata, "entry_points", lambda **_: [gone])
-    with pytest.raises(SearchError, match="gone' cannot be loaded"):
+    with pytest.raises(SearchError, match=r"AttributeError: .* has no attribute 'gone' · .*gone' cannot be loaded") as error:
         own(None, scorer=f"{__name__}:gone")
+    assert "attribute" not in of_failure(error.value, "1").body["error"]["message"], "clients read no errors of packages"
 
 
 @pytest.mark.parametrize("strategy", ["stage_beam", "best_of_n", "majority", "sentence_beam", "adaptive"])

@@ -8,9 +8,11 @@ from starlette.testclient import TestClient
 
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.engines.local import LocalEngine
-from lora_cot.errors import RunError
+from lora_cot.errors import RunError, SearchError
+from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
-from lora_cot.search.strategies import answer
+from lora_cot.recipe.schema import SearchSection
+from lora_cot.search.strategies import answer, prepare
 from lora_cot.serving.app import make_app
 from lora_cot.serving.limits import Limits
 from lora_cot.serving.opening import open_models
@@ -55,6 +57,11 @@ def test_each_name_answers_as_it_does_alone(folders, tiny_base, scheduler, base_
     models, said = open_models(model, "main", others, "auto", None, scheduler, 0.25)
     assert scheduler.kv_bytes == 2**28 and "0.25 GiB" in said
     assert [served.name for served in models] == ["main", *others] and said
+    for served in models:  # what fails in one is refused in that one
+        assert {
+            one.engine.local.reader for one in prepare(served.engine(None), served.cot_format, served.search)
+        } <= served.readers
+        assert not any(served.readers & other.readers for other in models if other is not served)
     expected = {"main": alone(model)} | {name: alone(path) for name, path in others.items()}
     assert len(set(expected.values())) == len(expected)
     with TestClient(make_app(Service(models, Limits(), scheduler))) as client, ThreadPoolExecutor(8) as pool:
@@ -78,3 +85,34 @@ def test_what_cannot_be_beside_is_refused(folders, tiny_base, make_recipe, sched
     (other / "recipe.yaml").write_text(dump(make_recipe(tmp_path, "model.base=mini/llava")))
     with pytest.raises(RunError, match="was trained on"):
         open_models(folders["second"], "main", {"x": str(tmp_path / "other")}, "auto", None, scheduler)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"layers": [99]}, r"search\.interleave\.layers · the model has \d+ layers"),
+        ({"selector": "os:remove"}, "no installed package declares 'os:remove'"),
+    ],
+)
+def test_a_search_that_a_model_cannot_do_is_refused_at_the_start(make_recipe, tiny_base, scheduler, tmp_path, how, told):
+    """And not to each client: layers that it has not, a selector that is not there; of a model beside the first one too."""
+    paths = {}
+    for name, search in (("good", SHORT), ("bad", {**SHORT, "interleave": how})):
+        (tmp_path / name).mkdir()
+        make_adapter(tiny_base, tmp_path / name / "adapter", target_modules=["q_proj"], r=4)
+        recipe = make_recipe(tmp_path / name, quantization=None, search=search)
+        (tmp_path / name / "adapter" / "recipe.yaml").write_text(dump(recipe))
+        paths[name] = str(tmp_path / name)
+    for model, others in ((paths["bad"], {}), (paths["good"], {"bad": paths["bad"]})):
+        with pytest.raises(SearchError, match=rf"^bad · .*{told}"):
+            open_models(model, None if others else "bad", others, "auto", None, scheduler, 0.1)
+
+
+def test_a_model_whose_images_cannot_be_shown_again_is_refused_at_the_start(load_tiny):
+    """Such as Llama-3.2-Vision."""
+    from lora_cot.serving.opening import _check
+
+    engine = LocalEngine(load_tiny("mllama"), FORMATS["four_stage"])
+    search = SearchSection.model_validate({"interleave": "attention"})
+    with pytest.raises(SearchError, match=r"^x · .*patches of mllama cannot be shown again"):
+        _check("x", engine, FORMATS["four_stage"], search)

@@ -1,13 +1,17 @@
 """What a request may cost is known before it is let in, and nothing costs more."""
 
+from functools import partial
+
 import pytest
 
+from lora_cot.engines.interleave import Interleave
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search import published
 from lora_cot.search.cost import most_tokens
 from lora_cot.search.drive import drive
+from lora_cot.search.selectors import at_random
 from lora_cot.search.strategies import prepare, run
 from lora_cot.serving.engine import ScheduledEngine
 from lora_cot.serving.local import served_local
@@ -40,11 +44,15 @@ SEARCHES = {
 JUDGES = {"likelihood": {}, "judge": {"scorer": "self_judge"}, "released": {"scorer": "self_judge", "faithful": True}}
 
 
+AROUND = 1
+"""Tokens of a mark beside the patches of a look, of LLaVA: there is none before them."""
+
+
 class Meter:
     """Tokens that searches read and write, as the engine's thread sees them."""
 
     def __init__(self, scheduler, monkeypatch):
-        self.read = self.drawn = 0
+        self.read = self.drawn = self.shown = self.looks = 0
         whole = {name: getattr(scheduler, name) for name in ("read", "weigh", "extend")}
 
         def reading(name):
@@ -57,6 +65,9 @@ class Meter:
         def extend(*args):
             found = whole["extend"](*args)
             self.drawn += sum(candidate.tokens for mine in found for candidate in mine)
+            looks = [look for mine in found for candidate in mine for look in candidate.looks]
+            self.looks += len(looks)
+            self.shown += sum(len(look.patches) + AROUND for look in looks)
             return found
 
         for name, meter in (("read", reading("read")), ("weigh", reading("weigh")), ("extend", extend)):
@@ -77,6 +88,7 @@ def spend(local, scheduler, monkeypatch, cot_format, settings, sample):
     (found,) = drive([run(passes, cot_format, sample, config, lambda step: None)])
     meter.judged = ticket.spent.judge_prompt_tokens
     meter.prompts = meter.read - meter.judged
+    assert meter.looks == ticket.spent.looks and meter.shown == ticket.spent.shown_tokens
     assert meter.drawn == ticket.spent.generated_tokens + ticket.spent.judge_tokens
     return bound, meter, found
 
@@ -96,6 +108,20 @@ def test_no_search_spends_more_than_its_bound(local, scheduler, monkeypatch, nam
         assert meter.prompts == bound.prompts and bound.judged == 0 and bound.drawn == 4 * 9
     if judge == "judge" and settings["strategy"] == "best_of_n":
         assert meter.judged > meter.prompts and found.judge_failures == 0
+
+
+@pytest.mark.parametrize("how", [{"n": 1}, {"n": 2, "cap": None}, {"n": 3, "cap": 1, "every": 2}], ids=str)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_is_shown_again_is_counted(local, scheduler, monkeypatch, name, how):
+    """Patches and their marks, as often as texts may look; without an image, or a look, nothing."""
+    search = {"strategy": name, **SEARCHES[name], "interleave": {"signal": "a", "selector": "random", **how}}
+    bound, meter, _ = spend(local, scheduler, monkeypatch, FOUR, search, SAMPLES[0])
+    assert bound.tokens == bound.prompts + bound.drawn + bound.judged + bound.shown
+    assert meter.shown <= bound.shown and bound.shown > 0
+    if name in ("greedy", "sample"):  # four patches, and letters of the prompt which are taken for some
+        assert bound.shown == {1: 3 * (1 + AROUND), 2: meter.prompts * (1 + AROUND), 3: 3 + AROUND}[how["n"]]
+    blind = spend(local, scheduler, monkeypatch, FOUR, search, SAMPLES[1])[0]
+    assert blind.shown == 0
 
 
 @pytest.mark.parametrize("judge", JUDGES)
@@ -155,6 +181,43 @@ def test_a_sentence_beam_has_a_budget_of_its_own(local, scheduler):
     asked = config.model_copy(update={"max_search_tokens": 7})
     assert within(model, asked, 10, None).max_search_tokens == 7
     assert within(model, config.model_copy(update={"strategy": "stage_beam"}), 10, None).max_search_tokens is None
+
+
+def test_an_answer_leaves_room_for_what_it_is_shown(local, scheduler):
+    """As long as fits with its looks, to the token; what does not even so is refused."""
+    from lora_cot.serving.errors import ApiError
+    from lora_cot.serving.settings import within
+
+    look = Interleave("x", at_random, n=2, cap=3, around=1)
+    config = SearchSection.model_validate(SHORT)
+    shown = partial(look.most_shown, 10)
+    assert [shown(drawn) for drawn in (0, 1, 2, 99)] == [0, 3, 6, 9]
+    assert look.most_shown(3, 9) == 3 + 3 and look.most_shown(3, 2) == 3 + 2
+    for context, allowed in ((100 + 36 + 9, 36), (100 + 36 + 8, 35), (100 + 5 + 9, 5), (100 + 4 + 9, 4)):
+        model = served_local("x", local, FOUR, SearchSection(), scheduler, context)
+        found = within(model, config, 100, None, shown)
+        assert sum(found.stages[stage.name].max_new_tokens for stage in FOUR.stages) == allowed
+    model = served_local("x", local, FOUR, SearchSection(), scheduler, 100 + 1 + 3)
+    assert within(model, config, 100, 1, shown).max_search_tokens == 1
+    for most in (2, 1):
+        model = served_local("x", local, FOUR, SearchSection(), scheduler, 100 + most + shown(most) - 1)
+        with pytest.raises(ApiError, match=f"shown again in {shown(most)}, and {most} more"):
+            within(model, config, 100, most, shown)
+
+
+def test_a_request_whose_looks_do_not_fit_is_refused(serve, local):
+    """The prompt alone would."""
+    from tests.serving.conftest import chat, data_uri
+
+    body = chat(image=data_uri(), search={"strategy": "greedy"}, max_completion_tokens=4)
+    prompt = serve().post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+    for how, status in ((None, 200), ({"n": 1, "signal": "a", "cap": 3}, 400)):
+        response = serve(search={"interleave": how}, context=prompt + 4).post("/v1/chat/completions", json=body)
+        assert response.status_code == status, response.text
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    done = serve(search={"interleave": {"n": 1, "selector": "random"}}).post("/v1/chat/completions", json=body)
+    assert {"looks", "shown_tokens"} <= {*done.json()["usage"]["search"]}
+    assert serve(search={"interleave": how}, context=prompt + 4 + 6).post("/v1/chat/completions", json=body).status_code == 200
 
 
 def test_a_prompt_for_another_server_counts_as_its_bytes():

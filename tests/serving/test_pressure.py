@@ -5,14 +5,20 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lora_cot.engines import batch as batch_of_rows
+from lora_cot.engines import cache
+from lora_cot.engines.base import Ask
 from lora_cot.engines.batch import Batch
 from lora_cot.engines.cache import KeyValues, bytes_at_rest
+from lora_cot.engines.interleave import Interleave, Looking
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
+from lora_cot.search.selectors import at_random
 from lora_cot.serving import room as rooms
 from lora_cot.serving.room import GIB, Room, RowLimit, room_of
 from lora_cot.types import Exchange, Sample
@@ -66,6 +72,45 @@ def test_rows_never_hold_more_than_was_counted(each_tiny):
             most = max(most, batch.bytes / held if room.rows else 0)
             jobs = [job for job in jobs if not job.done]
     assert most > 0.5, "the count is no more than twice what there is"
+
+
+@pytest.mark.parametrize("insert", ["input", "kv_copy"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_rows_that_look_never_hold_more_than_was_counted(load_tiny, monkeypatch, family, insert):
+    """Marks included, wherever they begin and go on; a buffer of one row grows to what was counted, less its spare room."""
+    engine = LocalEngine(load_tiny(family), FORMATS["direct"])
+    monkeypatch.setattr(cache, "ROOM", 0)
+    how = Interleave("random", at_random, False, n=1, cap=3, marks=("a",), insert=insert, from_start=True)
+    vocabulary = engine.texts.tokenizer.get_vocab()
+    token = next(number for word, number in vocabulary.items() if len(word) > 1 and word.isalpha() and word.endswith("a"))
+    monkeypatch.setattr(batch_of_rows, "draw", lambda logits, *_: ([token] * len(logits), [-1.0] * len(logits)))
+    look = Looking(engine.see(how), SAMPLES[0])
+    (state,) = engine.start(SAMPLES[:1])
+    for cap, tokens in ((3, 5), (1, 5), (99, 8), (3, 1)):
+        looking = Looking(replace(look.how, cap=cap), SAMPLES[0])
+        first = Ask(state, ["x"], tokens, look=looking)
+        (found,) = engine.extend([first])[0]
+        assert found.looks and found.state.root.kv.length - state.root.kv.length == first.most_tokens
+        again = Ask(found.state, ["x"], tokens, look=looking)
+        (more,) = engine.extend([again])[0]
+        assert more.state.root.kv.length - found.state.root.kv.length == again.most_tokens
+    room = Room(10**9)
+    room.add("x", first)
+    assert (10**9 - room.left) // 2 == state.root.kv.row_bytes(first.most_tokens)[0]
+
+
+def test_what_is_kept_of_images_is_counted(local):
+    """As long as it is kept."""
+    engine = LocalEngine(local.backbone, FORMATS["direct"])
+    engine.see(Interleave("random", at_random, False))
+    gc.collect()
+    before = bytes_at_rest()
+    (state,) = engine.start(SAMPLES[:1])
+    own = state.root.sight.features.nbytes + state.root.sight.slots.nbytes
+    assert bytes_at_rest() - before == state.root.kv.bytes + own and own > 0
+    del state
+    gc.collect()
+    assert bytes_at_rest() == before
 
 
 def test_what_texts_hold_is_counted_once(local):
@@ -434,10 +479,10 @@ def test_what_goes_well_in_one_adapter_says_nothing_of_another(local, scheduler)
     faults = Faults()
     for _ in range(3):
         assert not faults.are_many
-        faults.tell(("step", "one"), RuntimeError())
-        faults.tell(("step", "other"), None)
+        faults.tell("one", "step", RuntimeError())
+        faults.tell("other", "step", None)
     assert faults.are_many
-    faults.tell(("step", "one"), None)
+    faults.tell("one", "step", None)
     assert not faults.are_many
 
 

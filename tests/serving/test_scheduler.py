@@ -228,3 +228,23 @@ def test_requests_that_look_at_their_images_again(engines, local):
         found = list(pool.map(lambda number: looked(engines(), number % 6), range(12)))
     plain = [[(text, [(look.place, look.patches) for look in looks]) for text, looks in one] for one in found]
     assert plain == [[(text, [(look.place, look.patches) for look in looks]) for text, looks in one] for one in alone * 2]
+
+
+def test_a_selector_that_fails_is_its_candidates_failure(engines, local, scheduler):
+    """Who decodes in the same batch is answered, and nothing is held against the engine."""
+
+    def fails(_look):
+        raise ValueError("odd")
+
+    how = Interleave("mine", fails, n=1, from_start=True)
+
+    def asked(number):
+        engine = engines()
+        look = Looking(engine.see(how), SAMPLES[0]) if number % 2 else None
+        return engine.extend([ask(engine.start([SAMPLES[0]])[0], look=look)])[0][0]
+
+    alone = answer(local, SAMPLES[0])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(asked, range(8)))
+    assert [one.text for one in found[::2]] == alone * 4 and {one.ended for one in found[1::2]} == {"failed"}
+    assert scheduler.is_healthy and scheduler.load.rows == 0
