@@ -133,3 +133,11 @@ def test_a_real_process_drains(tiny_base):
         time.sleep(0.3)
         running.send_signal(signal.SIGTERM)
         assert running.wait(3) == 143
+
+
+def test_answers_do_not_wait_for_the_clients_word():
+    """A connection sends at once what it has (no Nagle): 40 ms for each piece of a stream would be most of its time."""
+    with run._listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
