@@ -10,7 +10,6 @@ prompts are read in turn too. So a search with many candidates does not keep oth
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from lora_cot.engines.decoder import State
 from lora_cot.engines.local import Encodings, LocalEngine, Options
 from lora_cot.serving.calls import Call, Extension, Reading
 from lora_cot.serving.faults import Faults, is_lost, is_out_of_memory
+from lora_cot.serving.inbox import Inbox
 from lora_cot.serving.room import Load, Room, RowLimit
 from lora_cot.serving.tickets import Ticket
 from lora_cot.serving.turns import shares
@@ -42,7 +42,7 @@ class Scheduler:
             kv_bytes: that keys and values may take, see `room.py`; None: any number. It is set once a model is loaded.
         """
         self.limit, self.prefill_tokens, self.kv_bytes = RowLimit(max_rows), prefill_tokens, kv_bytes
-        self._inbox: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self.inbox = Inbox()
         self._readings: deque[Reading] = deque()
         self._extensions: deque[Extension] = deque()
         self._batches: dict[Hashable, tuple[LocalEngine, Batch]] = {}
@@ -97,7 +97,7 @@ class Scheduler:
 
     def wake(self) -> None:
         """See at once that a ticket was cancelled."""
-        self._inbox.put(None)
+        self.inbox.put(None)
 
     def stop(self) -> None:
         """End the thread; who waits is told."""
@@ -109,7 +109,7 @@ class Scheduler:
         call.ticket.check()
         if self._broken is not None or self._stopping:
             raise self._broken or RuntimeError("the engine was stopped")
-        self._inbox.put(call)
+        self.inbox.put(call)
         future = call.future
         del call
         try:
@@ -138,23 +138,14 @@ class Scheduler:
 
     def _take(self) -> None:
         """New calls; without any work, wait for one."""
-        block = not self._readings and not self._extensions
-        while True:
-            try:
-                call = self._inbox.get(block=block)
-            except queue.Empty:
-                return
-            block = False
+        for call in self.inbox.take(idle=not self._readings and not self._extensions):
             if isinstance(call, Reading):
                 self._readings.append(call)
             elif isinstance(call, Extension):
                 self._extensions.append(call)
 
     def _fail_all(self, error: BaseException) -> None:
-        while not self._inbox.empty():
-            if call := self._inbox.get():
-                call.fail(error)
-        for one in (*self._readings, *self._extensions):
+        for one in (*self.inbox.take(idle=False), *self._readings, *self._extensions):
             one.fail(error)
 
     def _end_some(self) -> None:

@@ -95,8 +95,9 @@ class Service:
             begun = Run(self, place, self._is_trial(model))
             fetched = await self._fetcher.fetched(image_urls(wanted.messages, self.limits), place.hold)
             prepare = partial(self._prepare, model, wanted, fetched, begun)
-            question, cost = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
-            place.take(cost)
+            with self.scheduler.inbox.expecting() if self.scheduler else contextlib.nullcontext():
+                question, cost = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
+                place.take(cost)
         except BaseException:
             place.leave()
             raise

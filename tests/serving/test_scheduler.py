@@ -160,7 +160,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(engines, local, scheduler, mon
     with ThreadPoolExecutor(3) as pool:
         wrong = pool.submit(engines().start, [SAMPLES[1]])
         right = [pool.submit(answer, engines(), SAMPLES[0]) for _ in range(2)]
-        wait_for(lambda: len(scheduler._readings) + scheduler._inbox.qsize() == 3)
+        wait_for(lambda: len(scheduler._readings) + scheduler.inbox.waiting == 3)
         gate.set()
         with pytest.raises(ValueError, match="bad prompt"):
             wrong.result(timeout=5)
