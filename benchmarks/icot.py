@@ -5,7 +5,7 @@
 What a model writes is bent in the same way on both sides: letters, and a line break after each so-many tokens, at which one
 side looks; several questions do so at different steps. So nothing is drawn on either side, which makes plain decoding a little
 faster than it is. `time_ratio` is the largest one of the models with what a recipe gets by default (`attention`, the family's
-own number of patches, 16 on Qwen2-VL and 64 elsewhere, run through the model, three looks) in texts as long as ICoT's released
+own number of patches, 16 on Qwen2-VL and 36 on LLaVA, run through the model, three looks) in texts as long as ICoT's released
 code writes; `no cap` looks at every line. The models' own figures hold the other selectors and insertions.
 `look_tokens` is what a look costs in steps of plain decoding. Most of it is reading the patches, which costs more the more
 there are, and nearly a step each where steps are bound by arithmetic and not by memory (many rows, or a slow processor):

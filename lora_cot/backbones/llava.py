@@ -71,7 +71,10 @@ def _marks(processor: Any) -> tuple[list[int], int]:
 
 def patch_view(model: Any) -> PatchView | None:
     """LLaVA-1.5's patches are a grid; NeXT and OneVision have grids of several sizes, and no patch of them is shown again."""
-    return PatchView(_grids, _marks, patches_in_line) if model.config.model_type == "llava" else None
+    if model.config.model_type != "llava":
+        return None
+    # The paper has no LLaVA: a sixteenth of its 576 patches, as its 64 are of Chameleon's 1,024.
+    return PatchView(_grids, _marks, patches_in_line, shown=36)
 
 
 LLAVA = Family(

@@ -34,7 +34,7 @@ class InterleaveSection(Section):
     """What chooses patches, one of `SelectorName`: the model's own attention; chance, as the control; boxes that come with
     the sample. Or package.module:function, of an installed package that declares it: see `search/selectors.py`."""
     n: int | None = Field(None, gt=0)
-    """Patches of a look, at most as many as are left; 16 of Qwen2-VL's, 64 elsewhere if not given."""
+    """Patches of a look, at most as many as are left; 16 of Qwen2-VL's, 64 of Chameleon's, 36 of LLaVA's if not given."""
     cap: int | None = Field(3, gt=0)
     """Looks of a text at most; null: any number."""
     every: int = Field(1, gt=0)
@@ -51,7 +51,7 @@ class InterleaveSection(Section):
     heads: Numbers | None = None
     images: Literal["all", "last"] = "all"
     faithful: bool = False
-    """The released code's choices (16 patches on a small square at Qwen2-VL's every second line, 64 elsewhere from the
+    """The released code's choices (16 patches on a small square at Qwen2-VL's every second line, elsewhere from the
     prompt's end on; the last image); but its three looks in a row are a fault, and left out."""
 
     @field_validator("selector")

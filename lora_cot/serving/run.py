@@ -85,6 +85,7 @@ def serve(service: Service, host: str, port: int, key: str | None) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("lora_cot.serving").setLevel(logging.INFO)
+    sys.setswitchinterval(0.0005)  # the thread that runs the model waits so long at most for one that reads a request
     listening = _listen(host, port)
     is_local = listening.getsockname()[0] in ("127.0.0.1", "::1")
     app = make_app(service, key, LOCAL_HOSTS if is_local and key is None else None)
