@@ -199,7 +199,7 @@ def test_the_released_choices(load_tiny, monkeypatch):
     how = qwen.see(replace(HOW, is_faithful=True, n=0))
     assert (how.every, how.cap, how.n, how.is_square, how.from_start) == (2, 3, 16, True, False)
     how = llava.see(replace(HOW, is_faithful=True, n=0))
-    assert (how.every, how.cap, how.n, how.from_start) == (2, None, 64, True)
+    assert (how.every, how.cap, how.n, how.from_start) == (2, None, 36, True)
     text = "a\nb\nc\nd\ne"
     for engine, places in ((qwen, [4, 8]), (llava, [0, 4, 8])):
         script = Script(monkeypatch, engine, [text])
