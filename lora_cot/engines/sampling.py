@@ -13,6 +13,10 @@ TRIES = 8
 """Draws from the whole vocabulary before it is sorted; nine of ten are within a top_p of 0.9."""
 
 
+LEAST = 1e-6
+"""Of a temperature above 0, and of top_p: smaller ones draw the same."""
+
+
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[random.Random]) -> tuple[list[int], list[float]]:
     """One token for each row and its log-probability at temperature 1.
 
@@ -38,7 +42,9 @@ def _drawn(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[
 
     A token drawn from all is within or not, which takes no sorting to see; one that is not is drawn again.
     """
-    scale = torch.tensor([[sampling.temperature, sampling.top_p] for sampling in samplings]).to(logits.device)
+    # What is too small for these numbers is none: no division by 0, and the likeliest token is always within top_p.
+    both = [[max(sampling.temperature, LEAST), max(sampling.top_p, LEAST)] for sampling in samplings]
+    scale = torch.tensor(both).to(logits.device)
     top_p = scale[:, 1]
     probabilities = (logits / scale[:, :1]).softmax(-1)
     reach = probabilities.cumsum(-1)

@@ -119,6 +119,17 @@ def test_the_end_token_ends_any_text(engine, monkeypatch):
         assert (found.text, found.tokens, found.ended) == ("", 1, "end")
 
 
+@pytest.mark.parametrize("tries", [0, sampling.TRIES], ids=["sorted", "drawn"])
+@pytest.mark.parametrize("temperature", [1.0, 1e-30, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 1e-30, 5e-324])
+def test_the_smallest_numbers_draw_the_likeliest(monkeypatch, tries, temperature, top_p):
+    """Those that single precision has no room for too; one such request is no fault of its batch."""
+    monkeypatch.setattr(sampling, "TRIES", tries)
+    logits = torch.tensor([[1.0, 3.0, 2.0], [900.0, -900.0, 0.0]])
+    tokens, _ = draw(logits, [Sampling(temperature, top_p)] * 2, [random.Random(0), random.Random(1)])
+    assert temperature == top_p == 1.0 or tokens == [1, 0]
+
+
 @pytest.mark.parametrize("tries", [0, 1, sampling.TRIES], ids=["sorted", "both", "drawn"])
 @pytest.mark.parametrize("top_p", [1.0, 0.7, 0.35])
 def test_draws_follow_the_probabilities_within_top_p(monkeypatch, tries, top_p):
