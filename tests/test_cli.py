@@ -150,6 +150,7 @@ def test_a_field_makes_any_file_one_of_predictions(tmp_path):
     assert (done.returncode, json.loads(done.stdout)["complete"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_validate_shows_samples(tmp_path, monkeypatch):
     """--show prints samples and writes a page; it needs a recipe."""
     monkeypatch.chdir(tmp_path)

@@ -203,8 +203,8 @@ def trained_run(make_recipe, tmp_path, monkeypatch):
     "keys",
     [
         "use_dora=true",
-        "use_rslora=true",
-        "modules_to_save=[lm_head]",
+        pytest.param("use_rslora=true", marks=pytest.mark.slow),
+        pytest.param("modules_to_save=[lm_head]", marks=pytest.mark.slow),
         "modules_to_save=[embed_tokens]",
         "trainable_token_indices=[5, 6]",
         "parts={projector: {r: 2}, language_model: {lora_alpha: 3}}",
@@ -221,9 +221,9 @@ def test_what_was_trained_is_what_is_opened(trained_run, tiny, keys):
     ("weights", "more", "ranks"),
     [
         ("pissa", "r=4", {4}),
-        ("pissa_niter_2", "use_rslora=true", {4}),
-        ("olora", "r=4", {4}),
-        ("pissa", "parts={projector: {r: 2}, language_model: {lora_alpha: 3}}", {2, 4}),
+        pytest.param("pissa_niter_2", "use_rslora=true", {4}, marks=pytest.mark.slow),
+        pytest.param("olora", "r=4", {4}, marks=pytest.mark.slow),
+        pytest.param("pissa", "parts={projector: {r: 2}, language_model: {lora_alpha: 3}}", {2, 4}, marks=pytest.mark.slow),
         ("olora", "parts={projector: {r: 2}, language_model: {lora_alpha: 3}}", {2, 4}),
     ],
 )
@@ -260,6 +260,7 @@ def test_what_cannot_be_saved_as_lora_is_refused_first(trained_run, more):
     torch.testing.assert_close(logits_of(open_model(str(folder)).backbone), logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_pass_of_a_split_format_begins_on_the_original_base(trained_run, tiny, monkeypatch):
     """The second adapter is plain LoRA on the original base too, not on what the first one made of it."""
     folder, logits = trained_run("lora.init_lora_weights=pissa", "format.name=two_stage", "search.stages={}")

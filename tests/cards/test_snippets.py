@@ -56,7 +56,7 @@ def blocks(folder, language):
 @pytest.mark.parametrize(
     ("base", "cot_format"),
     [
-        ("llava", "four_stage"),
+        pytest.param("llava", "four_stage", marks=pytest.mark.slow),
         pytest.param("mllama", "four_stage", marks=pytest.mark.slow),
         pytest.param("llava", "two_stage", marks=pytest.mark.slow),
         ("t5_vision", "two_stage"),

@@ -32,7 +32,7 @@ HOW = Interleave("attention", attention, n=2, cap=2)
 SCRIPTS = ["A cat sits.\nIt is red.\n\nTwo dogs\nand more", "\nOne line here\n \n and\nthe end", "no line ends in this text"]
 
 
-@pytest.fixture(params=["llava", "qwen2_vl", "chameleon"])
+@pytest.fixture(params=["llava", "qwen2_vl", pytest.param("chameleon", marks=pytest.mark.slow)])
 def engine(request, load_tiny):
     """An engine of each family that can show patches again."""
     return LocalEngine(load_tiny(request.param), FORMATS["direct"])

@@ -38,6 +38,7 @@ def test_a_run_is_measured_when_it_is_trained(recipe, tmp_path):
         train(recipe, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_only_measured(recipe, tmp_path, monkeypatch):
     """Stopped in the evaluation, it is not trained again; a recipe that asks for none gets none."""
     with monkeypatch.context() as patch:

@@ -72,6 +72,7 @@ def test_a_pushed_adapter_opens_as_it_did_here(hub, adapter, cache):
     assert f"commit {report.commit[:7]}" in first.said
 
 
+@pytest.mark.slow
 def test_it_is_measured_by_its_id(hub, adapter):
     """`eval REPO` is `eval` of the folder."""
     push(adapter, REPO)
@@ -90,6 +91,7 @@ def test_a_split_formats_adapters(hub, split):
     assert not torch.equal(logits(there, "rationale"), logits(there, "answer"))
 
 
+@pytest.mark.slow
 def test_a_revision(hub, adapter, made):
     """REPO@COMMIT is what was there then."""
     first = push(adapter, REPO)

@@ -100,7 +100,7 @@ def test_a_trace_has_all_candidates(serve):
 
 def test_judges_are_counted(serve):
     """In `usage.search`, not in the tokens of the answer."""
-    body = post(serve(), search={"strategy": "stage_beam", "candidates": 3, "scorer": "self_judge"}).json()
+    body = post(serve(), search={"strategy": "stage_beam", "candidates": 3, "scorer": "self_judge"}, seed=1).json()
     search = body["usage"]["search"]
     assert search["calls"]["judge"] >= 2 and search["judge_prompt_tokens"] > 0
     assert search["generated_tokens"] == 18 and body["usage"]["completion_tokens"] == 6

@@ -110,7 +110,14 @@ def test_no_search_spends_more_than_its_bound(local, scheduler, monkeypatch, nam
         assert meter.judged > meter.prompts and found.judge_failures == 0
 
 
-@pytest.mark.parametrize("how", [{"n": 1}, {"n": 2, "cap": None}, {"n": 3, "cap": 1, "every": 2}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"n": 2, "cap": None},
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ({"n": 1}, {"n": 3, "cap": 1, "every": 2})),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", SEARCHES)
 def test_what_is_shown_again_is_counted(local, scheduler, monkeypatch, name, how):
     """Patches and their marks, as often as texts may look; without an image, or a look, nothing."""

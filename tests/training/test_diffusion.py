@@ -110,6 +110,7 @@ def test_accumulation_changes_nothing_of_the_noise_loss(recipe, tmp_path, monkey
             assert one.get(key, 0) == pytest.approx(other.get(key, 0), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_weight_of_nothing_leaves_the_loss_of_the_text_alone(recipe, tmp_path, monkeypatch):
     """And of two, it is that much more."""
     losses, compute = {}, CotTrainer.compute_loss

@@ -123,6 +123,7 @@ def test_a_run_goes_on_from_its_own_recipe_and_with_what_may_be_corrected(two_st
     assert {entry["pass"] for entry in rows_of(folder / "log.jsonl")} == {"rationale", "answer"}
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_removed_run_is_not_trusted(two_stage, tmp_path):
     """A finished pass counts only beside its adapter, and what it wrote only beside it."""
     folder = run.train(two_stage(), tmp_path)

@@ -93,7 +93,7 @@ def uninterrupted(whole, recipe, tmp_path):
     return whole
 
 
-@pytest.mark.parametrize("batches", [3, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 7, 12))])
+@pytest.mark.parametrize("batches", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 7, 8, 12))])
 def test_a_killed_run_goes_on_bit_for_bit(recipe, uninterrupted, tmp_path, monkeypatch, capsys, batches):
     """Killed before anything is saved, in an accumulation, at an epoch's end, in the second epoch."""
     with monkeypatch.context() as patch:
@@ -292,7 +292,7 @@ def test_sigterm_saves_the_last_step_and_loses_nothing(recipe, uninterrupted, tm
     assert_same(uninterrupted, left(train(recipe(), tmp_path)))
 
 
-@pytest.mark.parametrize("where", ["among the losses", "among the answers"])
+@pytest.mark.parametrize("where", ["among the losses", pytest.param("among the answers", marks=pytest.mark.slow)])
 def test_sigterm_in_an_evaluation_is_made_up_for(recipe, uninterrupted, tmp_path, monkeypatch, where):
     """The evaluation is not waited for; the run that goes on begins with it."""
     calls = []
@@ -323,6 +323,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_is_not_trained_further(recipe, uninterrupted, tmp_path, monkeypatch):
     """The last step lies in the middle of an epoch."""
     with monkeypatch.context() as patch:

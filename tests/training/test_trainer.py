@@ -106,6 +106,7 @@ def test_an_evaluation_never_mixes_rows_with_and_without_images(make_recipe, mak
     assert min(stages) < entry["eval_loss"] < max(stages)
 
 
+@pytest.mark.slow
 def test_a_frozen_vision_encoder_gets_no_backward(make_recipe, tmp_path, monkeypatch):
     """With checkpointing the features of images that nothing trained made need no gradient."""
     needs = []
