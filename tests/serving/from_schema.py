@@ -53,7 +53,10 @@ class FromSchema:
     def object(self, schema):
         if isinstance(more := schema.get("additionalProperties"), dict):
             return st.dictionaries(self.known["names"], self.of(more), max_size=min(schema.get("maxProperties", 2), 2))
-        fields = {name: self.known.get(name) or self.of(one) for name, one in schema.get("properties", {}).items()}
+        fields = {
+            name: self.known[name] if name in self.known else self.of(one)
+            for name, one in schema.get("properties", {}).items()
+        }
         needed = {name: fields.pop(name) for name in schema.get("required", ())}
         some = st.sets(st.sampled_from(sorted(fields)), max_size=FEW) if fields else st.just(set())
         return some.flatmap(lambda names: st.fixed_dictionaries(needed | {name: fields[name] for name in names}))
