@@ -123,6 +123,7 @@ def test_validate_accepts_a_recipe(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_validate_reports_bad_rows(tmp_path, monkeypatch):
     """Findings go to a file that is named; with --json there is one object; a recipe that would not train ends with 1."""
     monkeypatch.chdir(tmp_path)

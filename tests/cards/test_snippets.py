@@ -87,6 +87,7 @@ def test_the_first_two_snippets_answer(made, monkeypatch, capsys, base, cot_form
     (folder / "picture.png").unlink()
 
 
+@pytest.mark.slow
 def test_servers_are_shown_where_there_are_any(made, tmp_path):
     """vLLM for LLaVA, each pass its own; SGLang for Mllama; neither for T5, which no server knows."""
     assert blocks(made("llava", "four_stage") / "merged", "sh")[1] == (

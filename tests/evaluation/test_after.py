@@ -69,6 +69,7 @@ def test_an_evaluation_that_cannot_be_is_told_before_training(recipe, tmp_path, 
         train(recipe.model_copy(update={"evaluation": told}), tmp_path)
 
 
+@pytest.mark.slow
 def test_questions_of_more_images_than_a_model_sees_are_left_out(recipe, tmp_path, monkeypatch):
     """And counted; the others are answered."""
     two = shapes.make_sample(0, "test", 0)

@@ -34,7 +34,8 @@ def cache(published, tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("revision", [pytest.param(None, marks=pytest.mark.slow), COMMITS["old"]])
+@pytest.mark.slow
+@pytest.mark.parametrize("revision", [None, COMMITS["old"]])
 def test_the_commit_of_the_recipe(published, cache, tmp_path, revision):
     """Weights and all that goes along come from it; its licence too, its card not."""
     make_adapter(published("llava"), tmp_path / "adapter", target_modules=layers_of("llava"))

@@ -219,6 +219,7 @@ def half(base, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_sixteen_bits_have_a_bound_of_their_own(make_base, tmp_path, monkeypatch):
     """A right merge in bfloat16 passes it, also where only the adapter was computed so; a wrong scale does not."""
     base = half(make_base("llava"), tmp_path / "base")

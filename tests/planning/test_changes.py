@@ -147,6 +147,7 @@ def test_the_lines_to_paste_make_it_fit(make_recipe, tmp_path):
     assert all(any(key in line for line in text) for change in found.changes for key in change.keys)
 
 
+@pytest.mark.slow
 def test_what_nothing_reaches(make_recipe, tmp_path):
     """It says so, and gives all that helps."""
     recipe = make_recipe(tmp_path, "training.per_device_train_batch_size=2", "lora.r=32")

@@ -117,6 +117,7 @@ def recipe(hub, make_base, tmp_path, monkeypatch):
     return tmp_path / "recipe.yaml"
 
 
+@pytest.mark.slow
 def test_train_and_merge_push_what_they_made(hub, recipe, capsys):
     """The adapter to one repository, the merged model to another, which is open."""
     app(["train", str(recipe), "--push", REPO], standalone_mode=False)

@@ -367,6 +367,7 @@ def test_early_stopping_goes_on_counting_and_the_best_checkpoint_stays(recipe, t
     assert not stepped and json.loads((folder / "report.json").read_text())["passes"][0]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(recipe, uninterrupted, tmp_path, monkeypatch, capsys):
     """The one before is taken, and it is said which file was wrong."""
     with monkeypatch.context() as patch:
