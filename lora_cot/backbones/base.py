@@ -14,7 +14,7 @@ from lora_cot.data.chat import ChatEncoder
 from lora_cot.data.collate import ImageInputs
 from lora_cot.data.labels import Encoder
 from lora_cot.formats import CotFormat
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from lora_cot.types import Image, Sample
 
 Size = tuple[int, int]
@@ -131,6 +131,8 @@ class Family:
     """A pattern of module paths whose output the model leaves unused, so that an adapter there would learn nothing."""
     held_inputs: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda inputs: {}
     """Of a prompt's inputs, what every later token is fed with too, (B, 1, …)."""
+    looks_at_text: Callable[[Any], bool] = lambda model: False
+    """(transformers model) to whether an image's latents are refined by cross-attention to the prompt."""
     sees: Callable[[Mapping[str, torch.Tensor]], bool] = lambda inputs: "pixel_values" in inputs
     """Whether a batch holds an image."""
 
@@ -185,6 +187,11 @@ class Backbone:
     def part(self, name: str) -> nn.Module:
         """The module of a part."""
         return self.base_model.get_submodule(self.family.parts[name])
+
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether what it sees of an image is made by looking at the text: see `text_attention`."""
+        return self.family.looks_at_text(self.base_model)
 
     def for_pass(self, name: str) -> Backbone:
         """The model that generates one pass of a format: its own, or this one with its adapter."""

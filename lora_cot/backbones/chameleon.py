@@ -22,7 +22,7 @@ import torch
 
 from lora_cot.backbones.base import Family, PatchView, Size, auto_processor, patches_in_line
 from lora_cot.data.labels import Encoded
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"

@@ -26,6 +26,10 @@ class GatedFusion(nn.Module):
         self.image_projection = nn.Linear(image_width, width)
         self.gate = nn.Linear(2 * width, width)
 
+    def project(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, P, D) of an image's (B, P, D_image)."""
+        return self.image_projection(image)
+
     def forward(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """The text with what it saw.
 
@@ -37,7 +41,7 @@ class GatedFusion(nn.Module):
             (B, T, D) in the text's precision.
         """
         dtype = self.gate.weight.dtype
-        given, text, image = text.dtype, text.to(dtype), self.image_projection(image.to(dtype))
+        given, text, image = text.dtype, text.to(dtype), self.project(image.to(dtype))
         scores = text @ image.transpose(1, 2) / math.sqrt(text.shape[-1])
         attended = scores.softmax(dim=-1) @ image
         gate = torch.sigmoid(self.gate(torch.cat([text, attended], dim=-1)))

@@ -1,9 +1,9 @@
-"""What a model with diffusion features is given of an image: pixels, or a frozen VAE's latents, computed once and kept."""
+"""What a VAE is given of an image, and the latents of a frozen one, computed once and kept."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ from PIL import Image as PILImage
 from safetensors import safe_open
 
 from lora_cot.backbones.diffusion import LatentEncoder
-from lora_cot.backbones.feature_cache import opened
 from lora_cot.backbones.vision_encoder import full_precision
 from lora_cot.errors import BackboneError, Problem
-from lora_cot.types import Image
 
 PREFIX = "encoder.diffusion.vae."
 """Of the VAE's tensors in a checkpoint."""
@@ -29,31 +27,6 @@ def in_square(image: PILImage.Image, side: int) -> torch.Tensor:
     """(3, side, side) from -1 to 1: the whole image, its sides stretched as those of a ViT's are (ours)."""
     values = np.asarray(image.convert("RGB").resize((side, side), PILImage.Resampling.BICUBIC), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Images for a VAE that is trained: nothing of them can be kept."""
-
-    side: int
-    """Height and width in pixels."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image."""
-        return (3, self.side, self.side)
-
-    def of(self, image: Image, max_pixels: int) -> torch.Tensor:
-        """(3, side, side) float32 of an image.
-
-        Raises:
-            DataError: it cannot be opened.
-        """
-        return in_square(opened(image, max_pixels), self.side)
-
-    def fill(self, images: Sequence[Image], max_pixels: int) -> int:
-        """Nothing is computed beforehand."""
-        return 0
 
 
 @dataclass(frozen=True, eq=False)

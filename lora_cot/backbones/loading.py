@@ -11,12 +11,16 @@ from typing import Any
 
 from lora_cot.backbones import FAMILIES
 from lora_cot.backbones.base import Backbone, Family
-from lora_cot.backbones.hub import checkpoint_file, quietly
 from lora_cot.backbones.zero import splits_on_load
+from lora_cot.data.lengths import LengthLimit
 from lora_cot.errors import BackboneError, Problem
-from lora_cot.recipe.schema import ModelSection, QuantizationSection
+from lora_cot.formats import CotFormat
+from lora_cot.hub import cached_file, checkpoint_file, quietly
+from lora_cot.recipe import Recipe
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import QuantizationSection
 
-VISION_KEYS = ("vision_features", "vision_encoder", "vision_revision", "diffusion")
+VISION_KEYS = ("vision_features", "vision_encoder", "vision_revision", "vision_training", "diffusion")
 """Of a recipe, for a base without eyes of its own."""
 
 
@@ -30,18 +34,24 @@ def resolve_base(base: str, weights: bool = True) -> str:
 
 
 def base_of(model: ModelSection, weights: bool = True) -> str:
-    """Folder or hub id of all that a section's base is made of: see `resolve_base`; a plain T5 with diffusion features is
-    joined with the checkpoint they come from.
+    """Folder or hub id of all that a section's base is made of: see `resolve_base`; a T5 that is to be trained with
+    what it sees by is joined with that.
 
     Raises:
         BackboneError: there is no such base, or it cannot be joined.
     """
     base = resolve_base(model.base, weights)
-    if model.vision_features != "diffusion" or _config(base, model.revision).get("model_type") != "t5":
+    learns, tunes = model.vision_features == "diffusion", model.vision_training in ("full", "lora")
+    kind = _config(base, model.revision).get("model_type") if learns or tunes else None
+    if learns and kind == "t5":
+        from lora_cot.backbones.joined_diffusion import diffusion_joining as joining
+    elif tunes and kind in ("t5", "t5_vision"):
+        from lora_cot.backbones.t5_tuned import vision_joining as joining
+    else:
         return base
-    from lora_cot.backbones.joined import joined
+    from lora_cot.backbones.joined import join
 
-    return str(joined(base, model, weights))
+    return str(join(base, model.revision, joining(base, model, weights), weights))
 
 
 def family_of(base: str, revision: str | None = None) -> Family:
@@ -74,6 +84,14 @@ def family_to_train(base: str, revision: str | None = None) -> Family:
 
 def _config(base: str, revision: str | None) -> dict[str, Any]:
     return json.loads(checkpoint_file("model.base", base, "config.json", revision).read_text(encoding="utf-8"))
+
+
+def limit_of(recipe: Recipe, family: Family, processor: Any, one: CotFormat) -> LengthLimit:
+    """How a recipe's samples are encoded in one pass of its format, and how long they may be."""
+    training = recipe.training
+    max_length = training.library.get("max_length")
+    encoder = family.encoder(processor, one)
+    return LengthLimit(encoder, family.image_tokens, max_length, training.long_samples, recipe.data.max_pixels)
 
 
 def load_backbone(model: ModelSection, quantization: QuantizationSection | None = None) -> Backbone:
@@ -160,18 +178,8 @@ def save_processor(backbone: Backbone, folder: Path) -> None:
     """The processor, with those of the base's own files that it was made without: those of its video half."""
     backbone.processor.save_pretrained(folder)
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        if (found := _base_file(resolve_base(backbone.base), name, backbone.revision)) and not (folder / name).exists():
+        if (found := cached_file(resolve_base(backbone.base), name, backbone.revision)) and not (folder / name).exists():
             shutil.copyfile(found, folder / name)
-
-
-def _base_file(base: str, name: str, revision: str | None) -> Path | None:
-    """A file of a base if it has it; of a hub id, as far as it was downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if Path(base).is_dir():
-        return Path(base) / name if (Path(base) / name).is_file() else None
-    found = try_to_load_from_cache(base, name, revision=revision)
-    return Path(found) if isinstance(found, str) else None
 
 
 def choose_dtype(name: str, base: str, revision: str | None, family: Family, quantized: bool) -> Any:

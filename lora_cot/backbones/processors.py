@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 
 
 def _still(source: type) -> type:

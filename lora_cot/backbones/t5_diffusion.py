@@ -8,6 +8,7 @@ Traps:
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,18 +20,19 @@ from PIL import Image as PILImage
 
 from lora_cot.backbones.base import ExtraLoss
 from lora_cot.backbones.feature_cache import image_hash
-from lora_cot.backbones.latents import FrozenVae, Pixels
-from lora_cot.backbones.t5_diffusion_model import T5DiffusionConfig
+from lora_cot.backbones.latents import FrozenVae, in_square
+from lora_cot.backbones.pixels import Pixels
+from lora_cot.backbones.t5_diffusion_model import DEFAULTS, T5DiffusionConfig
 from lora_cot.backbones.t5_vision import T5_VISION
 from lora_cot.backbones.vision_features import VisionFeatures
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.data.labels import Encoded
 from lora_cot.errors import BackboneError, Problem
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from lora_cot.types import Image
 
 CHECKPOINT_KEYS = ("checkpoint", "revision")
-FIXED = (*CHECKPOINT_KEYS, "patch", "cross_attention")
+FIXED = (*CHECKPOINT_KEYS, "image_size", "patch", "cross_attention")
 """Settings that a checkpoint which was trained has its weights for."""
 
 
@@ -84,7 +86,7 @@ def load_config(base: str, section: ModelSection) -> T5DiffusionConfig:
         problems.append(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
     problems += [
         Problem(f"model.{key}", "diffusion features are made by no vision encoder", "take it out")
-        for key in ("vision_encoder", "vision_revision")
+        for key in ("vision_encoder", "vision_revision", "vision_training")
         if getattr(section, key) is not None
     ]
     given = {} if section.diffusion is None else section.diffusion.model_dump(exclude_none=True)
@@ -94,7 +96,7 @@ def load_config(base: str, section: ModelSection) -> T5DiffusionConfig:
         problems += [
             Problem(f"model.diffusion.{key}", what, "take it out")
             for key in FIXED
-            if key in given and given[key] != trained.get(key, given[key] if key not in CHECKPOINT_KEYS else None)
+            if key in given and given[key] != trained.get(key, DEFAULTS.get(key))
         ]
     if problems:
         raise BackboneError(problems)
@@ -126,6 +128,11 @@ def fit_patches(config: T5DiffusionConfig) -> None:
     config.image_width, config.image_patches = channels * patch**2, (height // patch) * (width // patch)
 
 
+def square_pixels(side: int) -> Pixels:
+    """Images for a VAE that is trained, of that height and width."""
+    return Pixels((3, side, side), functools.partial(in_square, side=side))
+
+
 def load_processor(base: str, section: ModelSection) -> T5DiffusionProcessor:
     """The tokenizer of a checkpoint, with what its VAE is fed with or makes."""
     from transformers import AutoTokenizer
@@ -135,7 +142,7 @@ def load_processor(base: str, section: ModelSection) -> T5DiffusionProcessor:
     side = config.setting("image_size")
     features: VisionFeatures | Pixels | None = None
     if config.vision_features != "none":
-        features = Pixels(side)
+        features = square_pixels(side)
         if config.setting("vae") == "frozen":
             vae = FrozenVae(base, config.vae_config or {}, side, config.latent_shape)
             features = VisionFeatures("diffusion", vae)
@@ -165,6 +172,12 @@ def with_image(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return inputs.get("image_seed", torch.full((1,), -1)) >= 0
 
 
+def looks_at_text(model: Any) -> bool:
+    """Whether the UNet is run and given the text."""
+    config = model.config
+    return config.vision_features != "none" and config.setting("cross_attention") and config.setting("steps") > 0
+
+
 def unused_layers(model: Any) -> str:
     """All linear layers of VAE and UNet but those of attention to what they are given."""
     own = r"attn1\.to|attn2\.to" if model.config.setting("cross_attention") else r"attn1\.to"
@@ -183,6 +196,7 @@ T5_DIFFUSION = replace(
     save_whole=lambda processor, folder: None,
     sees=lambda inputs: bool(with_image(inputs).any()),
     unused_layers=unused_layers,
+    looks_at_text=looks_at_text,
     extra_losses={
         "noise": ExtraLoss(lambda model: model.config.setting("noise_weight"), lambda inputs: with_image(inputs).sum())
     },

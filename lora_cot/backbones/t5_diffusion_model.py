@@ -69,19 +69,27 @@ class Seen(BaseModelOutput):
 
 
 class ConditionedFusion(GatedFusion):
-    """The fusion, and what the UNet is shown of the text."""
+    """The fusion, with where each patch lies, and what the UNet is shown of the text."""
 
-    def __init__(self, width: int, image_width: int, context_width: int, sees_text: bool):
+    def __init__(self, width: int, image_width: int, patches: int, context_width: int, sees_text: bool):
         """
         Args:
             width: D, of the text.
             image_width: of a patch of the latents.
+            patches: P.
             context_width: of the UNet's cross-attention. Text of another width is projected to it (ours).
             sees_text: whether it is shown the text, or learned constants.
         """
         super().__init__(width, image_width)
+        self.positions = nn.Parameter(torch.randn(patches, width))
         self.condition = nn.Linear(width, context_width) if sees_text and width != context_width else None
         self.constants = None if sees_text else nn.Parameter(torch.randn(CONSTANTS, context_width))
+
+    def project(self, image: torch.Tensor) -> torch.Tensor:
+        """See `GatedFusion.project`; where there is an image, with a learned vector for each place (ours: a ViT's patches tell
+        where they lie, latents do not).
+        """
+        return super().project(image) + image.flatten(1).any(1)[:, None, None] * self.positions
 
     def context(self, text: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, D) that the UNet looks at, and (B, T) where it may.
@@ -108,12 +116,15 @@ class DiffusingEncoder(SeeingEncoder):
     def make_fusion(self, config: Any) -> GatedFusion:
         """See `SeeingEncoder.make_fusion`."""
         context_width = config.unet_config["cross_attention_dim"]
-        return ConditionedFusion(config.d_model, config.image_width, context_width, config.setting("cross_attention"))
+        sizes = (config.d_model, config.image_width, config.image_patches, context_width)
+        return ConditionedFusion(*sizes, config.setting("cross_attention"))
 
     def _init_weights(self, module: Any) -> None:
         begun = getattr(self, "diffusion", None)  # by diffusers
-        if isinstance(module, ConditionedFusion) and module.constants is not None:
-            init.normal_(module.constants)
+        if isinstance(module, ConditionedFusion):
+            for own in (module.positions, module.constants):
+                if own is not None:
+                    init.normal_(own)
         elif begun is None or not any(module is layer for layer in begun.modules()):
             super()._init_weights(module)
 
@@ -157,9 +168,10 @@ class DiffusingEncoder(SeeingEncoder):
             noise = diffusion.own_noise([max(seed, 0) for seed in seeds], latents)
             first, steps = self.config.setting("first_step"), self.config.setting("steps")
             return diffusion.denoised(latents, noise, shares, predict, first, steps), None
-        noise, steps = diffusion.draw(latents, len(shares))
+        noise, steps = diffusion.draw(latents, self.config.setting("first_step") + 1)
         given = diffusion.noised(latents, noise, shares[steps])
-        found = predict(given, steps)
+        # The noise is easiest to find where all latents are alike: the loss of it must not reach what makes them (ours).
+        found = predict(given.detach(), steps)
         return diffusion.estimated(given, found, shares[steps]), (found - noise).square().mean((1, 2, 3))
 
 

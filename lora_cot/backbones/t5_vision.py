@@ -24,7 +24,7 @@ from lora_cot.backbones.vision_features import FOLDER, VisionFeatures
 from lora_cot.data.labels import Encoded
 from lora_cot.data.seq2seq import Seq2SeqEncoder
 from lora_cot.errors import BackboneError, Problem
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from lora_cot.types import Image
 
 
@@ -96,10 +96,13 @@ def load_processor(base: str, section: ModelSection) -> T5VisionProcessor:
     tokenizer = AutoTokenizer.from_pretrained(base, revision=section.revision)
     if config.vision_features == "none":
         return T5VisionProcessor(tokenizer, None)
+    return T5VisionProcessor(tokenizer, VisionFeatures(str(config.vision_features), *encoder_place(base, config)))
+
+
+def encoder_place(base: str, config: T5VisionConfig) -> tuple[str, str | None]:
+    """Folder or hub id of a checkpoint's vision encoder, and the revision of the latter."""
     own = Path(base) / FOLDER
-    encoder = str(own) if own.is_dir() else config.vision_encoder
-    revision = None if own.is_dir() else config.vision_revision
-    return T5VisionProcessor(tokenizer, VisionFeatures(str(config.vision_features), encoder, revision))
+    return (str(own), None) if own.is_dir() else (str(config.vision_encoder), config.vision_revision)
 
 
 def new_parts(model: Any) -> tuple[str, ...]:

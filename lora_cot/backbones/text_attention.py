@@ -26,6 +26,9 @@ def text_attention(backbone: Backbone, inputs: Mapping[str, torch.Tensor]) -> to
     Raises:
         BackboneError: the UNet does not look at the text, or is not run.
     """
+    if not backbone.looks_at_text:
+        what = "the UNet looks at no text here"
+        raise BackboneError(Problem("model.diffusion", what, "set cross_attention: true and steps to 1 or more"))
     model: Any = backbone.base_model
     encoder, seen = model.encoder, []
     side = tuple(model.config.latent_shape[1:])
@@ -51,7 +54,4 @@ def text_attention(backbone: Backbone, inputs: Mapping[str, torch.Tensor]) -> to
         encoder.train(was_training)
         for hook in hooks:
             hook.remove()
-    if not seen or not model.config.setting("cross_attention"):
-        what = "the UNet looks at no text here"
-        raise BackboneError(Problem("model.diffusion", what, "set cross_attention: true and steps to 1 or more"))
     return torch.stack(seen).mean(0)

@@ -21,8 +21,8 @@ import torch
 from PIL import Image as PILImage
 
 from lora_cot.backbones.feature_cache import file_hash
-from lora_cot.backbones.hub import checkpoint_file, quietly
 from lora_cot.errors import BackboneError, Problem
+from lora_cot.hub import checkpoint_file, quietly
 
 KEY = "model.vision_encoder"
 VERSION = 1
@@ -99,6 +99,8 @@ class Encoder:
     """Height and width of what it takes, in pixels."""
     shape: tuple[int, int]
     """(P, D_image) of an image's features."""
+    config: dict[str, Any] = field(compare=False, repr=False)
+    """As transformers writes it."""
 
     def key(self) -> str:
         """Name of its features: whatever changes them changes it. Another Pillow or torch does not, by a rounding error."""
@@ -122,8 +124,6 @@ def find_encoder(kind: str, path: str, revision: str | None) -> Encoder:
     Raises:
         BackboneError: there is none, or it is of another kind.
     """
-    import transformers
-
     config_file = checkpoint_file(KEY, path, "config.json", revision)
     commit = None if Path(path).is_dir() else config_file.parent.name
     try:
@@ -135,13 +135,24 @@ def find_encoder(kind: str, path: str, revision: str | None) -> Encoder:
         others = [f"model.vision_features: {name}" for name, other in KINDS.items() if model_type in other.model_types]
         remedy = f"set {others[0]}" if others else f"allowed for '{kind}': {', '.join(KINDS[kind].model_types)}"
         raise BackboneError(Problem(f"{KEY} {path}", f"a model of type '{model_type}' gives no '{kind}' features", remedy))
+    return described(kind, path, commit, found.get("vision_config", found))
+
+
+def described(kind: str, path: str, revision: str | None, values: Mapping[str, Any]) -> Encoder:
+    """An encoder by the values of its configuration.
+
+    Raises:
+        BackboneError: they are none of such an encoder.
+    """
+    import transformers
+
     try:
-        config = getattr(transformers, KINDS[kind].model).config_class.from_dict(found.get("vision_config", found))
+        config = getattr(transformers, KINDS[kind].model).config_class.from_dict(dict(values))
         size, patch = _sides(config.image_size), _sides(config.patch_size)
         patches = (size[0] // patch[0]) * (size[1] // patch[1])
+        return Encoder(kind, path, revision, size, (patches + 1, config.hidden_size), config.to_dict())
     except Exception:  # each config checks its values in its own way
         raise _damaged(path) from None
-    return Encoder(kind, path, commit, size, (patches + 1, config.hidden_size))
 
 
 def _damaged(path: str) -> BackboneError:
@@ -170,27 +181,18 @@ class LoadedEncoder:
         self.encoder, self.device = encoder, device
         options = {"revision": encoder.revision} if encoder.revision else {}
         with _said_by_us(encoder), quietly(), _whole():
-            self._processor = _processor(encoder.path, kind.processor, options)
+            self._processor = image_processor(encoder)
             model, loaded = getattr(transformers, kind.model).from_pretrained(
                 encoder.path, dtype=torch.float32, output_loading_info=True, **options, **kind.options
             )
         if loaded["missing_keys"]:
             what = f"its weights lack {len(loaded['missing_keys'])} tensors, {min(loaded['missing_keys'])} among them"
             raise BackboneError(Problem(f"{KEY} {encoder.path}", what, "name a checkpoint of the whole encoder"))
-        self._model = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device).eval().requires_grad_(False)
 
     def pixels(self, image: PILImage.Image) -> torch.Tensor:
-        """(3, height, width) as the encoder's own processor scales, crops and normalises it.
-
-        Raises:
-            BackboneError: of another size than the encoder takes.
-        """
-        pixels = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
-        (height, width), (takes_height, takes_width) = pixels.shape[1:], self.encoder.image_size
-        if (height, width) != (takes_height, takes_width):
-            what = f"its processor makes {width}×{height} pixels of an image, it takes {takes_width}×{takes_height}"
-            raise BackboneError(Problem(f"{KEY} {self.encoder.path}", what, "correct its preprocessor_config.json"))
-        return pixels
+        """See `read_pixels`."""
+        return read_pixels(image, self._processor, self.encoder)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, P, D_image) float16 on the CPU, of (B, 3, height, width). Finite unless the weights or pixels are not.
@@ -199,16 +201,32 @@ class LoadedEncoder:
         the batch.
         """
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), full_precision():
-            states = self._model(pixel_values=pixels.to(self.device)).last_hidden_state
+            states = self.model(pixel_values=pixels.to(self.device)).last_hidden_state
         return states.to("cpu", torch.float16)
 
 
-def _processor(path: str, default: str, options: Mapping[str, Any]) -> Any:
+def read_pixels(image: PILImage.Image, processor: Any, encoder: Encoder) -> torch.Tensor:
+    """(3, height, width) as an encoder's own processor scales, crops and normalises an image.
+
+    Raises:
+        BackboneError: of another size than the encoder takes.
+    """
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    (height, width), (takes_height, takes_width) = pixels.shape[1:], encoder.image_size
+    if (height, width) != (takes_height, takes_width):
+        what = f"its processor makes {width}×{height} pixels of an image, it takes {takes_width}×{takes_height}"
+        raise BackboneError(Problem(f"{KEY} {encoder.path}", what, "correct its preprocessor_config.json"))
+    return pixels
+
+
+def image_processor(encoder: Encoder) -> Any:
     """The image processor that a checkpoint names, in its form without torchvision, whose resizing gives other pixels."""
     import transformers
 
+    options = {"revision": encoder.revision} if encoder.revision else {}
     # Not AutoImageProcessor: in transformers 5.17 it needs torchvision whatever it is asked for.
-    values, _ = transformers.BaseImageProcessor.get_image_processor_dict(path, **options)
+    values, _ = transformers.BaseImageProcessor.get_image_processor_dict(encoder.path, **options)
+    default = KINDS[encoder.kind].processor
     named = values.get("image_processor_type") or values.get("feature_extractor_type") or default
     name = re.sub("(FeatureExtractor|ImageProcessor)(Fast|Pil)?$", "ImageProcessorPil", named)
     return getattr(transformers, name).from_dict(values)

@@ -41,14 +41,6 @@ class Ask:
     look: Looking | None = None
     """How it looks at its images again while it is written; the engine was told to `see`."""
 
-    @property
-    def most_tokens(self) -> int:
-        """That a candidate may add to its state, what it is shown included."""
-        seen = self.state.root.sight if self.look else None
-        if self.look is None or seen is None:
-            return self.max_new_tokens
-        return self.max_new_tokens + self.look.how.most_shown(len(seen.patches), self.max_new_tokens, self.state.gaze)
-
 
 Ended = Literal["stop", "sentence", "end", "length", "deadline", "failed"]
 """How a candidate ended: at a stop string, with a sentence, at the model's end token, at `max_new_tokens`, at the deadline;

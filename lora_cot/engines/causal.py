@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from lora_cot.backbones import Backbone
-from lora_cot.data.collate import batch, pad
+from lora_cot.data.collate import batch, model_inputs, pad
 from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded
 from lora_cot.engines.attention import share_images
 from lora_cot.engines.cache import joined, still_layers, taken
@@ -56,7 +56,7 @@ class CausalDecoder(Decoder):
         """The model's output for whole prompts, what further positions are ahead of the count, and what was fed."""
         family = self.backbone.family
         made = batch([prompt.encoded for prompt in prompts], self.backbone.processor, family.image_inputs, left=True)
-        inputs = self.backbone.place({name: value for name, value in made.items() if name not in ("labels", "stage_ids")})
+        inputs = self.backbone.place(model_inputs(made))
         positions, ahead = family.positions(self.backbone.base_model, inputs)
         keep = {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": 1}
         return self.backbone.model(**inputs, position_ids=positions, **keep), ahead, inputs

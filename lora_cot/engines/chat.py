@@ -7,7 +7,6 @@ proxy's page). Any other status says that the same request would fail again: it 
 
 from __future__ import annotations
 
-import email.utils
 import json
 import math
 import os
@@ -23,12 +22,14 @@ import httpx2
 from pydantic import ValidationError
 
 from lora_cot.engines.completions import Answer, ListedModel, Reply, read_answer, read_models
-from lora_cot.engines.retries import Retries, Waits, pause
+from lora_cot.engines.retries import Retries, Waits, pause, retry_after
 from lora_cot.engines.transport import in_words, send
 from lora_cot.errors import AccessError, EngineError, Problem, RejectedError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that the key is read from where no file is named."""
+KEY_OPTION = "--api-key-file"
+"""Of the command line: the one that most verbs take the key's file by."""
 ENCODED = re.compile(r"data:[\w/.+-]+;base64,[A-Za-z0-9+/=]*|[A-Za-z0-9+/=]{80,}")
 """What an image looks like in a server's words about a request: it is not repeated."""
 RUNNING = "see that the server runs and is not overloaded"
@@ -72,20 +73,28 @@ class _Fault:
 class ChatServer:
     """An OpenAI-compatible server. One object serves any number of threads."""
 
-    def __init__(self, url: str, key: str | None = None, patience: Patience | None = None, exact: bool = False):
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        patience: Patience | None = None,
+        exact: bool = False,
+        key_option: str | None = KEY_OPTION,
+    ):
         """
         Args:
             url: its address, with or without `/v1`.
             key: sent with every request, and in no text that comes from here.
             patience: how long it is waited for.
             exact: it is asked at this very address, and not beneath `/v1`.
+            key_option: names the key's file, for whoever meets a server that wants another; None: no key is ever sent.
 
         Raises:
             AccessError: the address is none.
         """
-        beneath = base_url(url)
+        beneath = base_url(url, key_option)
         self.url, self.patience, self._key = url.strip() if exact else beneath, patience or Patience(), key
-        self._waits = Waits()
+        self._key_option, self._waits = key_option, Waits()
         limits = httpx2.Limits(max_connections=None)
         self._client = httpx2.Client(limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {})
 
@@ -217,7 +226,8 @@ class ChatServer:
 
     def _refused(self, address: str, status: int, fault: str, location: str) -> EngineError:
         if status in (401, 403):
-            remedy = f"give a key that it takes: --api-key-file, or the variable {KEY_VARIABLE}"
+            remedy = f"give a key that it takes: {self._key_option}, or the variable {KEY_VARIABLE}"
+            remedy = remedy if self._key_option else "it is asked without a key: let it answer without one"
         elif status < 400:
             fault, remedy = f"{fault}: it is elsewhere", f"name that address: {self._hide(location)}"
         elif status in (404, 405):
@@ -241,8 +251,12 @@ class ChatServer:
         return text.replace(self._key, "***") if self._key else text
 
 
-def base_url(url: str) -> str:
+def base_url(url: str, key_option: str | None = KEY_OPTION) -> str:
     """The address that `/chat/completions` is put after.
+
+    Args:
+        url: with or without `/v1`.
+        key_option: see `ChatServer`.
 
     Raises:
         AccessError: it is no address, or holds a key.
@@ -254,7 +268,8 @@ def base_url(url: str) -> str:
         raise AccessError(Problem("the server's address", "it cannot be read", remedy)) from None
     if parsed.userinfo or parsed.query:
         what = "it holds a user, a password or a query"
-        raise AccessError(Problem("the server's address", what, f"{remedy}, and the key in --api-key-file"))
+        remedy += f", and the key in {key_option}" if key_option else ""
+        raise AccessError(Problem("the server's address", what, remedy))
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise AccessError(Problem(url, "no address of a server", remedy))
     path = parsed.path.rstrip("/").removesuffix("/chat/completions")
@@ -276,15 +291,3 @@ def read_key(path: Path | None) -> str | None:
     if not key or len(key.split()) > 1:
         raise AccessError(Problem(str(path), "the file holds no key", "one line, the key alone"))
     return key
-
-
-def retry_after(value: str) -> float | None:
-    """Seconds that a `Retry-After` header asks for, in either of its forms; None if it cannot be read."""
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None

@@ -3,6 +3,9 @@
 ICoT (Gao et al. 2024, section 3.2) looks where a token ends a line. Here the signal is read off the text, whatever token
 carries it, and it is edge-triggered: line breaks with nothing but blanks between them are one. The released code counts
 tokens of one number only, and after its second line break looks at three steps in a row.
+
+`recipe/interleave.py` has the keys, `search/interleave.py` makes these values of them, `looking.py` is a look at what
+`sight.py` keeps, by the attention and the insertion of `patches.py`.
 """
 
 from __future__ import annotations

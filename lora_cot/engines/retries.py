@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import math
 import queue
 import sys
@@ -112,3 +113,15 @@ class Retries:
             self._count -= 1
             self._seconds -= seconds
             return self._count >= 0 and self._seconds >= 0
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds that a `Retry-After` header asks for, in either of its forms; None if it cannot be read."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None

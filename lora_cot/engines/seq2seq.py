@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
 from lora_cot.backbones import Backbone
-from lora_cot.data.collate import batch
+from lora_cot.data.collate import batch, model_inputs
 from lora_cot.data.labels import Encoded
 from lora_cot.engines.cache import KeyValues, joined, prompt_layers, taken
 from lora_cot.engines.decoder import Decoder, Prompt, Root, Rows
@@ -52,7 +52,7 @@ class Seq2SeqDecoder(Decoder):
     def _begin(self, prompts: Sequence[Prompt], begun: Sequence[int]) -> Any:
         """The model's output at the beginning of the prompts' answers."""
         made = batch([prompt.encoded for prompt in prompts], self.backbone.processor, self.backbone.family.image_inputs)
-        inputs = self.backbone.place({name: value for name, value in made.items() if name not in ("labels", "stage_ids")})
+        inputs = self.backbone.place(model_inputs(made))
         written = torch.tensor([[self._start, *begun]] * len(prompts), device=self.backbone.device)
         return self.backbone.model(**inputs, decoder_input_ids=written, use_cache=True)
 

@@ -1,4 +1,4 @@
-"""Every legal key of a recipe, but those of data sources (`sources.py`) and of the search (`search.py`).
+"""Every legal key of a recipe; those of the model, of data sources and of the search are in `model`, `sources` and `search`.
 
 Keys of BitsAndBytesConfig, LoraConfig and SFTConfig pass through under their names.
 """
@@ -6,79 +6,20 @@ Keys of BitsAndBytesConfig, LoraConfig and SFTConfig pass through under their na
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lora_cot.formats import FORMATS, CotFormat, Stage
+from lora_cot.recipe.model import ModelSection
 from lora_cot.recipe.search import SearchSection
 from lora_cot.recipe.sections import LibrarySection, Section
 from lora_cot.recipe.sources import AnySource
 
 Part = Literal["vision_encoder", "projector", "language_model", "vae", "unet"]
 """The last two are of a T5 with diffusion features."""
-Trained = Literal["full", "lora", "frozen"]
-
-
-class DiffusionSection(Section):
-    """Of `vision_features: diffusion`. What is not given is as the base was trained with, or the default of a plain T5."""
-
-    checkpoint: str | None = None
-    """Of a plain T5: hub id or folder with vae, unet and scheduler as diffusers saves them; Stable Diffusion 1.4."""
-    revision: str | None = None
-    """Commit of its hub repository."""
-    vae: Trained | None = None
-    """How it is trained: full. Frozen, its latents are computed once and kept; lora needs vae among lora.parts."""
-    unet: Trained | None = None
-    """How it is trained: full. lora needs unet among lora.parts."""
-    image_size: int | None = Field(None, gt=0)
-    """Height and width in pixels that images are brought to: 256."""
-    patch: int | None = Field(None, gt=0)
-    """Height and width in latents of the patches that the text is fused with: 2."""
-    scale_factor: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """What latents are multiplied by: 0.18215."""
-    noise_weight: float | None = Field(None, ge=0, allow_inf_nan=False)
-    """Of the noise loss beside the loss of the text: 1."""
-    steps: int | None = Field(None, ge=0)
-    """Of denoising at inference: 5; with 0 the latents are taken as the VAE makes them."""
-    first_step: int | None = Field(None, ge=0)
-    """Of the schedule, to which latents are noised at inference and from which they are cleaned: 500."""
-    cross_attention: bool | None = None
-    """Whether the UNet looks at the text, or at learned constants: true."""
-    blank: Literal["zeros", "white"] | None = None
-    """What a row without an image is given: zeros in the latents' place, or a white image."""
-
-
-class ModelSection(Section):
-    """Which base, and how it is loaded."""
-
-    base: str
-    """Folder, hub id, or mini/NAME for a miniature."""
-    revision: str | None = None
-    """Commit of the hub repository."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of what is not quantised; auto takes the checkpoint's."""
-    vision_features: Literal["vit", "clip", "diffusion", "none"] | None = None
-    """Of a T5: what makes the features of an image; none for text alone. A checkpoint that has learned to see has its own."""
-    diffusion: DiffusionSection | None = None
-    """Settings of diffusion features."""
-    vision_encoder: str | None = None
-    """Hub id or folder of what makes them; vit and clip each have a default."""
-    vision_revision: str | None = None
-    """Commit of its hub repository."""
-    attn_implementation: str | None = None
-    """As in transformers: sdpa, flash_attention_2, eager."""
-    adapter: Path | None = None
-    """Adapter to go on training from."""
-
-    @model_validator(mode="after")
-    def _features_agree(self) -> ModelSection:
-        if self.diffusion is not None and self.vision_features not in (None, "diffusion"):
-            raise ValueError("diffusion holds settings of vision_features: diffusion alone: take one of them out")
-        if self.vision_features == "diffusion" and (self.vision_encoder or self.vision_revision):
-            raise ValueError("vision_encoder and vision_revision are for vit and clip: name diffusion.checkpoint")
-        return self
+SEES_IMAGES: frozenset[str] = frozenset({"vision_encoder", "projector", "vae", "unet"})
+"""Parts that a sample without an image does not train."""
 
 
 class StageSection(Section):
@@ -239,7 +180,21 @@ class TrainingSection(LibrarySection):
 class EvaluationSection(Section):
     """What `lora-cot eval` runs if not told otherwise."""
 
-    benchmark: Literal["shapes", "scienceqa", "aokvqa", "mmmu", "m3cot", "llava_wild", "multi30k"] = "shapes"
+    benchmark: Literal[
+        "shapes",
+        "scienceqa",
+        "aokvqa",
+        "m3cot",
+        "llava_wild",
+        "multi30k",
+        "mmmu",
+        "mmstar",
+        "mmbench",
+        "ai2d",
+        "mathvista",
+        "mmvet",
+        "hallusionbench",
+    ] = "shapes"
     data: str | None = None
     """Where the benchmark's files are; not for shapes. Where data.train or data.eval names the same source, its own."""
     split: str | None = None
@@ -276,4 +231,9 @@ class Recipe(Section):
                 raise ValueError(f"model.diffusion.{part} is lora: name {part} in lora.parts")
             if part in self.lora.parts and not is_lora:
                 raise ValueError(f"lora.parts names {part}: set model.diffusion.{part}: lora")
+        model, is_named = self.model, "vision_encoder" in self.lora.parts
+        if model.vision_training == "lora" and not is_named:
+            raise ValueError("model.vision_training is lora: name vision_encoder in lora.parts")
+        if is_named and (model.vision_training or "lora") != "lora":
+            raise ValueError("lora.parts names vision_encoder: set model.vision_training: lora")
         return self

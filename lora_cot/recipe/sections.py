@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+OWN_FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""A function that an installed package brings: package.module:function."""
+
 
 class Section(BaseModel):
     """A part of a recipe that knows all its keys."""

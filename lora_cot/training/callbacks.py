@@ -26,12 +26,12 @@ class RunLog(TrainerCallback):
             path: the file.
             pass_name: of a split format; written into each entry.
         """
-        self._path, self._begin = path, time.perf_counter()
+        self._path, self._begin, self._first = path, time.perf_counter(), 0
         self._mark = {"pass": pass_name} if pass_name else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The clock of the estimate starts here."""
-        self._begin = time.perf_counter()
+        """The clock of the estimate starts here, and counts the steps of this start alone."""
+        self._begin, self._first = time.perf_counter(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one entry."""
@@ -46,7 +46,8 @@ class RunLog(TrainerCallback):
         shown = {key: value for key, value in logs.items() if key.removeprefix("eval_").split("/")[0] in SHOWN}
         if not shown:
             return
-        left = (time.perf_counter() - self._begin) / max(state.global_step, 1) * (state.max_steps - state.global_step)
+        done, to_do = state.global_step - self._first, state.max_steps - state.global_step
+        left = (time.perf_counter() - self._begin) / max(done, 1) * to_do
         values = "  ".join(f"{key} {value:.4g}" for key, value in shown.items() if isinstance(value, int | float))
         print(f"step {state.global_step}/{state.max_steps}  {values}  ({left:.0f} s left)", file=sys.stderr, flush=True)
 

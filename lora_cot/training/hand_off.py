@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.zero import whole
+from lora_cot.checkpoints.store import replace_text
 from lora_cot.data.rationales import read_rationales
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
@@ -105,10 +106,9 @@ def _read(path: Path) -> dict[str, str]:
 
 def _join(path: Path, samples: Sequence[Sample]) -> None:
     """One file in the samples' order, whole or as it was before."""
-    texts, staged = _read(path), path.with_suffix(".tmp")
+    texts = _read(path)
     order = dict.fromkeys([sample.id for sample in samples if sample.id in texts] + list(texts))
     lines = [json.dumps({"id": number, "output": texts[number]}, ensure_ascii=False) for number in order]
-    staged.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    staged.rename(path)
+    replace_text(path, "".join(f"{line}\n" for line in lines))
     for part in _parts(path):
         part.unlink()

@@ -28,6 +28,9 @@ from lora_cot.training.rng import RandomState, undisturbed
 STATE_FILE, SUMS_FILE = "trainer_state.json", "sums_{}.pt"
 MARGIN = 1.2
 """A checkpoint may be larger than the last one by this."""
+LAST_INSTEAD = "the same command with training.load_best_model_at_end=false takes the last weights"
+"""What is left to do where the best checkpoint is damaged."""
+OTHER_ADAPTER = "take the peft that it was written with, or set another name= to begin anew"
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class SafeTrainer(OrderedTrainer):
                 best = self._keeping.root / f"{store.PREFIX}{self.state.best_global_step}"
                 self.state.best_model_checkpoint = str(best)
                 if self.args.load_best_model_at_end:
-                    store.read(best)  # damaged, it is no good at the end: better told now
+                    store.read(best, LAST_INSTEAD)  # damaged, it is no good at the end: better told now
             self.guards.step = self.state.global_step
             with undisturbed():
                 self._load_rng_state(str(start.folder))
@@ -197,7 +200,7 @@ class SafeTrainer(OrderedTrainer):
     def _saved_sums(self, start: Checkpoint) -> dict[str, Any]:
         """This rank's; of another number of ranks nothing can be told apart, and the next log begins here."""
         if start.about["ranks"] != self.args.world_size:
-            return {"loss": torch.tensor(0.0), "logged": start.step, "stages": None}
+            return {"loss": torch.tensor(0.0), "logged": start.step}
         return torch.load(start.folder / SUMS_FILE.format(self.args.process_index), weights_only=True)
 
     def _restore_sums(self, sums: Mapping[str, Any]) -> None:
@@ -272,11 +275,11 @@ class SafeTrainer(OrderedTrainer):
         loaded: Any = set_peft_model_state_dict(self._trained, load_peft_weights(resume_from_checkpoint, device="cpu"))
         trained = {name for name, parameter in self._trained.named_parameters() if parameter.requires_grad}
         if loaded.unexpected_keys or trained & set(loaded.missing_keys):
-            raise RunError(Problem(resume_from_checkpoint, "its adapter is not the one that this recipe makes"))
+            raise RunError(Problem(resume_from_checkpoint, "its adapter is not the one that this recipe makes", OTHER_ADAPTER))
 
     def _load_best_model(self) -> None:
         """The best checkpoint, if it is still as it was written."""
-        best = store.read(self._keeping.root / f"{store.PREFIX}{self.state.best_global_step}")
+        best = store.read(self._keeping.root / f"{store.PREFIX}{self.state.best_global_step}", LAST_INSTEAD)
         if self.is_deepspeed_enabled:
             self.state.best_model_checkpoint = str(best.folder)
             super()._load_best_model()

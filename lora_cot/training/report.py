@@ -11,12 +11,14 @@ from typing import Any
 from lora_cot.adapters.lora import PartReport
 from lora_cot.cards.card import write_adapter_card
 from lora_cot.cards.facts import Facts, hub_data
+from lora_cot.checkpoints.layout import RUN_REPORT
 from lora_cot.checkpoints.store import replace_text
 from lora_cot.data.images import open_image
 from lora_cot.formats import CotFormat
 from lora_cot.pages import Line, image_uri, line_plot, render
 from lora_cot.recipe import Recipe, dump
 from lora_cot.search.trace import Completion
+from lora_cot.training.attended import Word
 from lora_cot.types import Sample
 
 
@@ -27,6 +29,8 @@ class ShownSample:
     sample: Sample
     before: Completion
     after: Completion
+    words: Sequence[Word] = ()
+    """What its image's latents looked at after training, where they look at the text."""
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,14 @@ def write_report(report: RunReport, folder: Path) -> None:
                 "images": [image_uri(open_image(image, report.recipe.data.max_pixels)) for image in item.sample.images],
                 "before": item.before,
                 "after": item.after,
+                "words": item.words,
             }
             for item in report.shown
         ],
         recipe=dump(report.recipe),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
-    replace_text(folder / "report.json", json.dumps(report.numbers(), indent=2) + "\n")
+    replace_text(folder / RUN_REPORT, json.dumps(report.numbers(), indent=2) + "\n")
 
 
 def _plots(history: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[str]:
@@ -138,10 +143,11 @@ def _plots(history: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[str
         ("Held-out loss by stage", "loss (nats a token)", "eval_loss"),
         ("Token accuracy by stage", "share of tokens", "token_accuracy"),
     ]
+    others = sorted({key.partition("/")[2] for entry in history for key in entry if key.startswith("loss/")} - set(stages))
     plots = []
     for title, unit, prefix in groups:
         lines = [_line(history, "all", prefix, "0.2")]
-        lines += [_line(history, name, f"{prefix}/{name}", f"C{number}") for number, name in enumerate(stages)]
+        lines += [_line(history, name, f"{prefix}/{name}", f"C{number}") for number, name in enumerate([*stages, *others])]
         plots.append(line_plot(title, "step", unit, lines))
     quality = [("accuracy", "eval_accuracy", "C0"), ("format validity", "eval_format_validity", "C1")]
     plots.append(line_plot("Held-out questions answered freely", "step", "share", [_line(history, *q) for q in quality]))

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_cot.adapters.lora import attach, detach, load_adapter, report
 from lora_cot.backbones import Backbone, Family
-from lora_cot.backbones.loading import load_backbone, load_processor
+from lora_cot.backbones.loading import limit_of, load_backbone, load_processor
 from lora_cot.backbones.zero import splits_on_load, whole
 from lora_cot.cards.support import SUPPORT
 from lora_cot.checkpoints.folders import (
@@ -35,7 +35,10 @@ from lora_cot.data.sources import Loaded, load_counted
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.schema import SEES_IMAGES
+from lora_cot.search.trace import Completion
 from lora_cot.training.arguments import sft_config
+from lora_cot.training.attended import attended_words
 from lora_cot.training.callbacks import LivenessCheck, NoInputGradients, RunLog
 from lora_cot.training.console import parts_table, preview, sample_counts, show
 from lora_cot.training.hand_off import check_ids, handed_on, write_texts
@@ -47,7 +50,6 @@ from lora_cot.training.sharding import EngineCheck, processes, taken_off
 from lora_cot.training.sharding_limits import stored
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
-from lora_cot.validation.run import SEES_IMAGES, limit_of
 from lora_cot.validation.start import check_gold, check_start
 
 SHOWN_SAMPLES = 4
@@ -77,36 +79,35 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
     with processes(recipe) as state, open_run(folder, recipe) if state.is_main_process else nullcontext(False) as goes_on:
         torch.manual_seed(_seed(recipe))
         family, processor = load_processor(recipe.model)
-        passes = recipe.format.build().passes
-        arguments = [sft_config(recipe, folder, family, one) for one in passes]  # what is wrong there is said at once
-        family.encoder(processor, recipe.format.build())
+        plain = recipe.format.build()
+        arguments = [sft_config(recipe, folder, family, one) for one in plain.passes]  # what is wrong there is said at once
+        family.encoder(processor, plain)
         loaded = _load_data(recipe)
         samples, held_out = loaded.train, loaded.held_out
-        if len(passes) > 1:
+        if plain.split:
             _check_passes(recipe, family, processor, (samples, held_out), arguments[0].dataloader_num_workers)
         start = find_start(folder, goes_on, recipe, (samples, held_out), arguments[0])
         backbone = load_backbone(recipe.model, stored(recipe, family))
         show(f"once merged, it can be served by: {SUPPORT[family.name].line()}")
-        cot_format = recipe.format.build().spelled(backbone.family.tag_style)
+        cot_format = plain.spelled(backbone.family.tag_style)
         with state.local_main_process_first():
             backbone.prepare([*samples, *held_out], recipe.data.max_pixels)
         shown = held_out[:SHOWN_SAMPLES] if recipe.training.eval_generations or not splits_on_load() else []
         before = answer_freely(backbone, cot_format, shown, recipe)
         data, done = Splits(samples, held_out, held_out), []
         for one in cot_format.passes:
-            backbone, data, report = _run_pass(recipe, backbone, one, data, folder, start)
-            done.append(report)
+            backbone, data, trained = _run_pass(recipe, backbone, one, data, folder, start)
+            done.append(trained)
         state.wait_for_everyone()
         if cot_format.split:
             if state.is_main_process:
                 write_recipe(recipe, folder / "adapter")
             for name, place in pass_folders(folder / "adapter", recipe).items():
                 backbone = load_adapter(backbone, place, name)
-        after = answer_freely(backbone, cot_format, shown, recipe)
+        after = _shown(recipe, backbone, cot_format, shown, before)
         if state.is_main_process:
-            pairs = [ShownSample(*triple) for triple in zip(shown, before, after, strict=True)]
             about = {"sha256": start.about["inputs"]["data"], "used": loaded.used}
-            write_report(RunReport(recipe, done, pairs, peak_memory_gb(), family.name, about), folder)
+            write_report(RunReport(recipe, done, after, peak_memory_gb(), family.name, about), folder)
         state.wait_for_everyone()
         return folder
 
@@ -184,6 +185,15 @@ def _check_passes(
             keep_fitting(rows, limit, part, workers)
 
 
+def _shown(
+    recipe: Recipe, backbone: Backbone, cot_format: CotFormat, samples: list[Sample], before: list[Completion]
+) -> list[ShownSample]:
+    """Held-out questions with the answers before training and now, and what was looked at; on all ranks at once."""
+    after = answer_freely(backbone, cot_format, samples, recipe)
+    words = [attended_words(backbone, cot_format, sample, recipe.data.max_pixels) for sample in samples]
+    return [ShownSample(*one) for one in zip(samples, before, after, words, strict=True)]
+
+
 def _seed(recipe: Recipe) -> int:
     return int(recipe.training.library.get("seed", 0))
 
@@ -202,9 +212,10 @@ def _adapted(recipe: Recipe, backbone: Backbone, place: str) -> Backbone:
     """The base with a new adapter, or with the one to go on from."""
     if recipe.model.adapter is None:
         return attach(backbone, recipe.lora)
-    folder = find_adapter(str(recipe.model.adapter)) or recipe.model.adapter
+    folder = find_adapter(recipe.model.adapter) or Path(recipe.model.adapter)
     if (folder / MANIFEST).is_file():
-        read_checkpoint(folder)  # one of a run: as it was written, or not at all
+        # One of a run: as it was written, or not at all.
+        read_checkpoint(folder, "name another checkpoint, or the adapter of a finished run")
     return load_adapter(backbone, folder / place if (folder / place).is_dir() else folder, trainable=True)
 
 

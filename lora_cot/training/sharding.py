@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 from lora_cot.backbones import zero
 from lora_cot.errors import Problem, RecipeError, TrainingError
 from lora_cot.recipe import Recipe
+from lora_cot.recipe.shipped import shipped
 from lora_cot.training.console import show
 
 PATIENCE = 12 * 3600
@@ -83,7 +84,7 @@ def _parsed(where: str, given: Any) -> Any:
         return _of_stage(given)
     if isinstance(given, Mapping):
         return dict(given)
-    path = Path(given)
+    path = shipped(Path(given))
     if not path.is_file():
         raise RecipeError(Problem(where, f"no such file: {path}", "ds_configs/ has one for each stage"))
     try:

@@ -35,7 +35,7 @@ def deepspeed_keys(recipe: Recipe, family: Family) -> tuple[dict[str, Any], list
     given = recipe.training.library
     accelerator = {**(given.get("accelerator_config") or {}), "use_configured_state": True}
     keys: dict[str, Any] = {"deepspeed": config, "accelerator_config": accelerator}
-    problems = [*_refused(recipe, config), *_storage_refused(recipe, config, dtype)]
+    problems = [*_refused(recipe, config), *_storage_refused(recipe, dtype)]
     for name, half in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         keys[name] = dtype is half
         if given.get(name) is not None and bool(given[name]) is not keys[name]:
@@ -74,7 +74,7 @@ def _dtype(recipe: Recipe, family: Family) -> torch.dtype:
     return choose_dtype(recipe.model.dtype, base, recipe.model.revision, family, recipe.quantization is not None)
 
 
-def _storage_refused(recipe: Recipe, config: Mapping[str, Any], dtype: torch.dtype) -> list[Problem]:
+def _storage_refused(recipe: Recipe, dtype: torch.dtype) -> list[Problem]:
     section = recipe.quantization
     given = str(section.library.get(STORAGE) or dtype).removeprefix("torch.") if section else None
     if section is None or not section.load_in_4bit or getattr(torch, given or "", None) is dtype:

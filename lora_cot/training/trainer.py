@@ -161,8 +161,8 @@ class CotTrainer(SafeTrainer):
 
     def _restore_sums(self, sums: Mapping[str, Any]) -> None:
         super()._restore_sums(sums)
-        if sums["stages"] is not None:
-            self._sums["train"] = sums["stages"].to(self.args.device)
+        if (stages := sums.get("stages")) is not None:
+            self._sums["train"] = stages.to(self.args.device)
 
     def log(self, logs: Any, start_time: float | None = None) -> None:
         """Adds losses by stage, real tokens a second and peak memory."""

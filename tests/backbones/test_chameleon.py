@@ -19,7 +19,7 @@ from lora_cot.engines.patches import attend, insert
 from lora_cot.errors import BackboneError
 from lora_cot.formats import FORMATS
 from lora_cot.planning.plan import plan
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from lora_cot.training.run import train
 from tests.engines.reference import SAMPLES, TEXT_ONLY, spy
 
@@ -114,7 +114,7 @@ def test_four_bits_leave_the_images_alone(make_base, chameleon):
 
 REFUSED = (
     r"model\.base .* · chameleon is here for inference only: it can be asked, searched, evaluated and served, not trained · "
-    r"allowed: llava, .*mllama, qwen2_vl, qwen2_5_vl, t5, t5_vision, t5_diffusion$"
+    r"allowed: llava, .*mllama, qwen2_vl, qwen2_5_vl, t5, t5_vision, t5_vision_tuned, t5_diffusion$"
 )
 
 

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from lora_cot.backbones import FAMILIES
 from lora_cot.data.batches import GroupedBatches
 from lora_cot.data.chat import ChatEncoder, image_slots
-from lora_cot.data.collate import Collator, batch
+from lora_cot.data.collate import Collator, batch, model_inputs
 from lora_cot.data.lengths import LengthLimit
 from lora_cot.data.shapes import make_sample
 from lora_cot.formats import FORMATS
@@ -62,7 +62,7 @@ def encoded(backbone, words, *sizes):
 def inputs_of(backbone, rows):
     """What the model gets for a training batch."""
     made = batch(rows, backbone.processor, backbone.family.image_inputs)
-    return backbone.place({name: value for name, value in made.items() if name not in ("labels", "stage_ids")})
+    return backbone.place(model_inputs(made))
 
 
 @torch.inference_mode()

@@ -12,7 +12,9 @@ from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.errors import BackboneError, RecipeError
 from lora_cot.evaluation.ask import ask
-from lora_cot.recipe.schema import ModelSection, QuantizationSection
+from lora_cot.hub import cached_file
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import QuantizationSection
 from lora_cot.training.run import train
 
 
@@ -132,3 +134,12 @@ def test_a_checkpoint_with_a_head_in_four_bits_is_refused(make_base, tmp_path):
     model.save_pretrained(folder)
     with pytest.raises(BackboneError, match="lm_head · lm_head is quantised, and losses are computed from its weight · "):
         load_backbone(ModelSection(base=str(folder)))
+
+
+def test_a_file_that_is_not_here_is_none(tmp_path, monkeypatch):
+    """Of a folder, of a hub id that was never downloaded, and of a folder that is gone; the network is not asked."""
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asked"))
+    (tmp_path / "LICENSE").write_text("words")
+    assert cached_file(str(tmp_path), "LICENSE", None) == tmp_path / "LICENSE"
+    for place in (str(tmp_path), "nobody/nothing", str(tmp_path / "gone" / "away")):
+        assert cached_file(place, "NOTICE", None) is None

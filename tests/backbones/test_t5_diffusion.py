@@ -21,7 +21,8 @@ from lora_cot.engines.base import Ask
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import BackboneError, RecipeError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import DiffusionSection, LoraSection, ModelSection, QuantizationSection
+from lora_cot.recipe.model import DiffusionSection, ModelSection
+from lora_cot.recipe.schema import LoraSection, QuantizationSection
 from lora_cot.types import Exchange, Sample
 
 SIZES = {"image_size": 64, "patch": 4, "steps": 2}
@@ -189,6 +190,38 @@ def test_the_gradient_reaches_what_is_trained_and_nothing_else(plain, stable, va
 LM = {"language_model": {}}
 
 
+def test_the_noise_loss_does_not_reach_what_makes_the_latents(plain, stable):
+    """It would make them all alike, whose noise is found best; the UNet, and T5 by what the UNet looks at, learn of it."""
+    backbone = load_backbone(section(plain(), stable))
+    losses(backbone)[1]["noise"].backward()
+    grads = {name: p.grad is not None and bool(p.grad.any()) for name, p in backbone.model.named_parameters()}
+    assert not any(reached for name, reached in grads.items() if "diffusion.vae" in name)
+    for part in ("diffusion.unet", "encoder.block"):
+        assert any(reached for name, reached in grads.items() if part in name), part
+
+
+def test_noise_is_drawn_of_the_steps_that_inference_takes(plain, stable, monkeypatch):
+    """None after the one where cleaning begins: of noise alone no latents can be estimated."""
+    backbone = load_backbone(section(plain(), stable, first_step=7))
+    drawn, draw = [], diffusion.draw
+    monkeypatch.setattr(diffusion, "draw", lambda *given: drawn.append(draw(*given)[1]) or draw(*given))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        losses(backbone, SEEN * 16)
+    steps = torch.cat(drawn)
+    assert steps.min() == 0 and steps.max() == 7
+
+
+def test_the_text_is_told_where_a_patch_lies(plain, stable):
+    """The same patches in another order are another image; without an image there is nowhere to look at."""
+    fusion = load_backbone(section(plain(), stable)).model.encoder.fusion
+    text, patches = torch.randn(2, 3, 64), torch.randn(2, 16, 64)
+    assert (fusion(text, patches) - fusion(text, patches.flip(1))).abs().max() > 1e-2
+    patches[1] = 0
+    torch.testing.assert_close(fusion.project(patches)[1], fusion.image_projection(patches)[1])
+    assert (fusion.project(patches)[0] - fusion.image_projection(patches)[0] - fusion.positions).abs().max() < 1e-5
+
+
 def test_adapters_go_to_the_attention_of_vae_and_unet(plain, stable):
     """Nowhere else in them; and not to the half that sees text where it sees none."""
     for sees, count in ((True, 8), (False, 4)):
@@ -210,7 +243,7 @@ def test_the_unet_sees_the_text_unless_it_is_told_not_to(plain, stable):
         assert torch.equal(*made) == (not sees)
     losses(backbone)[1]["noise"].backward()
     assert encoder.fusion.constants.grad.any() and all(
-        parameter.grad is not None and parameter.grad.any() for parameter in encoder.diffusion.parameters()
+        parameter.grad is not None and parameter.grad.any() for parameter in encoder.diffusion.unet.parameters()
     )
 
 
@@ -361,7 +394,7 @@ def test_stable_diffusion_1_4_is_known_without_the_hub(plain):
     """As a plan needs it: 860 million parameters in its UNet."""
     _, processor = load_processor(ModelSection(base=str(plain()), vision_features="diffusion"))
     assert processor.features.shape == (3, 256, 256)
-    from lora_cot.backbones.joined import KNOWN
+    from lora_cot.backbones.joined_diffusion import KNOWN
 
     with torch.device("meta"):
         made = diffusion.Diffusion(KNOWN["vae"], KNOWN["unet"])

@@ -27,7 +27,8 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, BackboneError, DataError, RecipeError
 from lora_cot.formats import FORMATS
 from lora_cot.merging.merge import merge
-from lora_cot.recipe.schema import LoraSection, ModelSection, QuantizationSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import LoraSection, QuantizationSection
 from lora_cot.training.run import train
 from lora_cot.types import Exchange, Sample
 

@@ -1,6 +1,7 @@
 """Runs whose adapters do not all learn are stopped, and no others."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_text_alone_does_not_train_what_sees(make_recipe, tmp_path, rows):
     assert not (tmp_path / "tiny" / "adapter").exists()
 
 
-@pytest.mark.parametrize("base", ["llava", "qwen2_vl", "mllama"])
+@pytest.mark.parametrize("base", ["mllama", *(pytest.param(base, marks=pytest.mark.slow) for base in ("llava", "qwen2_vl"))])
 def test_batches_without_an_image_are_no_false_alarm(make_recipe, make_base, tmp_path, rows, base):
     """Text may come first: what sees is judged when an image has come, and the run goes to its end."""
     options = (EVERYWHERE, "training.max_steps=6", f"model.base={make_base(base)}")
@@ -106,3 +107,16 @@ def test_every_entry_is_a_line(tmp_path, capsys, name):
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("step 2/4  loss 1.5  loss/SUMMARY 2  (") and first.endswith(" s left)")
     assert "grad_norm" not in first and "eval_accuracy 0.5" in second
+
+
+def test_the_time_left_counts_only_the_steps_since_the_restart(tmp_path, capsys, monkeypatch):
+    """Of a run that goes on at step 900 of 1000 and has taken 10 steps in 20 seconds, 180 seconds are left."""
+    state = SimpleNamespace(is_world_process_zero=True, global_step=900, max_steps=1000)
+    arguments = SimpleNamespace(disable_tqdm=True)
+    clock = iter((0.0, 100.0, 120.0))
+    monkeypatch.setattr("lora_cot.training.callbacks.time.perf_counter", lambda: next(clock))
+    log = RunLog(tmp_path / "log.jsonl")
+    log.on_train_begin(arguments, state, None)
+    state.global_step = 910
+    log.on_log(arguments, state, None, {"loss": 1.5})
+    assert "(180 s left)" in capsys.readouterr().err

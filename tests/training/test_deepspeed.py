@@ -143,6 +143,22 @@ def test_every_stage_is_truly_deepspeed_and_trains_alike(stages, family):
     assert_same(folder, f"{family}-float32-3", f"{family}-plain")
 
 
+@pytest.mark.parametrize("how", ["learned latents", "fine-tuned features"])
+def test_what_sees_and_is_trained_in_full_trains_under_zero_2(recipe, tmp_path, how):
+    """VAE and UNet, or a ViT, on two processes: the weights of plain ranks, by the same noise."""
+    kind, keys = ("t5_diffusion", ()) if how == "learned latents" else ("t5_vision", ("model.vision_training=full",))
+    path, part = recipe(kind, images=8), "unet" if kind == "t5_diffusion" else "vision_encoder"
+    jobs = {"plain": (path, *keys, "training.eval_strategy=no"), "zero": (path, *keys, "training.eval_strategy=no", zero(2))}
+    done = launch(tmp_path, jobs)
+    assert done["zero"]["engines"] == [[ENGINE, 2, False]]
+    for key in ("loss", "loss/noise") if kind == "t5_diffusion" else ("loss",):
+        found = [losses(tmp_path / "runs" / name, key) for name in jobs]
+        assert len(found[0]) == 4 and found[1] == pytest.approx(found[0], rel=2e-3)
+    ours, theirs = (weights(tmp_path, name) for name in jobs)
+    assert any(part in name for name in ours)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-2)
+
+
 def test_losses_agree_for_twenty_steps(recipe, tmp_path, make_base):
     """One process, two, ZeRO-2 and ZeRO-3 with the same global batch: SGD tells a wrong scale, clipping a wrong norm."""
     path = recipe("llava", rows=16)

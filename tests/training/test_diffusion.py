@@ -55,6 +55,7 @@ def test_a_run_logs_its_noise_loss_and_its_merged_model_is_the_adapters(recipe, 
     """What is trained in full travels with the adapter; the merged folder opens without the recipe, settings and all."""
     run = train(recipe(*CHOICES[choice], "model.diffusion.scale_factor=0.4"), tmp_path)
     noise = [row["loss/noise"] for row in rows_of(run) if "loss/noise" in row]
+    assert "noise ends at" in (run / "report.html").read_text()
     assert len(noise) == 3 and all(0.5 < value < 2 for value in noise)
     adapter = load_file(run / "adapter" / "adapter_model.safetensors")
     assert any("diffusion.unet" in name for name in adapter)
@@ -78,6 +79,8 @@ def test_two_stages_from_a_recipe_to_an_answer(recipe, tmp_path):
     image.write_bytes(make_sample(0, "test", 0).images[0])
     said = [ask(open_model(str(model)), image, "How many shapes are there?").text for model in (run, run / "merged")]
     assert said[0] == said[1] and said[0]
+    page = (run / "report.html").read_text()
+    assert "Words that the latents looked at" in page and 'alt="Where the latents looked at' in page
 
 
 @pytest.mark.slow

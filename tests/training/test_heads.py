@@ -7,7 +7,7 @@ from lora_cot.data.collate import batch, encode
 from lora_cot.data.labels import IGNORE_INDEX
 from lora_cot.data.shapes import make_sample
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from lora_cot.training.heads import fuse_head
 
 

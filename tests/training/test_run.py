@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_one_needs(make_recipe, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("llava", "mllama", "t5_vision"))) for kind in TRAINED],
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("llava", "t5_vision"))) for kind in TRAINED],
 )
 def test_twenty_steps_lower_the_loss_of_every_stage(make_recipe, make_base, tmp_path, kind):
     """QLoRA on a tiny random base of each kind learns; slow are those of a family that another stands for."""
@@ -317,7 +317,7 @@ def test_two_stages_are_two_adapters_on_one_base(make_recipe, make_base, tmp_pat
     assert answers_of(merged) == answers_of(tuned)
 
 
-@pytest.mark.parametrize("kind", ["llava", "mllama", "qwen2_vl"])
+@pytest.mark.parametrize("kind", ["mllama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llava", "qwen2_vl"))])
 def test_a_bfloat16_base_keeps_its_precision_through_training(make_recipe, make_base, tmp_path, kind):
     """After training on a 4-bit base in bfloat16, every part is as it was loaded, and the adapter is float32."""
     options = (f"model.base={make_base(kind)}", "model.dtype=bfloat16", "training.max_steps=1", "data.eval=[]")

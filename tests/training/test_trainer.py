@@ -84,7 +84,7 @@ def test_held_out_samples_come_by_length(trainer):
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 4
 
 
-@pytest.mark.parametrize("kind", ["mllama", "qwen2_vl"])
+@pytest.mark.parametrize("kind", [pytest.param("mllama", marks=pytest.mark.slow), "qwen2_vl"])
 def test_an_evaluation_never_mixes_rows_with_and_without_images(make_recipe, make_base, tmp_path, monkeypatch, kind):
     """Where the trainer itself evaluates, its batches are grouped too, and the loss is a mean over all tokens."""
     rows = [make_sample(number, "validation", 0) for number in range(4)]

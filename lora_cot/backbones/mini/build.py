@@ -12,32 +12,20 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_cot.backbones.cache_root import cache_root
+from lora_cot.backbones.mini.teaching import Phase, family_of_model, teach
 from lora_cot.data.images import open_image
 from lora_cot.errors import BackboneError, Problem, nearest
-from lora_cot.types import Image, Sample
-
-if TYPE_CHECKING:
-    from lora_cot.backbones import Backbone, Family
+from lora_cot.types import Image
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "<|end|>", "pad_token": "<pad>"}
 SHIPPED = Path(__file__).parent / "shipped"
 """Bases that come with the package, so that the demo need not train one."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training on one mixture of the corpus."""
-
-    steps: int
-    batch_size: int
-    mixture: Mapping[str, float]
-    learning_rate: float = 1e-3
 
 
 PERCEPTION = Phase(300, 64, {"captions": 1.0})
@@ -76,13 +64,19 @@ JUDGING = Phase(400, 40, {**LANGUAGE, "judging": 1.0}, learning_rate=5e-4)
 T5_LANGUAGE = {"captions": 0.25, "direct": 0.2, "reasoning": 0.4, "bracket_words": 0.15}
 T5_PHASES = (Phase(100, 64, {"captions": 1.0}, 3e-3), Phase(2500, 48, T5_LANGUAGE, 3e-3))
 
+DIFFUSION_PHASES = (
+    Phase(300, 32, {"reasoning": 0.6, "bracket_words": 0.4}, 3e-3),
+    Phase(350, 32, {"captions": 0.7, "direct": 0.1, "reasoning": 0.1, "bracket_words": 0.1}, 1.5e-3),
+)
+"""Language first: it is cheap without images. With faster steps than the last phase's, the latents shrink to nothing."""
+
 MINIS = {
     "llava": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE), JUDGING)),
     "llava-nojudge": MiniSpec("llava", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "mllama": MiniSpec("mllama", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "qwen2_vl": MiniSpec("qwen2_vl", (PERCEPTION, Phase(1300, 48, LANGUAGE))),
     "t5_vit": MiniSpec("t5_vision", T5_PHASES, width=128, layers=2),
-    "t5_diffusion": MiniSpec("t5_diffusion", T5_PHASES, width=128, layers=2),
+    "t5_diffusion": MiniSpec("t5_diffusion", DIFFUSION_PHASES, width=64, layers=2),
 }
 """Bases by name: `model.base: mini/NAME`."""
 
@@ -127,13 +121,13 @@ def build(spec: MiniSpec, folder: Path, taught: bool = True) -> None:
         if taught:
             if (teach_first := architecture(spec.family).teach_first) is not None:
                 torch.manual_seed(spec.seed)
-                teach_first(processor)
-            _train(model, processor, spec)
+                teach_first(model, processor)
+            teach(model, processor, spec.phases, f"building mini/{spec.family}")
             model.to(torch.bfloat16).save_pretrained(staging)
         else:
             model.to(torch.bfloat16).config.save_pretrained(staging)
         processor.save_pretrained(staging)
-        _family(model).save_whole(processor, staging)
+        family_of_model(model).save_whole(processor, staging)
         made_from = {"fingerprint": spec.fingerprint(), **dataclasses.asdict(spec)}
         (staging / "built_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
         staging.chmod(0o755)  # mkdtemp makes it private
@@ -167,8 +161,8 @@ class Architecture:
     """What the chat template writes for an image."""
     special_tokens: tuple[str, ...] = ()
     """Control tokens for images that are part of the vocabulary."""
-    teach_first: Callable[[Any], None] | None = None
-    """Teaches what the processor holds of the model, before the rest."""
+    teach_first: Callable[[Any, Any], None] | None = None
+    """(model, processor): teaches what is learned by pictures alone, before the rest."""
     own_tokenizer: Callable[[int], Any] | None = None
     """Size of a vocabulary to the tokenizer, of a kind that takes no chat."""
 
@@ -187,9 +181,9 @@ def architecture(name: str) -> Architecture:
         "qwen2_vl": Architecture(qwen2_vl.make_model, qwen2_vl.make_processor, *marks[qwen2_vl]),
         "qwen2_5_vl": Architecture(qwen2_vl.make_2_5_model, qwen2_vl.make_2_5_processor, *marks[qwen2_vl]),
         "t5_vision": Architecture(
-            t5_vision.make_model, t5_vision.make_processor, "", (), t5_vision.teach_to_see, t5_vision.make_tokenizer
+            t5_vision.make_model, t5_vision.make_processor, "", (), t5_vision.teach_first, t5_vision.make_tokenizer
         ),
-        "t5_diffusion": Architecture(*t5_diffusion.MADE, "", (), None, t5_vision.make_tokenizer),
+        "t5_diffusion": Architecture(*t5_diffusion.MADE, "", (), t5_diffusion.teach_first, t5_vision.make_tokenizer),
     }[name]
 
 
@@ -227,73 +221,6 @@ def make_tokenizer(vocab_size: int, image: str, special_tokens: tuple[str, ...])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, additional_special_tokens=added, model_max_length=2048, **SPECIAL_TOKENS
     )
-
-
-def _train(model: Any, processor: Any, spec: MiniSpec) -> None:
-    from tqdm import tqdm
-
-    from lora_cot.backbones import Backbone
-    from lora_cot.data.collate import Collator
-    from lora_cot.data.lengths import LengthLimit
-    from lora_cot.formats import FORMATS
-
-    family = _family(model)
-    backbone = Backbone(family, model, processor, "")
-    collate = Collator(LengthLimit(family.encoder(processor, FORMATS["direct"]), family.image_tokens), family.image_inputs)
-    total = sum(phase.steps for phase in spec.phases)
-    start = 0
-    with tqdm(total=total, desc=f"building mini/{spec.family}", file=sys.stderr, mininterval=5) as bar:
-        for phase in spec.phases:
-            _train_phase(backbone, collate, phase, start, bar)
-            start += phase.steps * phase.batch_size
-    model.eval()
-
-
-def _family(model: Any) -> Family:
-    from lora_cot.backbones import FAMILIES
-
-    return next(family for family in FAMILIES.values() if model.config.model_type in family.model_types)
-
-
-def _train_phase(backbone: Backbone, collate: Any, phase: Phase, start: int, bar: Any) -> None:
-    """All steps of a phase on the samples from number `start` on, with an optimizer of its own."""
-    import torch
-
-    from lora_cot.backbones.mini import corpus
-
-    model, mixes = backbone.model, backbone.family.mixes_image_counts
-    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, phase.learning_rate, total_steps=phase.steps, pct_start=0.1)
-    for step in range(phase.steps):
-        samples = corpus.draw_batch(phase.mixture, phase.batch_size, start + step * phase.batch_size)
-        groups = [samples] if mixes else [[s for s in samples if bool(s.images) == kind] for kind in (False, True)]
-        loss = _loss(backbone, collate, [group for group in groups if group])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        bar.update()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-
-
-def _loss(backbone: Backbone, collate: Any, groups: list[list[Sample]]) -> Any:
-    """Mean loss of the texts' tokens plus mean loss of the verdicts', over groups of samples that share a forward.
-
-    A verdict is one token among a hundred: in one mean over all tokens it would teach nothing.
-    """
-    import torch
-
-    from lora_cot.data.labels import IGNORE_INDEX
-
-    found: dict[bool, list[Any]] = {False: [], True: []}
-    for samples in groups:
-        logits, labels = backbone.label_logits(collate([{"sample": sample} for sample in samples]))
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        is_verdict = torch.tensor([[sample.meta.get("is_verdict", False)] for sample in samples])
-        for kind, members in found.items():
-            members.append(losses[(labels != IGNORE_INDEX) & (is_verdict == kind)])
-    return sum(torch.cat(members).mean() for members in found.values() if any(len(m) for m in members))
 
 
 if __name__ == "__main__":

@@ -171,6 +171,11 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> T5
     return T5VisionProcessor(tokenizer, VisionFeatures("vit", str(folder), cache=folder / "features"))
 
 
+def teach_first(model: Any, processor: T5VisionProcessor) -> None:
+    """Teach the ViT that the processor holds; the model is given its features."""
+    teach_to_see(processor)
+
+
 def teach_to_see(processor: T5VisionProcessor, scenes: int = 4000, steps: int = 400) -> None:
     """Teach the ViT, before its features are first asked for, to tell what is in each cell and which cell it is.
 
@@ -179,7 +184,7 @@ def teach_to_see(processor: T5VisionProcessor, scenes: int = 4000, steps: int = 
     assert processor.features is not None
     folder = Path(processor.features.encoder)
     read = make_image_processor()
-    images, contents = zip(*(_scene(number) for number in range(scenes)), strict=True)
+    images, contents = zip(*(labelled_scene(number) for number in range(scenes)), strict=True)
     pixels = read(images=list(images), return_tensors="pt")["pixel_values"]
     labels = torch.tensor(contents)
     places = torch.arange(PATCHES - 1).repeat(BATCH)
@@ -201,7 +206,7 @@ def teach_to_see(processor: T5VisionProcessor, scenes: int = 4000, steps: int = 
     encoder.save_pretrained(folder)
 
 
-def _scene(number: int) -> tuple[PILImage.Image, list[int]]:
+def labelled_scene(number: int) -> tuple[PILImage.Image, list[int]]:
     """A training scene as a picture, and what is in each of its cells; none that the T5 is taught with."""
     from lora_cot.backbones.mini import corpus
 

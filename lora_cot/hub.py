@@ -40,6 +40,20 @@ def checkpoint_file(key: str, checkpoint: str, name: str, revision: str | None) 
         raise BackboneError(Problem(where, "neither a folder nor a hub id that can be read", remedy)) from None
 
 
+def cached_file(checkpoint: str, name: str, revision: str | None) -> Path | None:
+    """Path of a file of a folder, or of a hub repository as far as it was downloaded; None if it is not here."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint) / name if (Path(checkpoint) / name).is_file() else None
+    try:
+        found = try_to_load_from_cache(checkpoint, name, revision=revision)
+    except HFValidationError:  # no name of a repository: the folder that it named is gone
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without transformers' report of tensors that are left out or missing, where there always are some."""
