@@ -1,7 +1,8 @@
-"""Verbs that have models answer, or judge answers: eval, ask, score."""
+"""Verbs that have models answer, or judge answers: eval, compare, score, ask."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,10 @@ from lora_cot.options import (
     EngineModel,
     Format,
     Interleave,
+    Judge,
     JudgeAdapter,
+    JudgeKeyFile,
+    JudgeModel,
     KeyFile,
     Model,
     Quantize,
@@ -29,6 +33,7 @@ from lora_cot.options import (
     print_rows,
     quantization_name,
     search_keys,
+    server_of,
 )
 
 
@@ -51,22 +56,48 @@ def evaluate(
     engine: Engine = None,
     engine_model: EngineModel = None,
     api_key_file: KeyFile = None,
+    judge: Judge = None,
+    judge_model: JudgeModel = None,
+    judge_key_file: JudgeKeyFile = None,
+    page: Annotated[Path | None, typer.Option("--report", help="HTML page of the figures, with plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
     how = quantization_name(quantization)
-    server = _server(engine, engine_model, api_key_file, how)
+    server = server_of(engine, engine_model, api_key_file, how)
+    grader = _judge(judge, judge_model, judge_key_file)
+    from lora_cot.evaluation.comparing import check_page
     from lora_cot.evaluation.remote import check_looks
     from lora_cot.evaluation.run import evaluate as run
 
+    check_page(page)
     check_looks(model, search, server)
-    report = run(model, benchmark, split, limit, search, output, how, data, server, cot_format, demonstrations)
+    asked = (model, benchmark, split, limit, search, output, how, data, server, cot_format, demonstrations)
+    report = run(*asked, grader, page)
     print_rows(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
+    if failed := [f"{name}: {why}" for name, why in report.grading.failed.items()]:
+        shown = [*failed[:20], *["…"] * (len(failed) > 20)]
+        print(f"error: {len(failed)} answers got no grade, and count as wrong:", *shown, sep="\n  ", file=sys.stderr)
     if report.failed:
         print(f"error: the engine gave no text for {report.failed} questions", file=sys.stderr)
+    if report.failed or failed:
         raise typer.Exit(1)
+
+
+def compare(
+    places: Annotated[list[str], typer.Argument(metavar="A B …", help="Files of eval --output, or measured runs.")],
+    output: Annotated[Path | None, typer.Option(help="HTML page of tables and plots.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold evaluations of the same questions against the first of them, question by question."""
+    from lora_cot.evaluation.comparing import compare as run
+
+    if len(places) < 2:
+        raise RunError(Problem("A B", "one evaluation is nothing to compare", "name two or more"))
+    report = run(*places, output=output)
+    print(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
 
 
 def score(
@@ -111,7 +142,7 @@ def ask(
     """Ask one question about one image; stages are printed as they are decided."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
     how = quantization_name(quantization)
-    server = _server(engine, engine_model, api_key_file, how)
+    server = server_of(engine, engine_model, api_key_file, how)
     from lora_cot.evaluation.ask import ask as run
     from lora_cot.evaluation.ask import check_trace
     from lora_cot.evaluation.remote import check_looks, open_any
@@ -139,21 +170,21 @@ def _warn_of_judging(scorer: str, failures: float) -> None:
         print(f"the scorer {scorer} gave no verdict {failures:g} times: likelihood decided instead", file=sys.stderr)
 
 
-def _server(engine: str | None, model: str | None, key_file: Path | None, quantization: str) -> Any:
-    """The server that runs the model; None if this process does.
+def _judge(url: str | None, model: str | None, key_file: Path | None) -> Any:
+    """The judge; None if there is none.
 
     Raises:
         RunError: an option that does not go with the others.
         AccessError: the file holds no key.
     """
-    if engine is None:
-        for option, given in (("--engine-model", model), ("--api-key-file", key_file)):
+    if url is None:
+        for option, given in (("--judge-model", model), ("--judge-key-file", key_file)):
             if given is not None:
-                raise RunError(Problem(option, "it says how a server is asked, and none is named", "add --engine URL"))
+                raise RunError(Problem(option, "it says how a judge is asked, and none is named", "add --judge URL"))
         return None
-    if quantization != "auto":
-        raise RunError(Problem("--quantization", "the server has loaded the model as it was started", "drop it, or --engine"))
+    if model is None:
+        raise RunError(Problem("--judge-model", "a judge has a name", "add --judge-model NAME"))
     from lora_cot.engines.chat import read_key
-    from lora_cot.evaluation.remote import Server
+    from lora_cot.engines.teacher import Teacher
 
-    return Server(engine, model, read_key(key_file))
+    return Teacher(url, model, read_key(key_file))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_cot.errors import Problem, RunError, nearest
+from lora_cot.errors import Problem, RunError
 from lora_cot.options import (
     AsJson,
+    KeyFile,
     print_rows,
     recipe_or_path,
 )
+
+if TYPE_CHECKING:
+    from lora_cot.formats import CotFormat
 
 
 def validate(
@@ -38,27 +42,19 @@ def validate(
     with --field, is one of predictions: it is counted how many of them are in a format. A YAML or JSON file with
     'demonstrations' is checked for its images, boxes and answers.
     """
-    from lora_cot.data.demonstrations import Region, is_demonstrations, load_demonstrations
-    from lora_cot.formats import FORMATS
-    from lora_cot.validation.files import PREDICTION, count_outcomes, source_of
+    from lora_cot.data.demonstrations import is_demonstrations
+    from lora_cot.formats import format_called
+    from lora_cot.validation.files import source_of
 
-    if cot_format not in FORMATS:
-        raise RunError(Problem("--format", f"no format '{cot_format}'", nearest(cot_format, FORMATS)))
+    own_format = format_called(cot_format)
     if is_demonstrations(path):
-        shown = load_demonstrations(path)
-        steps = [step for one in shown for step in one.steps]
-        regions = sum(isinstance(step, Region) for step in steps)
-        values = {"demonstrations": len(shown), "texts": len(steps) - regions, "regions": regions}
-        print_rows(values, as_json, list(values.items()))
+        _count_demonstrations(path, as_json)
         return
     what = recipe_or_path(path)
     if what is path and samples is not None:
         raise RunError(Problem("--show", "a file has no processor to show samples with", "name a recipe"))
     if what is path and (field is not None or source_of(path) is None):
-        counts = count_outcomes(path, FORMATS[cot_format], field or PREDICTION)
-        rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
-        rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
-        print_rows(counts, as_json, rows)
+        _count_predictions(path, own_format, field, as_json)
         return
     name = path.stem if what is path else what.name
     if samples is not None:
@@ -86,7 +82,7 @@ def annotate(
         bool, typer.Option("--faithful", help="As LLaVA-CoT: it sees the gold answer, and judges its own.")
     ] = False,
     retry_aside: Annotated[bool, typer.Option("--retry-aside", help="Ask again for rows kept aside.")] = False,
-    api_key_file: Annotated[Path | None, typer.Option(help="One line; the variable OPENAI_API_KEY if not given.")] = None,
+    api_key_file: KeyFile = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows that lack reasoning.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; the stages' budgets if not given.")] = None,
@@ -95,12 +91,10 @@ def annotate(
     as_json: AsJson = False,
 ) -> None:
     """Have a teacher write the reasoning that rows lack; only what agrees with their gold answers is used."""
-    if part not in ("train", "eval"):
-        raise RunError(Problem("--part", f"no part '{part}'", nearest(part, ("train", "eval"))))
-    from lora_cot.annotation.asking import Teacher
     from lora_cot.annotation.rows import Selection
     from lora_cot.annotation.run import annotate as run
     from lora_cot.engines.chat import Patience, read_key
+    from lora_cot.engines.teacher import Teacher
 
     asked = Teacher(teacher, model, read_key(api_key_file), max_tokens, temperature, Patience(timeout))
     what = recipe_or_path(path)
@@ -109,6 +103,27 @@ def annotate(
     print_rows(report.to_json(), as_json, report.lines())
     if report.failed:
         raise typer.Exit(1)
+
+
+def _count_demonstrations(path: Path, as_json: bool) -> None:
+    """Print what is in a file of them, once all could be read."""
+    from lora_cot.data.demonstrations import Region, load_demonstrations
+
+    shown = load_demonstrations(path)
+    steps = [step for one in shown for step in one.steps]
+    regions = sum(isinstance(step, Region) for step in steps)
+    values = {"demonstrations": len(shown), "texts": len(steps) - regions, "regions": regions}
+    print_rows(values, as_json, list(values.items()))
+
+
+def _count_predictions(path: Path, cot_format: CotFormat, field: str | None, as_json: bool) -> None:
+    """Print how many of them are in a format."""
+    from lora_cot.validation.files import PREDICTION, count_outcomes
+
+    counts = count_outcomes(path, cot_format, field or PREDICTION)
+    rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
+    rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
+    print_rows(counts, as_json, rows)
 
 
 def _show(recipe: Any, count: int, page: Path, as_json: bool) -> None:

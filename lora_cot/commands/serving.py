@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from lora_cot.errors import Problem, RunError
-from lora_cot.options import Engine, EngineModel, Model, Quantize, quantization_name
+from lora_cot.options import Engine, EngineModel, Model, Quantize, quantization_name, server_of
 
 KvGib = Annotated[
     float | None,
     typer.Option(min=0.001, help="GiB that keys and values may take, else rows wait; 0.75 of what is free if not given."),
 ]
+ROWS = 64
+"""Candidates that decode at once, if nothing is said of them."""
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 
@@ -32,7 +34,9 @@ def serve(
     engine_key_file: Annotated[Path | None, typer.Option(help="That server's key; OPENAI_API_KEY if not given.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="One line; clients must send it.")] = None,
     quantization: Quantize = "auto",
-    rows: Annotated[int, typer.Option(min=1, max=4096, help="Candidates that decode at once, of all requests.")] = 64,
+    rows: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Candidates that decode at once, of all requests; 64 if not given.")
+    ] = None,
     kv_gib: KvGib = None,
     queue_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that all requests together may still take; beyond, 503.")
@@ -47,11 +51,9 @@ def serve(
     """Serve a model as OpenAI's API does, with searches inside."""
     _see_extra()
     how, adapters = quantization_name(quantization), _named(adapter or [])
-    if engine is not None and (adapters or how != "auto" or kv_gib is not None):
-        remedy = "drop --adapter, --quantization and --kv-gib"
-        raise RunError(Problem("--engine", "that server has loaded the model", remedy))
+    local = {"--adapter": adapter or None, "--kv-gib": kv_gib, "--context": context, "--rows": rows}
+    server = server_of(engine, engine_model, engine_key_file, how, local, "--engine-key-file")
     from lora_cot.engines.chat import read_key
-    from lora_cot.evaluation.remote import Server
     from lora_cot.serving.fetching import Fetching
     from lora_cot.serving.limits import Limits
     from lora_cot.serving.opening import open_models, open_served
@@ -60,14 +62,15 @@ def serve(
     from lora_cot.serving.service import Service
 
     key = read_key(api_key_file) if api_key_file else None  # before a model is loaded for nothing
-    bounds = {"max_rows": rows, "max_tokens": queue_tokens, "max_request_tokens": queue_tokens // 2}
+    bounds = {"max_tokens": queue_tokens, "max_request_tokens": queue_tokens // 2}
     fetching = Fetching(frozenset(image_host or ()))
     limits = Limits(**bounds, max_candidates=candidates, fetching=fetching, drain_seconds=drain_seconds)
-    scheduler = None if engine else Scheduler(rows)
-    if scheduler is None:
-        models, said = open_served(model, name, Server(str(engine), engine_model, read_key(engine_key_file)))
-    else:
+    if server is None:
+        scheduler = Scheduler(rows or ROWS)
         models, said = open_models(model, name, adapters, how, context, scheduler, kv_gib)
+    else:
+        scheduler = None
+        models, said = open_served(model, name, server)
     print(said, file=sys.stderr)
     run(Service(models, limits, scheduler), host, port, key)
 

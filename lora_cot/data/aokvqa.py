@@ -14,22 +14,19 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lora_cot.data.questions import Use, as_list, images_of, right_option
+from lora_cot.data.questions import Use, as_list, images_of, right_option, to_answer, to_train
 from lora_cot.data.rows import (
-    Collected,
     Row,
     RowReader,
     SampleReader,
     StrictRow,
     checked,
-    gather,
     not_empty,
     read_json_rows,
     sample_readers,
 )
 from lora_cot.data.tables import is_table, open_table, table_rows
 from lora_cot.errors import DataError, Problem
-from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import letter
 from lora_cot.recipe.sources import AokvqaSource
 from lora_cot.types import Exchange, Sample, StoredImage
@@ -53,24 +50,17 @@ class AokvqaRow(StrictRow):
     image: StoredImage | None = None
 
 
-def rows(source: AokvqaSource, cot_format: CotFormat) -> Iterator[SampleReader]:
-    """The questions of a split, to train on.
+def readers(source: AokvqaSource, use: Use, reasons: bool) -> Iterator[SampleReader]:
+    """The questions of a split.
 
     Raises:
         DataError: no such file. Of a row, when it is read: an image that is missing, no right option or direct answer, no
-            rationale where the format has one.
+            rationale where there must be one.
     """
-    reasons = any(not stage.is_answer for stage in cot_format.stages)
-    return sample_readers(_rows(source), _maker(source, "training", reasons))
+    return sample_readers(_rows(source), _maker(source, use, reasons))
 
 
-def questions(source: AokvqaSource, use: Use) -> Collected:
-    """The questions of a split, to be asked or scored, and what is wrong with those that cannot be.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    return gather(sample_readers(_rows(source), _maker(source, use, reasons=False)))
+rows, questions = to_train(readers), to_answer(readers)
 
 
 def _rows(source: AokvqaSource) -> Iterator[RowReader]:

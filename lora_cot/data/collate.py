@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -78,6 +78,11 @@ def batch(rows: Sequence[Encoded], processor: Any, image_inputs: ImageInputs, le
         "stage_ids": pad([row.stage_ids for row in rows], NO_STAGE, left),
     }
     return {**text, **image_inputs(processor, list(rows), text)}
+
+
+def model_inputs(made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a batch, what a model reads: all but what is trained."""
+    return {name: value for name, value in made.items() if name not in ("labels", "stage_ids")}
 
 
 class Collator:

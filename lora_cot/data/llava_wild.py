@@ -10,22 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from lora_cot.data.questions import Use, image_folder, images_of
+from lora_cot.data.questions import Use, image_folder, images_of, needed, to_answer, to_train
 from lora_cot.data.rows import (
-    Collected,
     Row,
     RowReader,
     SampleReader,
     StrictRow,
     checked,
-    gather,
     not_empty,
     read_json_rows,
     sample_readers,
 )
 from lora_cot.data.tables import is_table, open_table, table_rows
 from lora_cot.errors import DataError, Problem
-from lora_cot.formats import CotFormat
 from lora_cot.recipe.sources import LlavaWildSource
 from lora_cot.types import Exchange, Sample, StoredImage
 
@@ -51,22 +48,16 @@ class LlavaWildRow(StrictRow):
     image: str | StoredImage | None = None
 
 
-def rows(source: LlavaWildSource, _cot_format: CotFormat) -> Iterator[SampleReader]:
+def readers(source: LlavaWildSource, use: Use, _reasons: bool) -> Iterator[SampleReader]:
     """All questions with their reference answers, which have no reasoning.
 
     Raises:
         DataError: no such file. Of a row, when it is read: an image or a reference answer that is missing.
     """
-    return sample_readers(_rows(source), _maker(source, "training"))
+    return sample_readers(_rows(source), _maker(source, use))
 
 
-def questions(source: LlavaWildSource, use: Use) -> Collected:
-    """All questions, to be asked or scored, and what is wrong with those that cannot be.
-
-    Raises:
-        DataError: the files cannot be read.
-    """
-    return gather(sample_readers(_rows(source), _maker(source, use)))
+rows, questions = to_train(readers), to_answer(readers)
 
 
 def _rows(source: LlavaWildSource) -> Iterator[RowReader]:
@@ -112,11 +103,9 @@ def _maker(source: LlavaWildSource, use: Use) -> Callable[[str, Row], Sample]:
 
     def make(_where: str, row: Row) -> Sample:
         record = checked(LlavaWildRow, row)
-        if not record.image:
-            raise DataError(Problem("image", "the row has no image", kind="row_form"))
         answer = not_empty(record.gpt_answer, "gpt_answer").strip()
         exchange = Exchange(not_empty(record.question, "question").strip(), {"ANSWER": answer}, answer)
-        images = images_of(record.image, root, "", use)
+        images = images_of(needed(record.image), root, "", use)
         return Sample(str(record.question_id), (exchange,), images, meta={"category": record.category, "rationales": []})
 
     return make

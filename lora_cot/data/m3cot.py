@@ -10,22 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from lora_cot.data.questions import Use, image_folder, images_of, right_option
+from lora_cot.data.questions import Use, image_folder, images_of, right_letter, to_answer, to_train
 from lora_cot.data.rows import (
-    Collected,
     Row,
     RowReader,
     SampleReader,
     StrictRow,
     checked,
-    gather,
     not_empty,
     read_json_rows,
     sample_readers,
 )
 from lora_cot.data.tables import is_table, open_table, table_rows
-from lora_cot.errors import DataError, Problem
-from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import letter
 from lora_cot.recipe.sources import M3cotSource
 from lora_cot.types import Exchange, Sample, StoredImage
@@ -47,24 +43,17 @@ class M3cotRow(StrictRow):
     topic: str
 
 
-def rows(source: M3cotSource, cot_format: CotFormat) -> Iterator[SampleReader]:
-    """The questions of a split, to train on.
+def readers(source: M3cotSource, use: Use, reasons: bool) -> Iterator[SampleReader]:
+    """The questions of a split.
 
     Raises:
         DataError: no such file. Of a row, when it is read: an image that is missing, an answer that names no option, no
-            rationale where the format has one.
+            rationale where there must be one.
     """
-    reasons = any(not stage.is_answer for stage in cot_format.stages)
-    return sample_readers(_rows(source), _maker(source, "training", reasons))
+    return sample_readers(_rows(source), _maker(source, use, reasons))
 
 
-def questions(source: M3cotSource, use: Use) -> Collected:
-    """The questions of a split, to be asked or scored, and what is wrong with those that cannot be.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    return gather(sample_readers(_rows(source), _maker(source, use, reasons=False)))
+rows, questions = to_train(readers), to_answer(readers)
 
 
 def _rows(source: M3cotSource) -> Iterator[RowReader]:
@@ -81,10 +70,7 @@ def _maker(source: M3cotSource, use: Use, reasons: bool) -> Callable[[str, Row],
 
     def make(_where: str, row: Row) -> Sample:
         record = checked(M3cotRow, row)
-        named = len(record.answer) == 1 and record.answer.isascii() and record.answer.isupper()
-        if not named:
-            raise DataError(Problem("answer", f"{record.answer!r} names no option", "expected a letter: A", "row_form"))
-        gold = right_option(ord(record.answer) - ord("A"), record.choices, "answer")
+        gold = right_letter(record.answer, record.choices)
         rationale, context = (record.rationale or "").strip(), (record.context or "").strip()
         if reasons:
             not_empty(rationale, "rationale")

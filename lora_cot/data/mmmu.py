@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from lora_cot.data.questions import as_list, right_option
+from lora_cot.data.questions import Use, as_list, right_letter
 from lora_cot.data.rows import Collected, Row, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import open_table, table_rows
 from lora_cot.errors import DataError, Problem
@@ -39,7 +39,7 @@ class MmmuRow(StrictRow):
     image_7: StoredImage | None = None
 
 
-def questions(path: str, split: str) -> Collected:
+def questions(path: str, split: str, _use: Use = "evaluation") -> Collected:
     """The questions of a split with options, and why the others are none.
 
     Raises:
@@ -53,8 +53,7 @@ def _make(_where: str, row: Row) -> Sample:
     record = checked(MmmuRow, {**row, "options": as_list(row.get("options"))})
     if record.question_type != "multiple-choice":
         raise DataError(Problem(record.id, "an open question", "only questions with options are scored"))
-    index = ord(record.answer) - ord("A") if len(record.answer) == 1 else None
-    gold = right_option(index, record.options, "answer")
+    gold = right_letter(record.answer, record.options)
     images = tuple(image for name in IMAGES if (image := getattr(record, name)) is not None)
     subject = re.sub(r"^[a-z]+_(.*)_\d+$", r"\1", record.id)
     exchange = Exchange(

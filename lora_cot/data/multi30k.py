@@ -12,21 +12,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from lora_cot.data.questions import Use, image_folder, images_of
+from lora_cot.data.questions import Use, image_folder, images_of, needed, to_answer, to_train
 from lora_cot.data.rows import (
-    Collected,
     Row,
     RowReader,
     SampleReader,
     StrictRow,
     checked,
-    gather,
     not_empty,
     sample_readers,
 )
 from lora_cot.data.tables import is_table, open_table, table_rows
 from lora_cot.errors import DataError, Problem
-from lora_cot.formats import CotFormat
 from lora_cot.recipe.sources import Multi30kSource
 from lora_cot.types import Exchange, Sample, StoredImage
 
@@ -44,23 +41,17 @@ class Multi30kRow(StrictRow):
     image: str | StoredImage | None = None
 
 
-def rows(source: Multi30kSource, _cot_format: CotFormat) -> Iterator[SampleReader]:
-    """The captions of a split, to train on; they have no reasoning.
+def readers(source: Multi30kSource, use: Use, _reasons: bool) -> Iterator[SampleReader]:
+    """The captions of a split; they have no reasoning.
 
     Raises:
         DataError: no such file, or files of different lengths. Of a row, when it is read: an empty sentence, an image that is
             missing.
     """
-    return sample_readers(_rows(source), _maker(source, "training"))
+    return sample_readers(_rows(source), _maker(source, use))
 
 
-def questions(source: Multi30kSource, use: Use) -> Collected:
-    """The captions of a split, to be translated or scored, and what is wrong with those that cannot be.
-
-    Raises:
-        DataError: the files cannot be read.
-    """
-    return gather(sample_readers(_rows(source), _maker(source, use)))
+rows, questions = to_train(readers), to_answer(readers)
 
 
 def _rows(source: Multi30kSource) -> Iterator[RowReader]:
@@ -109,13 +100,11 @@ def _maker(source: Multi30kSource, use: Use) -> Callable[[str, Row], Sample]:
 
     def make(_where: str, row: Row) -> Sample:
         record = checked(Multi30kRow, row)
-        if not record.image:
-            raise DataError(Problem("image", "the row has no image", kind="row_form"))
         english = not_empty(record.en, "en").strip()
         translation = not_empty(record.translation, source.language).strip()
         question = f"translate English to {LANGUAGES[source.language]}: {english}"
         exchange = Exchange(question, {"TRANSLATION": translation}, translation)
-        images = images_of(record.image, root, "", use)
+        images = images_of(needed(record.image), root, "", use)
         return Sample(record.id, (exchange,), images, meta={"language": source.language, "rationales": []})
 
     return make

@@ -8,16 +8,36 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lora_cot.data.images import inside
+from lora_cot.data.rows import Collected, SampleReader, gather
 from lora_cot.errors import DataError, Problem
+from lora_cot.formats import CotFormat
 from lora_cot.recipe.sources import QuestionSource
 from lora_cot.types import Image, StoredImage
 
 Use = Literal["training", "evaluation", "scoring"]
+Readers = Callable[[Any, Use, bool], Iterator[SampleReader]]
+"""The rows of a source's section, for a use, and whether they must have reasoning."""
+
+
+def to_train(readers: Readers) -> Callable[[Any, CotFormat], Iterator[SampleReader]]:
+    """What gives a set's rows to train on; they need a rationale where the format has a stage beside the answer.
+
+    What it gives raises DataError: no such file. Of a row, when it is read: what the set's own readers say.
+    """
+    return lambda source, cot_format: readers(source, "training", any(not stage.is_answer for stage in cot_format.stages))
+
+
+def to_answer(readers: Readers) -> Callable[[Any, Use], Collected]:
+    """What gives a set's questions to be asked or scored, and what is wrong with those that cannot be.
+
+    What it gives raises DataError: the files cannot be read.
+    """
+    return lambda source, use: gather(readers(source, use, False))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -50,6 +70,28 @@ def right_option(index: int | None, choices: Sequence[str], key: str) -> int:
             Problem(key, f"{index} is no index of its {len(choices)} options", f"0 to {len(choices) - 1}", "row_form")
         )
     return index
+
+
+def right_letter(answer: str, choices: Sequence[str], key: str = "answer") -> int:
+    """Index of the option that a gold letter names.
+
+    Raises:
+        DataError: it is no capital letter, or there is no such option.
+    """
+    if not (len(answer) == 1 and "A" <= answer <= "Z"):
+        raise DataError(Problem(key, f"{answer!r} names no option", "expected a letter: A", "row_form"))
+    return right_option(ord(answer) - ord("A"), choices, key)
+
+
+def needed(cell: str | StoredImage | None) -> str | StoredImage:
+    """The image's name or place.
+
+    Raises:
+        DataError: the row has none.
+    """
+    if not cell:
+        raise DataError(Problem("image", "the row has no image", kind="row_form"))
+    return cell
 
 
 def images_of(cell: str | StoredImage | None, root: Path, folder: str, use: Use) -> tuple[Image, ...]:

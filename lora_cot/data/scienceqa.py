@@ -17,11 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_cot.data.questions import Use, image_folder, images_of, read_json_object, right_option
-from lora_cot.data.rows import Collected, Row, RowReader, SampleReader, StrictRow, checked, gather, not_empty, sample_readers
+from lora_cot.data.questions import Use, image_folder, images_of, read_json_object, right_option, to_answer, to_train
+from lora_cot.data.rows import Row, RowReader, SampleReader, StrictRow, checked, not_empty, sample_readers
 from lora_cot.data.tables import is_table, open_table, table_rows
 from lora_cot.errors import DataError, Problem, nearest
-from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import letter
 from lora_cot.recipe.sources import ScienceqaSource
 from lora_cot.types import Exchange, Sample, StoredImage
@@ -45,24 +44,17 @@ class ScienceqaRow(StrictRow):
     split: str = ""
 
 
-def rows(source: ScienceqaSource, cot_format: CotFormat) -> Iterator[SampleReader]:
-    """The questions of a split, to train on.
+def readers(source: ScienceqaSource, use: Use, reasons: bool) -> Iterator[SampleReader]:
+    """The questions of a split.
 
     Raises:
         DataError: no such file or split. Of a row, when it is read: an id without a problem, an image that is missing, a
-            right option that is not there, an empty solution where the format has a rationale.
+            right option that is not there, an empty solution where there must be a rationale.
     """
-    reasons = any(not stage.is_answer for stage in cot_format.stages)
-    return sample_readers(_rows(source), _maker(source, "training", reasons))
+    return sample_readers(_rows(source), _maker(source, use, reasons))
 
 
-def questions(source: ScienceqaSource, use: Use) -> Collected:
-    """The questions of a split, to be asked or scored, and what is wrong with those that cannot be.
-
-    Raises:
-        DataError: the files cannot be read, or have no such split.
-    """
-    return gather(sample_readers(_rows(source), _maker(source, use, reasons=False)))
+rows, questions = to_train(readers), to_answer(readers)
 
 
 def _rows(source: ScienceqaSource) -> Iterator[RowReader]:

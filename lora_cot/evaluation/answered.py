@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from lora_cot.errors import DataError, Problem, RunError
 from lora_cot.evaluation.asking import UNASKABLE, is_failed
 from lora_cot.evaluation.benchmarks import Benchmark
 from lora_cot.evaluation.summary import Judged, reasoning
+from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.formats import CotFormat, Parsed
 from lora_cot.search.trace import Completion
 from lora_cot.types import Sample
@@ -51,14 +52,14 @@ def answered(sample: Sample, completion: Completion) -> Answered:
     return Answered(sample, completion.text, completion.parsed, completion.stopped, failed, completion.totals)
 
 
-def judged(benchmark: Benchmark, cot_format: CotFormat, one: Answered) -> Judged:
-    """The answer with the benchmark's verdict on it."""
-    verdict = benchmark.judge(one.parsed.answer, one.sample)
+def judged(benchmark: Benchmark, cot_format: CotFormat, one: Answered, graded: Verdict | None = None) -> Judged:
+    """The answer with the verdict on it: a judge's, where there is one, else the benchmark's own."""
+    verdict = graded or benchmark.judge(one.parsed.answer, one.sample)
     return Judged(one.sample, verdict, reasoning(one.parsed, cot_format))
 
 
-def row_of(one: Answered, judgement: Judged) -> dict[str, Any]:
-    """The row that keeps an answer."""
+def row_of(one: Answered, judgement: Judged, benchmark: Benchmark, graded_by: str = "exact") -> dict[str, Any]:
+    """The row that keeps an answer, with all that a comparison needs to know of its question."""
     return {
         "id": one.sample.id,
         "question": one.sample.last.question,
@@ -67,6 +68,11 @@ def row_of(one: Answered, judgement: Judged) -> dict[str, Any]:
         "answer": judgement.verdict.answer,
         "gold": one.sample.last.answer,
         "right": judgement.verdict.credit == 1,
+        "credit": judgement.verdict.credit,
+        "graded_by": graded_by,
+        "groups": list(benchmark.groups(one.sample)),
+        "sets": {name: key(one.sample) for name, key in benchmark.together.items()},
+        "counts": benchmark.counts(one.sample),
         "format": one.parsed.outcome,
         "stopped": one.stopped,
         "failed": one.failed,
@@ -102,6 +108,14 @@ def known(kept: KeptRows, samples: Sequence[Sample], cot_format: CotFormat) -> d
     if again:
         kept.rewrite(kept.output, (row for name, row in rows.items() if name not in again))
     return found
+
+
+def write_verdicts(kept: KeptRows, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put these rows in the place of those of the same questions, where a judge has come to another verdict since."""
+    before = kept.read(kept.output)
+    after = before | {row["id"]: row for row in rows}
+    if after != before:
+        kept.rewrite(kept.output, after.values())
 
 
 def weights_date(model: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lora_cot.checkpoints.opening import Opened
-from lora_cot.evaluation.benchmarks import Wanted, check_split, find
+from lora_cot.evaluation.benchmarks import check_split, find
+from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.recipe.load import change_search
 from lora_cot.search import swires

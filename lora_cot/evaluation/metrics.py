@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -31,6 +32,20 @@ class Share:
     """Whole, unless a benchmark gives parts of a point; the interval then takes them for so many right answers."""
     total: int
 
+    @classmethod
+    def of(cls, credits: Sequence[float]) -> Share:
+        """The sum of credits."""
+        total = sum(credits)
+        return cls(int(total) if float(total).is_integer() else total, len(credits))
+
+    @classmethod
+    def of_sets(cls, credits: Iterable[tuple[str, float]]) -> Share:
+        """Of sets of questions, by the set's name and a question's credit: so many are right in each of theirs."""
+        right: dict[str, bool] = {}
+        for name, credit in credits:
+            right[name] = right.get(name, True) and credit == 1
+        return cls(sum(right.values()), len(right))
+
     @property
     def value(self) -> float:
         """The share; 0 of nothing is 0."""
@@ -50,6 +65,80 @@ class Share:
         """For a report."""
         return {"correct": self.correct, "total": self.total, "accuracy": self.value, "interval": self.interval}
 
+    @property
+    def text(self) -> str:
+        """Without how many there are, which a table says once."""
+        return str(self).rpartition(" of ")[0]
+
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.value:.1%} [{low:.1%}, {high:.1%}] of {self.total}"
+
+
+DRAWS = 10_000
+"""Of a bootstrap, and of a permutation test."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How far two lists of credits for the same questions are apart."""
+
+    difference: float
+    """Of the means, the second less the first."""
+    interval: tuple[float, float]
+    """The paired bootstrap's 95 %, over questions."""
+    better: int
+    """Questions with more credit in the second."""
+    worse: int
+    p: float
+    """Of so great a difference, or a greater one, if both were equally good."""
+    test: str
+    """Which gives p: McNemar's exact test, or the permutation test."""
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
+    """The second held against the first, question by question.
+
+    Args:
+        first: credits, 0 to 1.
+        second: those of the same questions in the same order.
+    """
+    import numpy as np
+
+    apart = np.asarray(second, float) - np.asarray(first, float)
+    better, worse = int((apart > 0).sum()), int((apart < 0).sum())
+    whole = {*first, *second} <= {0.0, 1.0}
+    p = mcnemar(better, worse) if whole else _permutation(apart)
+    test = "McNemar's exact test" if whole else "the permutation test"
+    return Paired(float(apart.mean()), bootstrap(apart), better, worse, p, test)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Two-sided p of McNemar's exact test: as many heads or tails, or more, of so many throws of a coin."""
+    throws = better + worse
+    tail = sum(math.comb(throws, count) for count in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**throws)
+
+
+def bootstrap(values: Any) -> tuple[float, float]:
+    """The bootstrap's 95 % interval of a mean.
+
+    Args:
+        values: (questions,) as numpy has them.
+    """
+    import numpy as np
+
+    draws = np.random.default_rng(0)
+    means = [values[draws.integers(0, len(values), (100, len(values)))].mean(1) for _ in range(DRAWS // 100)]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _permutation(apart: Any) -> float:
+    """Two-sided p of the permutation test: in how many draws of the differences' signs their sum is as far from 0."""
+    import numpy as np
+
+    apart, draws = apart[apart != 0], np.random.default_rng(0)
+    sums = [np.abs((draws.integers(0, 2, (100, len(apart))) * 2 - 1) @ apart) for _ in range(DRAWS // 100)]
+    as_far = int((np.concatenate(sums) >= abs(apart.sum()) - 1e-9).sum())
+    return (1 + as_far) / (1 + DRAWS)

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from lora_cot.data.rows import Row, StrictRow, checked, read_json_rows, shortened
 from lora_cot.errors import DataError, Problem, RunError
-from lora_cot.evaluation.benchmarks import Wanted, check_split, find
+from lora_cot.evaluation.benchmarks import check_split, find
+from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
 from lora_cot.formats import FORMATS
 from lora_cot.formats.answers import letter

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,103 +14,21 @@ from lora_cot.checkpoints.opening import Opened, Quantization
 from lora_cot.data.demonstrations import Preface, load_demonstrations, preface
 from lora_cot.data.kept import KeptRows
 from lora_cot.data.rows import shortened
+from lora_cot.engines.teacher import Teacher
 from lora_cot.errors import DataError, EngineError, Problem, StoppedError
-from lora_cot.evaluation.answered import Answered, answered, judged, known, row_of, weights_date
+from lora_cot.evaluation.answered import Answered, answered, judged, known, row_of, weights_date, write_verdicts
 from lora_cot.evaluation.asking import answers
-from lora_cot.evaluation.benchmarks import Benchmark, Wanted, check_split, find
-from lora_cot.evaluation.metrics import Share
+from lora_cot.evaluation.benchmarks import Benchmark, check_split, find
+from lora_cot.evaluation.comparing import Entry, comparison, write_page
+from lora_cot.evaluation.judging import Grading, check_judge, grade
+from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.remote import OpenedRemote, Server, open_any
-from lora_cot.evaluation.summary import Summary, summarise
+from lora_cot.evaluation.report import EvalReport, report_of
+from lora_cot.evaluation.summary import Judged
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.load import change_search
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.types import Sample
-
-
-@dataclass(frozen=True)
-class EvalReport:
-    """What a strategy got right, and what it cost."""
-
-    benchmark: str
-    split: str
-    model: str
-    strategy: str
-    candidates: int
-    scorer: str
-    seed: int
-    summary: Summary
-    format_validity: Share
-    left_out: int
-    """Problems of questions that cannot be asked, such as an image that is not there; they count nowhere."""
-    totals: dict[str, float]
-    """Costs of all questions by the names of `Completion.totals`; `generated_tokens` are those of lost candidates too, the
-    seconds those of the searches."""
-    stopped: dict[str, int]
-    """Questions whose search ended early, by the reason without its particulars."""
-    failed: int
-    """Questions that the engine gave no text for; they count as wrong."""
-    interleave: str | None = None
-    """What chose the patches that were shown again; None: none were."""
-
-    @property
-    def accuracy(self) -> Share:
-        """Share of right answers."""
-        return self.summary.accuracy
-
-    @property
-    def groups(self) -> dict[str, Share]:
-        """The same by group."""
-        return self.summary.groups
-
-    @property
-    def unanswered(self) -> int:
-        """Questions without an answer; they count as wrong."""
-        return self.summary.unanswered
-
-    @property
-    def flip_rate(self) -> float | None:
-        """Share of the judged pairs, each asked in both orders, whose verdict changed with the order; None without any."""
-        return 2 * self.totals["flips"] / self.totals["judge_prompts"] if self.totals["judge_prompts"] else None
-
-    @property
-    def per_question(self) -> dict[str, float]:
-        """Costs of one question."""
-        names = {
-            "tokens": "generated_tokens",
-            "kept_tokens": "kept_tokens",
-            "judge_calls": "judge_prompts",
-            "seconds": "seconds",
-        }
-        count = self.format_validity.total
-        return {f"{name}_per_question": self.totals[total] / count for name, total in names.items()}
-
-    def lines(self) -> list[tuple[str, Any]]:
-        """For people: accuracy, and beside it tokens and seconds."""
-        spent = self.totals
-        tokens, kept, prompts, seconds = self.per_question.values()
-        flips = f"{spent['flips']} flips" + (f" ({self.flip_rate:.1%} of pairs)" if self.flip_rate is not None else "")
-        judged = f"{flips}, {spent['skipped_judgements']} not needed, {spent['judge_failures']} failed"
-        rows: list[tuple[str, Any]] = [
-            *self.summary.lines(),
-            ("search", f"{self.strategy}, {self.candidates} candidates, scorer {self.scorer}, seed {self.seed}"),
-            ("valid format", self.format_validity),
-            ("left out", self.left_out),
-            ("tokens a question", f"{tokens:.1f} ({kept:.1f} kept), {spent['generated_tokens']} in all"),
-            ("judge prompts a question", f"{prompts:.1f} ({judged} in all)"),
-            ("seconds a question", f"{seconds:.3f}, {spent['seconds']:.1f} in all"),
-        ]
-        rows += [("failed by the engine", self.failed)] if self.failed else []
-        looks = spent["looks"] / self.format_validity.total
-        rows += [("patches chosen by", f"{self.interleave}, {looks:.1f} looks a question")] if self.interleave else []
-        return rows + [(f"stopped: {reason}", count) for reason, count in self.stopped.items()]
-
-    def to_json(self) -> dict[str, Any]:
-        """One JSON object."""
-        plain = {key: value for key, value in vars(self).items() if not isinstance(value, Share | Summary)}
-        shares = {"accuracy": self.accuracy.to_json(), "format_validity": self.format_validity.to_json()}
-        groups = {name: share.to_json() for name, share in self.groups.items()}
-        told = {key: getattr(self.summary, key) for key in ("metric", "unanswered", "rouge_l", "failure_modes", "figures")}
-        return {**plain, **self.per_question, "flip_rate": self.flip_rate, **shares, **told, "groups": groups}
 
 
 def evaluate(
@@ -128,6 +43,8 @@ def evaluate(
     server: Server | None = None,
     format_name: str | None = None,
     demonstrations: Path | None = None,
+    judge: Teacher | None = None,
+    page: Path | None = None,
 ) -> EvalReport:
     """A model on a benchmark.
 
@@ -144,60 +61,74 @@ def evaluate(
         server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
         format_name: a built-in format to ask in; the recipe's if not given; see `in_format`.
         demonstrations: a file of worked examples that every prompt shows before its question.
+        judge: a served model that grades the answers, where the benchmark has them graded; its rule alone, if not given.
+        page: an HTML file of the figures and plots; see `comparing.compare`.
 
     Raises:
         RecipeError: the search has no such key or value.
-        RunError, DataError: no such benchmark, split or model, or none of its questions can be asked; the output has
-            answers of another setting; see `open_remote`.
-        EngineError: the server gives no answer any more.
+        RunError, DataError: no such benchmark, split or model; none of its questions can be asked; another output's keys.
+        AccessError, EngineError: the server or the judge takes no request, or gives no answer any more; see `open_remote`.
         StoppedError: by Ctrl-C.
     """
     if benchmark is not None:
         check_split(benchmark, split)  # before a model is loaded for nothing
     examples = load_demonstrations(demonstrations) if demonstrations else []
     opened = open_any(model, quantization, server, format_name)
-    recipe, told = opened.recipe, opened.recipe.evaluation
-    if benchmark is None or benchmark == told.benchmark:
-        benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
-    chosen, split = find(benchmark), check_split(benchmark, split)
+    recipe = opened.recipe
+    benchmark, wanted = _wanted(recipe, benchmark, split, limit, data)
+    check_judge(benchmark, judge)
     config = change_search(recipe.search, search or {}, recipe.format)
     shown = preface(examples, recipe.format.build(), recipe.data.max_pixels) if examples else None
-    samples, left_out = _questions(opened, benchmark, Wanted(split, limit, data, keys=_keys(recipe, chosen.source)), shown)
-    setting = _setting(model, server, config)
-    setting |= {"benchmark": benchmark, "split": split, "data": data, "quantization": quantization}
-    setting |= {"format": recipe.format.model_dump(mode="json")}
-    setting |= {"demonstrations": data_print([shown.before(Sample("", ()))])} if shown else {}
+    samples, left_out = _questions(opened, benchmark, wanted, shown)
+    setting = _setting(benchmark, wanted, model, quantization, server, config, recipe, shown)
     with KeptRows(output, setting) if output else nullcontext() as kept:
-        done = _answered(opened, chosen, samples, config, kept)
-    cot_format = recipe.format.build()
-    summary = summarise(chosen, [judged(chosen, cot_format, one) for one in done])
-    return _report((benchmark, split, model), config, summary, left_out, done)
+        done = _answered(opened, find(benchmark), samples, config, kept)
+        grading, verdicts, rows = _graded(benchmark, recipe, judge, done, kept)
+    if page:
+        write_page(comparison([Entry(Path(model).name, setting, rows)]), page)
+    return report_of((benchmark, wanted.split, model), config, verdicts, left_out, done, grading)
 
 
-def _report(
-    asked: tuple[str, str, str], config: SearchSection, summary: Summary, left_out: int, done: Sequence[Answered]
-) -> EvalReport:
-    return EvalReport(
-        *asked,
-        config.strategy,
-        config.candidates,
-        config.scorer,
-        config.seed,
-        summary,
-        Share(sum(one.parsed.outcome == "complete" for one in done), len(done)),
-        left_out,
-        {name: sum(one.totals.get(name, 0) for one in done) for name in done[-1].totals},
-        dict(Counter(re.split(":| after ", one.stopped)[0] for one in done if one.stopped != "complete")),
-        sum(one.failed for one in done),
-        config.interleave.selector if config.interleave else None,
-    )
+def _wanted(
+    recipe: Recipe, benchmark: str | None, split: str | None = None, limit: int | None = None, data: str | None = None
+) -> tuple[str, Wanted]:
+    """The benchmark that is named, or the recipe's own, with what of it is wanted."""
+    told = recipe.evaluation
+    if benchmark is None or benchmark == told.benchmark:
+        benchmark, split, limit, data = told.benchmark, split or told.split, limit or told.limit, data or told.data
+    keys = _keys(recipe, find(benchmark).source)
+    return benchmark, Wanted(check_split(benchmark, split), limit, data, keys=keys)
 
 
-def _setting(model: str, server: Server | None, config: SearchSection) -> dict[str, Any]:
+def _graded(
+    benchmark: str, recipe: Recipe, judge: Teacher | None, done: Sequence[Answered], kept: KeptRows | None
+) -> tuple[Grading, list[Judged], list[dict[str, Any]]]:
+    """All answers with the verdicts on them, in the file too."""
+    texts = [(one.sample, one.parsed.answer) for one in done]
+    grading, chosen = grade(benchmark, judge, texts, kept.output if kept else None), find(benchmark)
+    verdicts = [judged(chosen, recipe.format.build(), one, grading.verdicts.get(one.sample.id)) for one in done]
+    rows = [row_of(*pair, chosen, grading.by) for pair in zip(done, verdicts, strict=True)]
+    if kept:
+        write_verdicts(kept, rows)
+    return grading, verdicts, rows
+
+
+def _setting(
+    benchmark: str,
+    wanted: Wanted,
+    model: str,
+    quantization: Quantization,
+    server: Server | None,
+    config: SearchSection,
+    recipe: Recipe,
+    shown: Preface | None,
+) -> dict[str, Any]:
     """What must be the same for answers that one report counts together."""
+    asked = {"benchmark": benchmark, "split": wanted.split, "data": wanted.data, "quantization": quantization}
     engine = "this process" if server is None else f"server, {server.model or 'its only model'}"
     search = {f"search.{key}": value for key, value in config.model_dump(mode="json").items()}
-    return {"model": model, "weights": weights_date(model), "engine": engine, **search}
+    told = {"model": model, "weights": weights_date(model), "engine": engine, "format": recipe.format.model_dump(mode="json")}
+    return asked | told | search | ({"demonstrations": data_print([shown.before(Sample("", ()))])} if shown else {})
 
 
 def _answered(
@@ -213,7 +144,7 @@ def _answered(
         for sample, completion in answers(opened, cot_format, todo, config):
             one = found[sample.id] = answered(sample, completion)
             if kept:
-                kept.append(kept.output, row_of(one, judged(chosen, cot_format, one)))
+                kept.append(kept.output, row_of(one, judged(chosen, cot_format, one), chosen))
     except (KeyboardInterrupt, EngineError) as error:
         kept_there = f"are in {kept.output}: the same command goes on from there" if kept else "are lost: name an --output"
         remedy = f"{len(found)} of {len(samples)} answers {kept_there}"
@@ -244,11 +175,9 @@ def check_questions(recipe: Recipe) -> None:
     Raises:
         RunError, DataError: see `evaluate`.
     """
-    told = recipe.evaluation
-    chosen = find(told.benchmark)
-    wanted = Wanted(check_split(told.benchmark, told.split), told.limit, told.data, keys=_keys(recipe, chosen.source))
-    if not chosen.load(wanted).samples:
-        raise DataError(Problem("evaluation", f"none of the questions of {told.benchmark} can be asked", "check its files"))
+    benchmark, wanted = _wanted(recipe, None)
+    if not find(benchmark).load(wanted).samples:
+        raise DataError(Problem("evaluation", f"none of the questions of {benchmark} can be asked", "check its files"))
 
 
 def _keys(recipe: Recipe, source: str | None) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_cot.evaluation.benchmarks import Benchmark, Verdict
+from lora_cot.evaluation.benchmarks import Benchmark
 from lora_cot.evaluation.metrics import Metric, Share, rouge_l
+from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.formats import CotFormat, Parsed
 from lora_cot.types import Sample
 
@@ -76,20 +77,18 @@ def summarise(benchmark: Benchmark, judged: Sequence[Judged]) -> Summary:
     scores = _rouge_l(explained) if told else []
     counted = [one.verdict.credit for one in judged if benchmark.counts(one.sample)]
     rouge = counted if benchmark.metric == "ROUGE-L" else scores
+    together = {
+        name: Share.of_sets((of(one.sample), one.verdict.credit) for one in judged) for name, of in benchmark.together.items()
+    }
     return Summary(
-        _share(counted),
-        {name: _share(credits[name]) for name in names},
+        Share.of(counted),
+        {name: Share.of(credits[name]) for name in names} | together,
         sum(one.verdict.answer is None for one in judged),
         sum(rouge) / len(rouge) if rouge else None,
         _failure_modes(explained, scores) if scores else None,
         benchmark.metric,
         benchmark.figures([(one.verdict.answer or "", one.sample) for one in judged]) if benchmark.figures else {},
     )
-
-
-def _share(credits: Sequence[float]) -> Share:
-    total = sum(credits)
-    return Share(int(total) if float(total).is_integer() else total, len(credits))
 
 
 def _rouge_l(explained: Sequence[Judged]) -> list[float]:

@@ -11,7 +11,7 @@ from lora_cot.engines.base import Ended
 from lora_cot.evaluation.looks import Area, stretches
 from lora_cot.pages import render
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import UNSCORED
+from lora_cot.recipe.search import UNSCORED
 from lora_cot.search.trace import Comparison, Completion, TracedCandidate, TracedStage
 
 ENDED: dict[Ended, str] = {

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lora_cot.errors import DataError, FormatError, Problem
+from lora_cot.formats.answers import letter
 from lora_cot.formats.parser import Parsed, StageParser
 from lora_cot.types import Exchange
 
@@ -33,6 +34,8 @@ class Stage:
     """The stage whose text is compared with the gold answer."""
     tagged: bool = True
     """False: the stage is the whole text, without marks. Only for a format of a single stage."""
+    ends_in_answer: bool = False
+    """Of an untagged answer stage: the short answer is its last line, what stands before it the reasoning."""
     max_new_tokens: int = 512
     """Budget of generated tokens; generation stops there whether or not the stage was closed."""
     criterion: str = "answers the question better"
@@ -132,7 +135,7 @@ class CotFormat:
         Raises:
             DataError: a stage that the prompt must hold has no text.
         """
-        options = "Options: " + " ".join(f"({chr(65 + n)}) {choice}" for n, choice in enumerate(choices)) if choices else ""
+        options = "Options: " + " ".join(f"({letter(n)}) {choice}" for n, choice in enumerate(choices)) if choices else ""
         cue = self.stages[0].cue
         if not cue or self.split:
             return "\n".join(filter(None, (exchange.question.strip(), options)))
@@ -181,7 +184,7 @@ class CotFormat:
         known, texts = dict(exchange.stages or {}), {}
         for stage in stages:
             parts = [known.get(name, "").strip() for name in stage.made_of]
-            answer = exchange.answer if stage.is_answer else None
+            answer = exchange.answer if stage.is_answer and not stage.ends_in_answer else None
             texts[stage.name] = (known.get(stage.name) or answer or ("\n".join(parts) if all(parts) else "")).strip()
         missing = [name for name, text in texts.items() if not text]
         if missing:
@@ -217,7 +220,7 @@ class CotFormat:
     def parser(self) -> StageParser:
         """A fresh streaming parser of generated text."""
         if not self.is_tagged:
-            return StageParser([(self.stages[0].name, "", "")], self.answer_stage.name)
+            return StageParser([(self.stages[0].name, "", "")], self.answer_stage.name, self.answer_stage.ends_in_answer)
         marks = [(stage.name, self.opening(stage), self.closing(stage)) for stage in self.stages]
         return StageParser(marks, self.answer_stage.name)
 

@@ -41,7 +41,8 @@ class Parsed:
     outcome: Outcome
     """complete: every tag of every stage exactly once and in order; none: no tag at all; partial: the rest."""
     answer: str | None
-    """Text of the answer stage, unfinished or not; None where there is none. Never guessed."""
+    """Text of the answer stage, unfinished or not; its last line where it ends in the answer; None where there is none.
+    Never guessed."""
     outside: str
     """Text outside all stages, stripped."""
     fault: str = ""
@@ -58,14 +59,16 @@ class StageParser:
     However the text is cut, the events' texts and the final result are the same.
     """
 
-    def __init__(self, marks: list[tuple[str, str, str]], answer: str):
+    def __init__(self, marks: list[tuple[str, str, str]], answer: str, in_last_line: bool = False):
         """
         Args:
             marks: (stage name, opening tag, closing tag) in order; one stage with empty tags takes the whole text.
             answer: name of the stage that holds the answer.
+            in_last_line: the answer is the last line of that stage, not all of it.
         """
         self._marks = marks
         self._answer = answer
+        self._in_last_line = in_last_line
         self._tags = [tag for _, opening, closing in marks for tag in (opening, closing) if tag]
         self._pattern = re.compile("|".join(map(re.escape, self._tags))) if self._tags else None
         self._pending = ""
@@ -110,6 +113,8 @@ class StageParser:
             if name in self._texts
         )
         answer = next((stage.text for stage in stages if stage.name == self._answer), None)
+        if answer and self._in_last_line:
+            answer = answer.rpartition("\n")[2].strip()
         outcome, fault = self._outcome()
         return Parsed(stages, outcome, answer or None, "".join(self._outside).strip(), fault)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +24,16 @@ class Line:
     points: Sequence[tuple[float, float]]
     colour: str
     """As matplotlib names it: the same thing has the same colour in every plot of a page."""
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One series of a plot of shares: a dot for each row, with its interval as a line."""
+
+    name: str
+    points: Sequence[tuple[float, float, float] | None]
+    """Value, and the ends of its interval; None where there is none."""
+    colour: str
 
 
 def render(template: str, **values: Any) -> str:
@@ -52,14 +63,9 @@ def image_uri(image: PILImage.Image) -> str:
 
 def line_plot(title: str, x: str, y: str, lines: Sequence[Line]) -> str:
     """An SVG of lines over steps, with a description for screen readers; empty if no line has a point."""
-    from markupsafe import Markup, escape
-
-    svg = _drawn("svg", title, x, y, lines).decode()
-    if not svg:
-        return ""
+    svg = _drawn("svg", title, x, y, lines)
     ends = "; ".join(f"{line.name} ends at {line.points[-1][1]:.3g}" for line in lines if line.points)
-    label = escape(f"{title}. {ends}.")
-    return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704
+    return _labelled(svg, f"{title}. {ends}.")
 
 
 def line_picture(title: str, x: str, y: str, lines: Sequence[Line]) -> bytes:
@@ -67,17 +73,75 @@ def line_picture(title: str, x: str, y: str, lines: Sequence[Line]) -> bytes:
     return _drawn("png", title, x, y, lines)
 
 
-def _drawn(kind: str, title: str, x: str, y: str, lines: Sequence[Line]) -> bytes:
-    lines = [line for line in lines if line.points]
-    if not lines:
-        return b""
+def dot_plot(title: str, x: str, rows: Sequence[str], series: Sequence[Dots]) -> str:
+    """An SVG of values with their intervals, a row below the other, with a description for screen readers; empty without any.
+
+    Args:
+        title: above it.
+        x: what the values are.
+        rows: their names, from top to bottom.
+        series: whose points are in the rows' order, side by side in each row.
+    """
+    if not rows or not series:
+        return ""
+    with _figure(0.8 + len(rows) * (0.22 + 0.16 * len(series))) as (figure, axes):
+        for number, one in enumerate(series):
+            found = [(place, *point) for place, point in enumerate(one.points) if point is not None]
+            places = [place + (number - (len(series) - 1) / 2) * 0.6 / len(series) for place, *_ in found]
+            ends = [(value - low, high - value) for _, value, low, high in found]
+            sides = [[max(0.0, pair[side]) for pair in ends] for side in (0, 1)]  # of all or none, rounding puts them outside
+            values = [value for _, value, *_ in found]
+            axes.errorbar(values, places, xerr=sides, fmt="o", markersize=4, color=one.colour, label=one.name, linewidth=1.2)
+        axes.set(title=title, xlabel=x, yticks=range(len(rows)), yticklabels=rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-2, 102)  # a dot at an end is whole
+        axes.grid(alpha=0.25, axis="x")
+        svg = _saved(figure, axes, "svg")
+    told = "; ".join(
+        f"{one.name}, {row}: {point[0]:.1f} ({point[1]:.1f} to {point[2]:.1f})"
+        for one in series
+        for row, point in zip(rows, one.points, strict=True)
+        if point is not None
+    )
+    return _labelled(svg, f"{title}, {x}. {told}.")
+
+
+def _labelled(svg: bytes, label: str) -> str:
+    """A drawing to put into a page."""
+    from markupsafe import Markup, escape
+
+    text, told = svg.decode(), escape(label)
+    return Markup(text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{told}"', 1)) if text else ""  # noqa: S704
+
+
+@contextmanager
+def _figure(height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure of that height in inches, and its axes."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lora_cot", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(6, height), layout="constrained")
+        yield figure, axes
+        pyplot.close(figure)
+
+
+def _saved(figure: Any, axes: Any, kind: str) -> bytes:
+    """The file of a figure."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
+def _drawn(kind: str, title: str, x: str, y: str, lines: Sequence[Line]) -> bytes:
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return b""
+    with _figure(3) as (figure, axes):
         for line in lines:
             axes.plot(
                 *zip(*line.points, strict=True),
@@ -89,9 +153,4 @@ def _drawn(kind: str, title: str, x: str, y: str, lines: Sequence[Line]) -> byte
         axes.set(title=title, xlabel=x, ylabel=y)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
-        pyplot.close(figure)
-    return buffer.getvalue()
+        return _saved(figure, axes, kind)

@@ -75,7 +75,7 @@ class Boundary:
 def whole(cot_format: CotFormat, config: SearchSection, count: int, sampling: Sampling | None = None) -> Boundary:
     """The end of the text. Settings of single stages do not count, but their budgets' sum does."""
     step = "all" if cot_format.given is None else cot_format.name
-    limit = sum(budget(stage, config) for stage in cot_format.stages)
+    limit = sum(config.budget(stage) for stage in cot_format.stages)
     sampling = sampling or Sampling(config.temperature, config.top_p)
     answer = cot_format.answer_stage
     name, is_answer = ("all", False) if cot_format.given is None else (answer.name, answer.is_answer)
@@ -120,18 +120,12 @@ def stage(cot_format: CotFormat, config: SearchSection, one: Stage) -> Boundary:
         one.name,
         one.name,
         tuple(filter(None, [cot_format.closing(one)])),
-        budget(one, config),
+        config.budget(one),
         (special and special.candidates) or config.candidates,
         1 if is_last else (special and special.keep) or config.keep,
         Sampling(temperature, config.top_p),
         is_last,
     )
-
-
-def budget(stage: Stage, config: SearchSection) -> int:
-    """Tokens of a stage: the recipe's, or the format's own."""
-    special = config.stages.get(stage.name)
-    return (special and special.max_new_tokens) or stage.max_new_tokens
 
 
 def piece(boundary: Boundary, parsed: Parsed, last: Candidate) -> str:

@@ -15,8 +15,9 @@ from lora_cot.engines.base import Engine
 from lora_cot.formats import FORMATS, CotFormat, Stage
 from lora_cot.formats.judging import HINTS, judge_question, published_check, published_question
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import UNSCORED
 from lora_cot.search import boundaries, published
-from lora_cot.search.strategies import UNSCORED, Pass, with_stages
+from lora_cot.search.strategies import Pass, with_stages
 from lora_cot.search.swires import RELEASED_CONCLUSIONS, RELEASED_KEEP, RELEASED_RETRACES
 from lora_cot.types import Exchange, Sample
 
@@ -89,7 +90,7 @@ def most_tokens(passes: Sequence[Pass], sample: Sample, config: SearchSection, c
                 written, read = _judged(one, sample, config, step, before, count)
                 drawn, judged = drawn + written, judged + read
         if len(passes) > 1:
-            before += sum(boundaries.budget(stage, config) for stage in one.cot_format.stages)
+            before += sum(config.budget(stage) for stage in one.cot_format.stages)
             placeholders |= {stage.name: "." for stage in one.cot_format.stages}
     most = config.max_search_tokens
     return Cost(prompts, drawn if most is None else min(drawn, most), judged, shown)

@@ -1,4 +1,4 @@
-"""From a recipe's search.interleave to how an engine's texts look at their images again."""
+"""From a recipe's search.interleave (`recipe/interleave.py`) to how an engine's texts look again (`engines/interleave.py`)."""
 
 from __future__ import annotations
 

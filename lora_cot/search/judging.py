@@ -48,7 +48,7 @@ def self_judge(engine: Engine) -> Scorer:
                 prompts[c] += 2 * ((c, a, b) in heard)
                 left[c].remove(b if comparison.winner == a else a)
         return [
-            verdict_of(contest, players[0], tuple(found), count, spared)
+            knockout(contest, players[0], tuple(found), count, spared)
             for contest, players, found, count, spared in zip(contests, left, comparisons, prompts, skipped, strict=True)
         ]
 
@@ -75,7 +75,7 @@ def unheard(contest: Contest, a: int, b: int, said: str = "") -> Comparison:
     return Comparison(a, b, None, False, likelier(contest, a, b), failed=True, said=said)
 
 
-def verdict_of(contest: Contest, winner: int, comparisons: tuple[Comparison, ...], prompts: int, skipped: int) -> Verdict:
+def knockout(contest: Contest, winner: int, comparisons: tuple[Comparison, ...], prompts: int, skipped: int) -> Verdict:
     """The verdict of a knock-out: a candidate's score is the number of comparisons it won."""
     wins = [float(sum(one.winner == place for one in comparisons)) for place in range(len(contest.texts))]
     failures = sum(one.failed for one in comparisons)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from lora_cot.engines.base import Ask, Candidate, Engine, Sampling
 from lora_cot.formats.judging import FIRST, SECOND, published_check, published_question
 from lora_cot.search.contests import Contest, Scorer, Verdict
-from lora_cot.search.judging import different, unheard, verdict_of
+from lora_cot.search.judging import different, knockout, unheard
 from lora_cot.search.trace import Comparison
 from lora_cot.types import Exchange, Sample
 
@@ -83,7 +83,7 @@ def published_judge(engine: Engine) -> Scorer:
 
 def _verdict(bout: _Bout, played: int) -> Verdict:
     skipped = len(bout.contest.texts) - played
-    found = verdict_of(bout.contest, bout.players[0], tuple(bout.comparisons), bout.prompts, skipped)
+    found = knockout(bout.contest, bout.players[0], tuple(bout.comparisons), bout.prompts, skipped)
     return replace(found, judge_tokens=bout.tokens)
 
 

@@ -14,7 +14,7 @@ from lora_cot.search.boundaries import Boundary, Path, closed, piece, standing
 from lora_cot.search.budget import Budget
 from lora_cot.search.contests import Contest, Scorer, Verdict, logprob, ranking
 from lora_cot.search.drive import Extend, Judge, Start, Steps
-from lora_cot.search.trace import Log, TracedCandidate, TracedStage
+from lora_cot.search.trace import WITHIN, Log, TracedCandidate, TracedStage
 from lora_cot.types import Sample
 
 
@@ -211,7 +211,7 @@ class Question:
         if self.cot_format.given is None:
             return boundary.name
         stage = self.cot_format.stages[0].name
-        return stage if boundary.name in (None, stage) else f"{stage} · {boundary.name}"
+        return stage if boundary.name in (None, stage) else f"{stage}{WITHIN}{boundary.name}"
 
     def _traced(self, boundary: Boundary, path: Path, score: float | None, kept: bool, answer: str | None) -> TracedCandidate:
         last = path.last

@@ -52,12 +52,12 @@ def reward(section: RewardSection | None) -> Scorer:
     if section is None:
         raise SearchError(NO_SERVER)
     patience, url = Patience(section.timeout_seconds, section.tries), section.url
-    ChatServer(url).close()  # refuses what is no address
+    ChatServer(url, key_option=None).close()  # refuses what is no address
     retries, has_answered = Retries(Circuit()), False
 
     def score(contests: Sequence[Contest]) -> list[Verdict]:
         nonlocal has_answered
-        server = ChatServer(url, patience=patience, exact=True)
+        server = ChatServer(url, patience=patience, exact=True, key_option=None)
         try:
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 found = list(pool.map(lambda one: _scores(server, one, retries), contests))

@@ -17,6 +17,7 @@ from lora_cot.engines.interleave import Interleave
 from lora_cot.errors import Problem, SearchError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import UNSCORED
 from lora_cot.search import boundaries, scorers
 from lora_cot.search import swires as retracing
 from lora_cot.search.budget import Budget
@@ -221,5 +222,3 @@ STRATEGIES: dict[str, Strategy] = {
     "adaptive": adaptive,
 }
 """Strategies by the name a recipe gives them; two_pass is greedy decoding of formats that are split."""
-UNSCORED = ("greedy", "sample", "two_pass")
-"""They choose nothing, so no scorer is made for them."""

@@ -27,6 +27,7 @@ from lora_cot.search.boundaries import Boundary, Path, stage, standing
 from lora_cot.search.budget import Budget
 from lora_cot.search.contests import Verdict, logprob
 from lora_cot.search.drive import Judge, Steps, drive
+from lora_cot.search.interleave import interleave
 from lora_cot.search.question import Outcome, Question
 from lora_cot.search.segments import ended, is_cut, search, settle, why
 from lora_cot.search.trace import Log
@@ -213,10 +214,11 @@ def calibrate(
         SearchError: fewer than two reasonings could be scored, or the format or scorer does not fit.
     """
     check(cot_format, config.model_copy(update={"faithful": True}), scorer is not None)
-    judge = scorers.scorer(engine, config, scorer)
+    engine, how = engine.for_search(), interleave(cot_format, config)
+    judge, look = scorers.scorer(engine, config, scorer), how and engine.see(how)
 
     def score(sample: Sample) -> Steps[list[_Scored]]:
-        question = Question(engine, cot_format, sample, config, judge, Budget(config), Log(lambda _step: None))
+        question = Question(engine, cot_format, sample, config, judge, Budget(config), Log(lambda _step: None), look=look)
         before = yield from search(question, [_single(question, one) for one in cot_format.stages[:-2]])
         if before.stopped != "complete":
             return []

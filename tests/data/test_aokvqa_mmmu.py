@@ -125,4 +125,4 @@ def test_open_questions_are_left_out_and_counted(tmp_path):
     assert (len(found.samples), found.bad, found.total) == (1, 4, 5)
     told = [str(problem) for problem in found.problems]
     assert "validation_Art_2 · an open question" in told[0] and "2 is no index of its 2 options" in told[1]
-    assert "answer · -2 is no index" in told[2] and "options · Input should be a valid list" in told[3]
+    assert "answer · '?' names no option" in told[2] and "options · Input should be a valid list" in told[3]

@@ -71,6 +71,7 @@ def stages_in(encoder, ids):
     return {stage.name: stage.text for stage in parsed.stages}
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", PASSES)
 def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(each_chat, name):
     """The masked part of a training sample is the prompt, token for token; the trained part gives the stages back."""
@@ -83,6 +84,7 @@ def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(each_chat, n
         assert stages_in(encoder, trained) == encoder.format.gold(sample.last)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", PASSES)
 def test_a_conversation_is_trained_answer_by_answer(each_chat, name):
     """Of three exchanges every answer is trained and every prompt masked: each is what generation would begin with."""
@@ -97,6 +99,7 @@ def test_a_conversation_is_trained_answer_by_answer(each_chat, name):
         assert stages_in(encoder, encoded.labels[begin:end]) == encoder.format.gold(CONVERSATION.exchanges[turn])
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", PASSES)
 def test_two_images_are_masked_as_in_the_prompt(each_chat, name):
     """Both images' slots stand in the prompt, in order, and are never trained."""
@@ -118,6 +121,7 @@ def same_structure(encoder, plain, hostile):
     return marks[0] == marks[1] and len(trained_runs(plain)) == len(trained_runs(hostile))
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", PASSES)
 def test_a_question_cannot_forge_image_slots_or_turns(each_chat, name):
     """Control tokens in a question, an earlier one or an option are their characters: no slot, turn or end comes of them."""
@@ -135,6 +139,7 @@ def test_a_question_cannot_forge_image_slots_or_turns(each_chat, name):
         assert decoded.count(text) >= 3 and f"(A) {text} (B) B" in decoded
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", PASSES)
 def test_gold_text_cannot_forge_image_slots_or_ends(each_chat, name):
     """Control tokens in gold text, trained or handed on to the next pass, are its characters."""

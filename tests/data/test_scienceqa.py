@@ -289,7 +289,7 @@ def test_every_real_problem_survives_the_way_there_and_back(real):
             assert parsed.stages[0].text == f"{record['lecture'].strip()} {record['solution'].strip()}".strip()
 
 
-@pytest.mark.parametrize("kind", ["llava", "t5_vision"])
+@pytest.mark.parametrize("kind", ["t5_vision", pytest.param("llava", marks=pytest.mark.slow)])
 def test_the_real_problems_load_format_and_tokenise_in_seconds(real, load_tiny, kind):
     """Under ten, both passes."""
     tiny = load_tiny(kind)

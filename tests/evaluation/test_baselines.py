@@ -12,7 +12,8 @@ from lora_cot.evaluation.remote import in_format
 from lora_cot.evaluation.run import evaluate
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import Recipe
-from lora_cot.recipe.schema import FormatSection, ModelSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import FormatSection
 from lora_cot.types import Exchange
 from tests import published
 
@@ -31,6 +32,7 @@ def test_baselines_ask_as_icot_does(name, end):
     assert FORMATS[name].parse(text).answer == text
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", ["step_by_step", "answer_only"])
 @pytest.mark.parametrize("benchmark", ["m3cot", "llava_wild"])
 def test_every_chat_model_can_be_measured(each_chat_base, tmp_path, benchmark, name):

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_cot.errors import DataError, RunError
-from lora_cot.evaluation.benchmarks import SCIENCEQA_CLASSES, Verdict, find
+from lora_cot.evaluation.benchmarks import SCIENCEQA_CLASSES, find
 from lora_cot.evaluation.predictions import Prediction, read_predictions, score, split_output
 from lora_cot.evaluation.summary import Judged, summarise
+from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.formats import FORMATS
 from lora_cot.formats.answers import letter, read_option
 from lora_cot.types import Exchange, Sample

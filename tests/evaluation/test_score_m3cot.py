@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from lora_cot.data import llava_wild
 from lora_cot.errors import DataError, RunError
-from lora_cot.evaluation.benchmarks import Verdict, find
+from lora_cot.evaluation.benchmarks import find
 from lora_cot.evaluation.m3cot import chosen_letter
 from lora_cot.evaluation.predictions import score, split_output
+from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.recipe.sources import LlavaWildSource
 from tests import published
 from tests.published import json_lines, m3cot_record

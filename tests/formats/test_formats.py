@@ -17,6 +17,7 @@ TAG_PIECES = st.sampled_from(["<", ">", "</", "[", "]", "[/", "<SUMMARY", "/CAPT
 STAGE_TEXTS = st.lists(TAG_PIECES | st.text(max_size=6), min_size=1, max_size=6).map("".join).filter(str.strip)
 
 
+@pytest.mark.crossed
 @given(st.data())
 @pytest.mark.parametrize("tag_style", TAG_STYLES)
 @pytest.mark.parametrize("cot_format", [*FORMATS.values(), OWN], ids=lambda cot_format: cot_format.name)
@@ -33,7 +34,8 @@ def test_what_is_written_is_read_back(cot_format, tag_style, data):
 
     assert (parsed.outcome, parsed.outside) == ("complete", "")
     assert {stage.name: stage.text for stage in parsed.stages} == stripped
-    assert parsed.answer == stripped[spelled.answer_stage.name]
+    answer = stripped[spelled.answer_stage.name]
+    assert parsed.answer == (answer.split("\n")[-1].strip() if spelled.answer_stage.ends_in_answer else answer)
     assert spelled.read(written) == spelled.gold(Exchange("?", stages=stages)) == stripped
 
 
@@ -43,6 +45,25 @@ def test_the_text_is_that_of_the_published_model():
     expected = ["<SUMMARY> s </SUMMARY>", "<CAPTION> c </CAPTION>", "<REASONING> r </REASONING>"]
     assert written == "\n\n".join([*expected, "<CONCLUSION> 7 </CONCLUSION>"])
     assert DIRECT.write({"ANSWER": " 7 "})[0][1] == "7"
+
+
+def test_the_ablation_without_tags_writes_the_same_texts():
+    """Four stages' texts, a line each, and no marks; its answer is the last line, cut off or not; nothing else stands in."""
+    untagged = FORMATS["four_stage_untagged"]
+    exchange = Exchange("?", stages=GOLD | {"REASONING": "r\n\nso"}, answer="seven")
+    assert (written := untagged.gold(exchange)["TEXT"]) == "s\nc\nr\n\nso\n7"
+    assert [untagged.parse(text).answer for text in (written, written + "\n ", "s\nit is", "", "\n")] == [
+        "7",
+        "7",
+        "it is",
+        None,
+        None,
+    ]
+    for stages in (None, {"RATIONALE": "r", "ANSWER": "7"}):
+        with pytest.raises(DataError, match="no text for TEXT"):
+            untagged.gold(Exchange("?", stages=stages, answer="7"))
+    budgets = [sum(stage.max_new_tokens for stage in one.stages) for one in (untagged, FOUR_STAGE)]
+    assert budgets[0] == budgets[1]
 
 
 def test_declared_stages_are_a_format():

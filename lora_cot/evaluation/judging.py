@@ -1,0 +1,156 @@
+"""A judge behind a server grades the answers that its benchmark has graded so; without one the benchmark's rule decides.
+
+`FILE.judged.jsonl` beside the answers holds what the judge said to each, so that it is asked once. A reply that cannot be
+read, and none at all, are no grade: such answers count as wrong, are listed, and are asked about again by the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lora_cot.data.kept import KeptRows
+from lora_cot.engines.chat import ChatServer, base_url
+from lora_cot.engines.teacher import Teacher, ask_each, check_model
+from lora_cot.errors import AccessError, EngineError, Problem, RejectedError, RunError, StoppedError
+from lora_cot.evaluation.benchmarks import find
+from lora_cot.evaluation.grading import Grader
+from lora_cot.evaluation.verdicts import Verdict
+from lora_cot.types import Sample
+
+REPLY_TOKENS = 64
+"""Budget of a judge's reply, unless it has one of its own."""
+TOGETHER = 4
+"""Answers that are graded at once."""
+Asked = tuple[Sample, str, str]
+"""A question, the text of its answer, and what the judge is asked about it."""
+
+
+@dataclass(frozen=True)
+class Grading:
+    """Who decided what the answers are worth."""
+
+    by: str = "exact"
+    """exact: the benchmark's rule; else the judge's name."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """Of the judge, by the question's id; the rule decides on all others."""
+    asked: int = 0
+    """Answers that the judge was asked about now; the rest it had graded before."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Answers that have no grade, by id, and why; they count as wrong."""
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object."""
+        return {"by": self.by, "judged": len(self.verdicts), "asked": self.asked, "failed": dict(self.failed)}
+
+    def line(self) -> tuple[str, str]:
+        """For people."""
+        if self.by == "exact":
+            return "graded by", "exact: the benchmark's rule, no judge"
+        counts = f"{len(self.verdicts)} answers, {self.asked} of them asked now, {len(self.failed)} failed"
+        return "graded by", f"the judge {self.by}: {counts}; the rule decided on the rest"
+
+
+def check_judge(benchmark: str, judge: Teacher | None) -> None:
+    """See that a benchmark has answers that a judge grades, if one is named.
+
+    Raises:
+        RunError: it has none.
+        AccessError: the judge's address is none.
+    """
+    if judge is not None:
+        base_url(judge.url)
+        if find(benchmark).grader is None:
+            raise RunError(
+                Problem("--judge", f"{benchmark} is graded by its rule alone", "drop it, or take mmvet or mathvista")
+            )
+
+
+def grade(benchmark: str, judge: Teacher | None, answers: Sequence[tuple[Sample, str | None]], output: Path | None) -> Grading:
+    """What a judge says to the answers of a benchmark.
+
+    Args:
+        benchmark: its name.
+        judge: who is asked; None: nobody.
+        answers: questions with the texts of their answers; what has no text is not asked about.
+        output: the answers' file.
+
+    Raises:
+        RunError: the benchmark takes no judge; what is kept there another judge said, or to another prompt.
+        AccessError: the judge's address, key or model is wrong.
+        EngineError: it gave no answer several times running; what it said before is kept.
+    """
+    check_judge(benchmark, judge)
+    grader = find(benchmark).grader
+    if judge is None or grader is None:
+        return Grading()
+    prompts = [(sample, text, grader.prompt(text, sample)) for sample, text in answers if text and text.strip()]
+    wanted: list[Asked] = [(sample, text, prompt) for sample, text, prompt in prompts if prompt is not None]
+    setting = {"judge": base_url(judge.url), "model": judge.model, "prompt": grader.version}
+    place = output.with_suffix(".judged.jsonl") if output else None
+    with KeptRows(place, setting) if place else nullcontext() as kept:
+        known = _known(kept, grader, wanted) if kept else {}
+        todo = [one for one in wanted if one[0].id not in known]
+        try:
+            new, failed = _ask(judge, grader, todo, kept) if todo else ({}, {})
+        except KeyboardInterrupt:
+            remedy = f"its grades are in {place}: the same command goes on from there" if place else "name an --output"
+            raise StoppedError(Problem("", "stopped by SIGINT while the judge was asked", remedy), 130) from None
+    none = dict.fromkeys(failed, Verdict(None, 0.0))
+    return Grading(judge.model, {**known, **new, **none}, len(todo), failed)
+
+
+def _known(kept: KeptRows, grader: Grader, wanted: Sequence[Asked]) -> dict[str, Verdict]:
+    """What was said before to the same answers; other rows of these questions are taken out."""
+    rows = kept.read(kept.output)
+    found, old = {}, set()
+    for sample, text, _ in wanted:
+        row = rows.get(sample.id)
+        if row is None:
+            continue
+        verdict = grader.read(str(row.get("reply")), text, sample) if row.get("answer") == text else None
+        if verdict is None:
+            old.add(sample.id)
+        else:
+            found[sample.id] = verdict
+    if old:
+        kept.rewrite(kept.output, (row for name, row in rows.items() if name not in old))
+    return found
+
+
+def _ask(
+    judge: Teacher, grader: Grader, todo: Sequence[Asked], kept: KeptRows | None
+) -> tuple[dict[str, Verdict], dict[str, str]]:
+    """The judge's verdicts, each kept as it comes; and why others are none."""
+    found: dict[str, Verdict] = {}
+    failed: dict[str, str] = {}
+    with closing(ChatServer(judge.url, judge.key, judge.patience)) as server:
+        check_model(server, judge.model)
+        for (sample, text, _), reply in ask_each(
+            partial(_reply, judge, server), todo, TOGETHER, ("judging", "answer"), _no_reply
+        ):
+            verdict = None if isinstance(reply, EngineError) else grader.read(reply, text, sample)
+            if verdict is None:
+                failed[sample.id] = _no_reply(reply) or f"the judge's reply cannot be read: {' '.join(reply.split())[:80]!r}"
+                continue
+            found[sample.id] = verdict
+            if kept:
+                kept.append(kept.output, {"id": sample.id, "answer": text, "reply": reply})
+    return found, failed
+
+
+def _reply(judge: Teacher, server: ChatServer, asked: Asked) -> str:
+    try:
+        return judge.ask(server, [{"role": "user", "content": asked[2]}], REPLY_TOKENS).text
+    except AccessError:
+        raise
+    except RejectedError as error:  # of this answer alone: the others are asked about all the same
+        raise EngineError(error.problems) from None
+
+
+def _no_reply(outcome: Any) -> str:
+    return str(outcome) if isinstance(outcome, EngineError) else ""
