@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import marks, write_between  # beside this file
 from PIL import Image
 
-from lora_cot.evaluation.metrics import Share
+from lora_cot.evaluation.metrics import Share, bootstrap
 
-BEGIN, END = "<!-- search_curve: begin -->", "<!-- search_curve: end -->"
+BEGIN, END = marks("search_curve")
 PICTURE = "search_curve.png"
 PAIRS = (
     ("stage_beam", "sample"),
@@ -25,7 +26,6 @@ PAIRS = (
     ("best_of_n, self-judge", "best_of_n"),
 )
 """Arms that are held against each other at the same N, question by question; sample and greedy have one text."""
-RESAMPLES = 10_000
 COSTS = {"tokens": "tokens_per_question", "judge_prompts": "judge_calls_per_question", "seconds": "seconds_per_question"}
 STYLES: dict[str, tuple[str, str, str]] = {
     "greedy": ("black", "*", "none"),
@@ -97,9 +97,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         second: the same of the other, question by question.
     """
     apart = first - second
-    drawn = np.random.default_rng(0).integers(0, len(apart), (RESAMPLES, len(apart)))
-    low, high = np.quantile(apart[drawn].mean(1), (0.025, 0.975))
-    return {"difference": float(apart.mean()), "interval": [float(low), float(high)]}
+    return {"difference": float(apart.mean()), "interval": list(bootstrap(apart))}
 
 
 def table(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -153,17 +151,13 @@ def _of(rows: Sequence[Mapping[str, Any]], model: str) -> list[Mapping[str, Any]
 
 
 def write_docs(report: Mapping[str, Any], page: Path) -> None:
-    """The tables between the markers of a Markdown file, and the picture beside it.
+    """The tables between their marks in a Markdown file, and the picture beside it.
 
     Raises:
         SystemExit: the file has not one pair of markers.
     """
-    text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{page}: the tables go between a line '{BEGIN}' and a line '{END}', and there is no such pair")
-    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    write_between(page, "search_curve", page_lines(report))
     draw(report, page.with_name(PICTURE))
-    page.write_text("\n".join([f"{before}{BEGIN}", *page_lines(report), after]), encoding="utf-8")
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:

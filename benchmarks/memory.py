@@ -16,15 +16,14 @@ import argparse
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import device, now, write_between  # beside this file
 
 from lora_cot.adapters.lora import attach
 from lora_cot.backbones import Backbone
@@ -48,7 +47,7 @@ SHORT = ("training.max_steps=8", "training.eval_steps=4", "training.save_strateg
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", type=Path, help="write the table of planned and measured memory there")
+    parser.add_argument("--check", type=Path, help="a page, between whose marks the table is written")
     parser.add_argument("--recipe", type=Path, help="only this recipe")
     parser.add_argument("--cap-gb", type=float, help="hard cap on the GPU's memory")
     parser.add_argument("--length", type=int, help="tokens of the sample; the recipe's max_length if not given")
@@ -63,8 +62,8 @@ def main() -> None:
         found.append(measured(recipe, cap, length, options.layers) if gpu or options.layers else not_run(recipe, cap, length))
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     if options.check:
-        options.check.write_text(page(found), encoding="utf-8")
-    print(json.dumps({"device": device_name(), "rows": found}) if options.json else "\n".join(table(found)))
+        write_between(options.check, "memory", [f"On {device()}:", "", *table(found)])
+    print(json.dumps({"device": device(), "rows": found}) if options.json else "\n".join(table(found)))
 
 
 def jobs(options: argparse.Namespace) -> list[tuple[Path, float | None, int | None]]:
@@ -101,7 +100,7 @@ def miniature(path: Path) -> dict[str, Any]:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         peak = json.loads((Path(folder) / "runs/check/report.json").read_text())["peak_memory_gb"]
-    row = {"recipe": f"mini/{path.stem}", "device": device_name(), "low_gb": low, "high_gb": high, "peak_gb": peak}
+    row = {"recipe": f"mini/{path.stem}", "device": device(), "low_gb": low, "high_gb": high, "peak_gb": peak}
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
 
@@ -121,7 +120,7 @@ def measured(path: Path, cap_gb: float | None, length: int | None, layers: int |
     """One row: peak memory and speed of a recipe, or that it ran out of memory."""
     recipe = load_recipe(path, overrides(cap_gb, length))
     gpu = torch.cuda.is_available()
-    row: dict[str, Any] = {"recipe": name_of(path), "device": device_name(), "cap_gb": cap_gb, "length": length}
+    row: dict[str, Any] = {"recipe": name_of(path), "device": device(), "cap_gb": cap_gb, "length": length}
     if layers is None:
         row["low_gb"], row["high_gb"] = planned(path, overrides(cap_gb, length), gpu=True, phase="training")
     try:
@@ -226,18 +225,6 @@ def train(backbone: Backbone, inputs: dict[str, torch.Tensor], recipe: Any) -> f
     return (now() - begin) / (STEPS - 1)
 
 
-def now() -> float:
-    """The time after all that was started is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def device_name() -> str:
-    """What this runs on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {platform.machine()}"
-
-
 def table(found: list[dict[str, Any]]) -> list[str]:
     """The rows as a table of Markdown."""
     text = ["| recipe | planned GB | measured GB | off by | tokens/s |", "|---|---|---|---|---|"]
@@ -250,19 +237,6 @@ def table(found: list[dict[str, Any]]) -> list[str]:
         speed = f"{row['tokens_per_s']:,.0f}" if "tokens_per_s" in row else "–"
         text.append(f"| {name} | {plan} | {row.get('error') or (f'{peak:.2f}' if peak else 'not run')} | {off} | {speed} |")
     return text
-
-
-def page(found: list[dict[str, Any]]) -> str:
-    """docs/memory.md."""
-    head = f"""# Memory: planned and measured
-
-Made by `python benchmarks/memory.py --check docs/memory.md` on {device_name()}. *Planned* is what `lora-cot plan` says, at
-least and at most, in GB of 10⁹ bytes; *off by* is the measured peak against the middle of the two. Miniatures run on the CPU:
-the memory of the whole process over a few steps with an evaluation. Rows of real models are what a training step takes on a
-GPU without the driver's own context, at the recipe's `max_length`, with an image of 1024×768; "not run" where there was none.
-
-"""
-    return head + "\n".join(table(found)) + "\n"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from measuring import device  # beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARD = 500_000_000
@@ -163,7 +164,7 @@ def ours(folder: Path, size_gb: float) -> None:
     from lora_cot.checkpoints.store import make_durable
     from lora_cot.merging.onto import make_ready, write_model
     from lora_cot.recipe import Recipe
-    from lora_cot.recipe.schema import ModelSection
+    from lora_cot.recipe.model import ModelSection
 
     assert peft.LoraConfig and peft.get_peft_model
     recipe = Recipe(name="benchmark", model=ModelSection(base=str(folder / "base")))
@@ -185,13 +186,6 @@ def theirs(folder: Path, size_gb: float) -> None:
     merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
     merged.save_pretrained(folder / "merged", max_shard_size=SHARD)
     print("done", flush=True)
-
-
-def device() -> str:
-    """What this runs on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{os.cpu_count()} cores, {name}, no GPU"
 
 
 SIDES = {"make": make, "ours": ours, "peft": theirs}

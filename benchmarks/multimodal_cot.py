@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from measuring import device  # beside this file
 
 from lora_cot.pages import Line, line_plot, render
 
@@ -69,7 +70,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.together) as pool:
         runs = list(pool.map(lambda job: run(*job, options.output, *arms[job[0]]), jobs))
     report = {
-        "device": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}",
+        "device": device(),
         "seconds": time.perf_counter() - begin - base_seconds,
         "base_seconds": base_seconds,
         "arms": {arm: summary([one for one in runs if one["arm"] == arm]) for arm in arms},
@@ -208,7 +209,9 @@ def write_page(report: dict[str, Any], output: Path) -> None:
             if one["arm"] in colours
         ]
         plots.append(line_plot(title, "step", y, curves))
-    page = render("figures.html", title="Multimodal-CoT in miniature", rows=table(report), notes=notes(report), plots=plots)
+    page = render(
+        "figures.html", title="Multimodal-CoT in miniature", tables=[("Runs", table(report))], notes=notes(report), plots=plots
+    )
     (output / "report.html").write_text(page, encoding="utf-8")
 
 

@@ -21,26 +21,25 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import device, now  # beside this file
 
 from lora_cot.backbones import FAMILIES, Backbone
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.backbones.mini.build import MiniSpec, random_base
-from lora_cot.data.collate import batch, encode
+from lora_cot.data.collate import batch, encode, model_inputs
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.formats.judging import FIRST, published_check, published_question
-from lora_cot.recipe.schema import ModelSection, SearchSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import answer
 from lora_cot.types import Exchange, Sample
 
@@ -209,7 +208,7 @@ class Published:
         for values, filler in ((encoded.input_ids, None), (encoded.labels, -100), (encoded.stage_ids, -1)):
             values.extend(begun if filler is None else [filler] * len(begun))
         made = batch([encoded], self.backbone.processor, self.backbone.family.image_inputs)
-        inputs = self.backbone.place({name: value for name, value in made.items() if name not in ("labels", "stage_ids")})
+        inputs = self.backbone.place(model_inputs(made))
         criteria = (
             [lambda ids, _: stop in self.tokenizer.decode(ids[0][len(encoded.input_ids) - len(begun) :])] if stop else []
         )
@@ -277,18 +276,6 @@ class Bent:
         more = torch.where(token < 0, 0.0, 2e4).to(logits.dtype)
         output.logits[:, -1] = logits.scatter_add(1, token.clamp(min=0)[:, None], more[:, None])
         return output
-
-
-def now() -> float:
-    """The time after all that was started is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def device() -> str:
-    """What this runs on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,9 +25,11 @@ from typing import Any
 
 import torch
 from curve_report import page_lines, summarise, write_docs  # beside this file
+from measuring import processor  # beside this file
 
 from lora_cot.checkpoints.opening import open_model
-from lora_cot.evaluation.benchmarks import Wanted, find
+from lora_cot.evaluation.benchmarks import find
+from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.remote import engine_of
 from lora_cot.evaluation.run import evaluate
 from lora_cot.recipe import load_recipe
@@ -204,12 +205,6 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
     staged = path.with_suffix(".tmp")
     staged.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     staged.replace(path)
-
-
-def processor() -> str:
-    """What this runs on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import base64
 import contextlib
 import json
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -30,6 +29,7 @@ from typing import Any
 
 import httpx2
 import torch
+from measuring import device  # beside this file
 
 from lora_cot.backbones.mini.build import MiniSpec, random_base
 from lora_cot.data.images import read_bytes
@@ -180,9 +180,7 @@ def compare(sides: dict[str, tuple[str, str, dict[str, Any]]], options: argparse
         **{f"{name}_{key}": value for name, values in best.items() for key, value in values.items()},
         "clients": options.clients,
         "answer_tokens": options.tokens,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{os.cpu_count()} cores, {platform.machine()}",
+        "device": device(),
         "threads": int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())),
     }
 

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import device  # beside this file
+
 SAMPLES, BATCH = 240, 8
 WORDS = ["the", "shape", "at", "the", "top", "left", "is", "a", "red", "circle", "and", "so", "that", "makes", "two"]
 
@@ -200,20 +202,6 @@ def timed(trainer: Any) -> float:
     begin = time.perf_counter()
     trainer.train()
     return time.perf_counter() - begin
-
-
-def device() -> str:
-    """What this runs on."""
-    import os
-    import platform
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{os.cpu_count()} cores, {name}"
 
 
 SIDES = {"ours": train_ours, "trl": train_trl}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -21,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import processor  # beside this file
 
 TEXT = """the of and a to in is you that it he was for on are as with his they at be this have from or one had by word but
 not what all were we when your can said there use an each which she do how their if will up other about out many then them
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--base", default="mini/llava")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    report: dict[str, Any] = {"device": f"{len(os.sched_getaffinity(0))} cores, {cpu()}", "base": options.base}
+    report: dict[str, Any] = {"device": f"{len(os.sched_getaffinity(0))} cores, {processor()}", "base": options.base}
     with tempfile.TemporaryDirectory() as folder:
         for name, count, make in (("text", options.rows, write_text), ("photographs", options.photographs, write_photographs)):
             place = Path(folder) / name
@@ -111,13 +112,6 @@ def timed(folder: Path, base: str) -> dict[str, float]:
         "peak_rss_gb": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9,
         "tokens_per_row": tokens["mean"],
     }
-
-
-def cpu() -> str:
-    """Name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":
