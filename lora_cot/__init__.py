@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lora_cot.evaluation.after import train
     from lora_cot.evaluation.ask import ask
     from lora_cot.evaluation.calibration import calibrate
+    from lora_cot.evaluation.comparing import compare
     from lora_cot.evaluation.predictions import score
     from lora_cot.evaluation.remote import open_remote
     from lora_cot.evaluation.run import evaluate
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
     from lora_cot.serving.run import serve
     from lora_cot.validation.run import validate
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "LoraCotError",
     "annotate",
     "ask",
     "calibrate",
+    "compare",
     "evaluate",
     "load_recipe",
     "merge",
@@ -57,6 +59,7 @@ _HOMES = {
     "annotate": "annotation.run",
     "ask": "evaluation.ask",
     "calibrate": "evaluation.calibration",
+    "compare": "evaluation.comparing",
     "evaluate": "evaluation.run",
     "load_recipe": "recipe.load",
     "merge": "merging.merge",

@@ -48,10 +48,12 @@ class LoraCotError(Exception):
 
     def at(self, where: str) -> LoraCotError:
         """The same error, each problem placed inside `where`."""
-        return type(self)([replace(p, where=" · ".join(filter(None, (where, p.where)))) for p in self.problems])
+        moved = type(self)([replace(p, where=" · ".join(filter(None, (where, p.where)))) for p in self.problems])
+        vars(moved).update(vars(self) | {"problems": moved.problems})
+        return moved
 
-    def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...]]]:
-        return type(self), (self.problems,)
+    def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...]], dict[str, object]]:
+        return type(self), (self.problems,), vars(self)
 
 
 class RecipeError(LoraCotError, ValueError):

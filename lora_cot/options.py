@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_cot.errors import Problem, RecipeError, RunError, nearest
+
+if TYPE_CHECKING:
+    from lora_cot.evaluation.remote import Server
 
 Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
@@ -42,6 +46,9 @@ EngineModel = Annotated[
     str | None, typer.Option(metavar="NAME", help="Its name there; PASS=NAME,base=NAME of several; the only one if not given.")
 ]
 KeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")]
+Judge = Annotated[str | None, typer.Option(help="Address of a server that grades the answers of mmvet and mathvista.")]
+JudgeModel = Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name there.")]
+JudgeKeyFile = Annotated[Path | None, typer.Option(help="The judge's key, one line; OPENAI_API_KEY if not given.")]
 
 
 def search_keys(
@@ -60,12 +67,13 @@ def search_keys(
     from typing import get_args
 
     from lora_cot.recipe.load import change_search, parse_overrides
-    from lora_cot.recipe.search import OWN_SCORER, ScorerName, SearchSection
+    from lora_cot.recipe.search import ScorerName, SearchSection, StrategyName
+    from lora_cot.recipe.sections import OWN_FUNCTION
 
     given = {"strategy": strategy, "candidates": candidates, "scorer": scorer}
-    names = {"strategy": get_args(SearchSection.model_fields["strategy"].annotation), "scorer": get_args(ScorerName)}
+    names = {"strategy": get_args(StrategyName), "scorer": get_args(ScorerName)}
     for key, allowed in names.items():
-        named = key == "scorer" and re.fullmatch(OWN_SCORER, str(scorer))
+        named = key == "scorer" and re.fullmatch(OWN_FUNCTION, str(scorer))
         if given[key] is not None and given[key] not in allowed and not named:
             raise RunError(Problem(f"--{key}", f"no {key} '{given[key]}'", nearest(str(given[key]), allowed)))
     if judge_adapter not in (None, "on", "off"):
@@ -96,6 +104,44 @@ def quantization_name(name: str) -> Any:
     if name not in allowed:
         raise RunError(Problem("--quantization", f"no quantisation '{name}'", nearest(name, allowed)))
     return name
+
+
+def server_of(
+    engine: str | None,
+    model: str | None,
+    key_file: Path | None,
+    quantization: str,
+    others: Mapping[str, object] | None = None,
+    key_option: str = "--api-key-file",
+) -> Server | None:
+    """The server that runs the model; None if this process does.
+
+    Args:
+        engine: its address, if there is one.
+        model: its name there.
+        key_file: holds its key.
+        quantization: of the base, as this process loads it.
+        others: further options that say how this process runs a model; None where one is not given.
+        key_option: the one that names the key's file.
+
+    Raises:
+        RunError: options that do not go with the others.
+        AccessError: the file holds no key.
+    """
+    if engine is None:
+        what, remedy = "it says how a server is asked, and none is named", "add --engine URL"
+        odd: Mapping[str, object] = {"--engine-model": model, key_option: key_file}
+    else:
+        what, remedy = "the server has loaded the model as it was started", "drop it, or --engine"
+        odd = {"--quantization": None if quantization == "auto" else quantization, **(others or {})}
+    if problems := [Problem(option, what, remedy) for option, given in odd.items() if given is not None]:
+        raise RunError(problems)
+    if engine is None:
+        return None
+    from lora_cot.engines.chat import read_key
+    from lora_cot.evaluation.remote import Server
+
+    return Server(engine, model, read_key(key_file), key_option=key_option)
 
 
 def recipe_or_path(path: Path) -> Any:

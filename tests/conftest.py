@@ -1,6 +1,7 @@
 """What all tests share: where the repository is, the files beside it, and how hypothesis runs."""
 
 import copy
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,26 @@ ROOT = Path(__file__).resolve().parents[1]
 # The same examples on every machine and in every run; slow machines are no failure.
 settings.register_profile("lora_cot", derandomize=True, deadline=None, max_examples=150)
 settings.load_profile("lora_cot")
+
+
+def pytest_configure():
+    """Thousands of tests and what they import are no garbage: looking for some among them is a tenth of the time."""
+    gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that is `crossed`, all is slow that differs from its first case in more than one parameter."""
+    for item in items:
+        if item.get_closest_marker("crossed") and sum(place > 0 for place in item.callspec.indices.values()) > 1:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """From here on only what tests make is looked through."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +101,7 @@ def tiny_base(make_base):
 def load_tiny(make_base):
     """A tiny base of a `model_type`, loaded in float32; the same object each time. Tests that change it load their own."""
     from lora_cot.backbones.loading import load_backbone
-    from lora_cot.recipe.schema import ModelSection
+    from lora_cot.recipe.model import ModelSection
 
     loaded = {}
 
@@ -128,7 +149,7 @@ def stable_diffusion(tmp_path_factory):
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from safetensors.torch import load_file, save_file
 
-    from lora_cot.backbones.joined import OLD_NAMES
+    from lora_cot.backbones.joined_diffusion import OLD_NAMES
     from lora_cot.backbones.mini.t5_diffusion import scheduler_config, unet_config, vae_config
 
     folder = tmp_path_factory.mktemp("stable")

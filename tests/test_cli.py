@@ -1,13 +1,17 @@
 """The command line as users meet it: exit codes, what goes to which stream, mistakes met before anything is loaded."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from lora_cot.cli import main
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import RunError
 from lora_cot.options import search_keys
@@ -25,7 +29,13 @@ def python(*arguments):
 
 
 def command(*arguments):
-    return python("-m", "lora_cot.cli", *arguments)
+    """The same without an interpreter of its own: what it says and its exit code."""
+    said, told = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(told), warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["lora-cot", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+    return subprocess.CompletedProcess(sys.argv, end.value.code or 0, said.getvalue(), told.getvalue())
 
 
 def refusal(*arguments):
@@ -71,6 +81,14 @@ def test_every_verb_has_help(verb):
     done = command(verb, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f" {verb} [OPTIONS]" in done.stdout
+
+
+def test_a_process_ends_as_the_function_does(predictions):
+    """Exit code and streams are those of the interpreter that a user starts."""
+    for arguments in (["validate", predictions, "--json"], ["validate", predictions.with_name("none.yaml")]):
+        ends = [python("-m", "lora_cot.cli", *arguments), command(*arguments)]
+        process, function = ((end.returncode, end.stdout, end.stderr) for end in ends)
+        assert process == function
 
 
 def test_validate_counts_outcomes_as_one_json_object(predictions):

@@ -194,12 +194,12 @@ def report(backbone: Backbone) -> list[PartReport]:
         line = lines[part_of(backbone.family, owner) or "other"]
         line.adapted += bool(len(getattr(layer, "lora_A", ())))
         for name, parameter in layer.named_parameters(recurse=False):
-            line.trained += size(parameter) if parameter.requires_grad else 0
-            if any(mark in f"{owner}.{name}" for mark in ("lora_", "modules_to_save", "trainable_tokens_")):
-                continue
             if id(parameter) in seen:  # tied
                 continue
             seen.add(id(parameter))
+            line.trained += size(parameter) if parameter.requires_grad else 0
+            if any(mark in f"{owner}.{name}" for mark in ("lora_", "modules_to_save", "trainable_tokens_")):
+                continue
             quantized = is_quantized(layer) and name == "weight"
             line.precisions.add(_quantized_name(layer) if quantized else str(parameter.dtype).removeprefix("torch."))
             line.parameters += layer.in_features * layer.out_features if quantized else size(parameter)

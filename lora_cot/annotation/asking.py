@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_cot.annotation.prompts import messages, verdict_messages
 from lora_cot.annotation.rows import gold_answer
 from lora_cot.annotation.verdicts import Aside, disagreement, read_verdict, stages_of
 from lora_cot.data.images import MAX_PIXELS
-from lora_cot.engines.chat import ChatServer, Patience
-from lora_cot.engines.completions import Reply
+from lora_cot.engines.chat import ChatServer
+from lora_cot.engines.teacher import Teacher
 from lora_cot.errors import AccessError, DataError, RejectedError
 from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import read_option
@@ -18,19 +18,6 @@ from lora_cot.types import Sample
 
 VERDICT_TOKENS = 300
 """Budget of the second question's answer; LLaVA-CoT's."""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A model behind an OpenAI-compatible server, and how it is asked."""
-
-    url: str
-    model: str
-    key: str | None = field(default=None, repr=False)
-    max_tokens: int | None = None
-    """Of an answer; the sum of the stages' own budgets if not given. A teacher that thinks first needs more."""
-    temperature: float = 0.0
-    patience: Patience = field(default_factory=Patience)
 
 
 @dataclass(frozen=True)
@@ -64,8 +51,7 @@ class Asker:
             return Aside("rejected", str(error))
 
     def _stages(self, sample: Sample, gold: str, asked: list[dict[str, Any]]) -> dict[str, str] | Aside:
-        budget = self.teacher.max_tokens or sum(stage.max_new_tokens for stage in self.cot_format.stages)
-        reply = self._complete(asked, budget)
+        reply = self.teacher.ask(self.server, asked, sum(stage.max_new_tokens for stage in self.cot_format.stages))
         stages = stages_of(reply, self.cot_format)
         if isinstance(stages, Aside):
             return stages
@@ -75,12 +61,9 @@ class Asker:
             return stages | {name: (sample.last.stages or {}).get(name) or gold}
         if not self.faithful or (sample.choices and read_option(gold, sample.choices) is not None):
             return Aside(wrong.reason, wrong.detail, reply.text)
-        verdict = self._complete(verdict_messages(sample.last.question, stages[name], gold), VERDICT_TOKENS).text
+        question = verdict_messages(sample.last.question, stages[name], gold)
+        verdict = replace(self.teacher, max_tokens=None).ask(self.server, question, VERDICT_TOKENS).text
         valid = read_verdict(verdict)
         if valid is None:
             return Aside("verdict", " ".join(verdict.split())[:200], reply.text)
         return stages if valid else Aside(wrong.reason, wrong.detail, reply.text)
-
-    def _complete(self, asked: list[dict[str, Any]], max_tokens: int) -> Reply:
-        keys = {"max_tokens": max_tokens, "temperature": self.teacher.temperature}
-        return self.server.complete({"model": self.teacher.model, "messages": asked, **keys})[0]

@@ -22,17 +22,24 @@ from lora_cot.data.images import read_bytes
 from lora_cot.data.rationales import has_gold
 from lora_cot.data.rows import SampleReader, gather, shortened, tolerate
 from lora_cot.data.sources import rows_with_answers
-from lora_cot.errors import DataError, Problem, RunError
+from lora_cot.errors import DataError, Problem, RunError, nearest
 from lora_cot.formats import FORMATS, CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import DataSection
 from lora_cot.types import Exchange, Sample
 from lora_cot.validation.files import source_of
 
+PARTS = ("train", "eval")
+"""Of a recipe's data, whose rows may be meant."""
+
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows are asked for."""
+    """Which rows are asked for.
+
+    Raises:
+        RunError: no such part.
+    """
 
     part: str = "train"
     """train or eval, of a recipe."""
@@ -44,6 +51,10 @@ class Selection:
     """Also rows that have reasoning of their own."""
     limit: int | None = None
     """Only the first so many."""
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise RunError(Problem("--part", f"no part '{self.part}'", nearest(self.part, PARTS)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def sections_of(what: Recipe | Path, selection: Selection) -> list[Any]:
         if split is not None:
             raise RunError(Problem("--split", "a recipe's sources have their own splits", "change it in the recipe"))
         sections = list(getattr(what.data, part))
-        if number is not None and number >= len(sections):
+        if number is not None and not 0 <= number < len(sections):
             raise RunError(Problem("--source", f"data.{part} has {len(sections)} sources", "they are counted from 0"))
         if not sections:
             raise RunError(Problem(f"data.{part}", "the recipe names no source there", "allowed: --part train, --part eval"))
@@ -169,7 +180,8 @@ def rationale_stage(cot_format: CotFormat) -> str | None:
     """
     names = [stage.name for stage in cot_format.stages if not stage.is_answer]
     if not names:
-        raise RunError(Problem(f"format {cot_format.name}", "it is an answer alone: there is nothing to ask for"))
+        what = "it is an answer alone: there is nothing to ask for"
+        raise RunError(Problem(f"format {cot_format.name}", what, "take another with --format"))
     return names[0] if names == ["RATIONALE"] else None
 
 

@@ -13,25 +13,22 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_cot.annotation.asking import Asker, Teacher
+from lora_cot.annotation.asking import Asker
 from lora_cot.annotation.prompts import version
 from lora_cot.annotation.rows import Rows, Selection, gold_answer, rationale_stage, read_rows, row_of, sections_of
 from lora_cot.annotation.store import Store
 from lora_cot.annotation.verdicts import Aside
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.engines.chat import ChatServer, base_url
-from lora_cot.engines.threads import in_threads
-from lora_cot.errors import AccessError, EngineError, Problem, RunError, nearest
-from lora_cot.formats import FORMATS, CotFormat
+from lora_cot.engines.teacher import Teacher, ask_each, check_model
+from lora_cot.errors import AccessError, EngineError, Problem, RunError
+from lora_cot.formats import FORMATS, CotFormat, format_called
 from lora_cot.recipe import Recipe
 from lora_cot.types import Sample
-
-GIVE_UP_AFTER = 5
-"""Rows in a row without an answer, after which the server counts as dead."""
 
 
 @dataclass
@@ -114,7 +111,7 @@ def annotate(
         if todo := [sample for sample in wanted if sample.id not in left]:
             max_pixels = what.data.max_pixels if isinstance(what, Recipe) else MAX_PIXELS
             with closing(ChatServer(teacher.url, teacher.key, teacher.patience)) as server:
-                _check_model(server, teacher.model)
+                check_model(server, teacher.model)
                 store.forget_aside({sample.id for sample in todo})
                 _ask_all(Asker(server, teacher, chosen, faithful, max_pixels), todo, store, rows, report, concurrency)
         report.used, report.aside = len(store.done), store.counts()
@@ -133,9 +130,7 @@ def _sections(what: Recipe | Path, selection: Selection, only: str | None) -> li
 def _format(what: Recipe | Path, name: str | None) -> CotFormat:
     if name is None:
         return what.format.build() if isinstance(what, Recipe) else FORMATS["four_stage"]
-    if name not in FORMATS:
-        raise RunError(Problem("--format", f"no format '{name}'", nearest(name, FORMATS)))
-    return FORMATS[name]
+    return format_called(name)
 
 
 def _train_with(output: Path, rows: Rows, only: str | None) -> str:
@@ -146,40 +141,37 @@ def _train_with(output: Path, rows: Rows, only: str | None) -> str:
     return f"rationales: {output}{more}"
 
 
-def _check_model(server: ChatServer, model: str) -> None:
-    """See that the server has the model, where it tells which it has."""
-    known = server.models()
-    if known and model not in known and f"{model}:latest" not in known:
-        raise AccessError(Problem(server.url, f"no model '{model}'", nearest(model, known)))
-
-
 def _ask_all(asker: Asker, todo: Sequence[Sample], store: Store, rows: Rows, report: Report, concurrency: int) -> None:
     """Ask for all samples and write each as it is done."""
-    from tqdm import tqdm
+    outcome: Any = None
+    try:
+        for sample, outcome in ask_each(
+            asker,
+            todo,
+            concurrency,
+            ("annotating", "row"),
+            _failure,
+            lambda: {"used": len(store.done), "aside": len(store.reasons)},
+        ):
+            report.asked += 1
+            why = _keep(sample, outcome, asker.cot_format, store, rows)
+            if why:
+                report.failed[sample.id] = why
+    except KeyboardInterrupt:
+        print(f"stopped: {len(store.done)} rows are kept; the same command goes on from here", file=sys.stderr)
+        raise
+    except AccessError:
+        raise
+    except EngineError as error:
+        more = "; the rows it rejected are aside, --retry-aside asks for them again" if isinstance(outcome, Aside) else ""
+        remedy = f"{len(store.done)} rows are kept; the same command goes on from here{more}"
+        raise EngineError(replace(error.problems[0], remedy=remedy)) from None
 
-    failures, often = 0, 0.5 if sys.stderr.isatty() else 10
-    with tqdm(total=len(todo), desc="annotating", unit="row", file=sys.stderr, mininterval=often) as bar:
-        try:
-            for sample, outcome in in_threads(asker, todo, min(concurrency, len(todo))):
-                report.asked += 1
-                failures = failures + 1 if _is_failure(outcome) else 0
-                why = _keep(sample, outcome, asker.cot_format, store, rows)
-                if why:
-                    report.failed[sample.id] = why
-                if isinstance(outcome, AccessError):
-                    raise outcome
-                if failures >= GIVE_UP_AFTER:
-                    raise _dead(outcome, store)
-                bar.set_postfix(used=len(store.done), aside=len(store.reasons), refresh=False)
-                bar.update()
-        except KeyboardInterrupt:
-            bar.close()
-            print(f"stopped: {len(store.done)} rows are kept; the same command goes on from here", file=sys.stderr)
-            raise
 
-
-def _is_failure(outcome: Any) -> bool:
-    return isinstance(outcome, EngineError) or (isinstance(outcome, Aside) and outcome.reason == "rejected")
+def _failure(outcome: Any) -> str:
+    if isinstance(outcome, Aside):
+        return outcome.detail if outcome.reason == "rejected" else ""
+    return str(outcome) if isinstance(outcome, EngineError) else ""
 
 
 def _keep(sample: Sample, outcome: Any, cot_format: CotFormat, store: Store, rows: Rows) -> str:
@@ -194,12 +186,3 @@ def _keep(sample: Sample, outcome: Any, cot_format: CotFormat, store: Store, row
         gold = gold_answer(sample.last, cot_format)
         store.take(sample.id, row_of(sample, outcome, gold, rows.root, store.output))
     return ""
-
-
-def _dead(outcome: Any, store: Store) -> EngineError:
-    """The error of a server that answers nothing any more."""
-    last, more = str(outcome), ""
-    if isinstance(outcome, Aside):
-        last, more = outcome.detail, "; the rows it rejected are aside, --retry-aside asks for them again"
-    what = f"{GIVE_UP_AFTER} rows running got no answer, the last: {last}"
-    return EngineError(Problem("", what, f"{len(store.done)} rows are kept; the same command goes on from here{more}"))

@@ -11,6 +11,7 @@ from lora_cot.cards.licences import Licence, copy_licence, licence_of, linked, n
 from lora_cot.cards.markdown import fence, front_matter, table, text
 from lora_cot.cards.snippets import command, python, serving
 from lora_cot.cards.support import SUPPORT
+from lora_cot.checkpoints.layout import RECIPE_FILE
 from lora_cot.formats import CotFormat
 from lora_cot.pages import Line, line_picture
 from lora_cot.recipe import Recipe, load_saved
@@ -30,7 +31,7 @@ UNPROVEN = "**Not verified:** this merge was not held against the adapter's mode
 
 def write_adapter_card(folder: Path, facts: Facts) -> None:
     """Leave an adapter's card, with what it is made from, in its folder; of a split format, in that of its adapters."""
-    recipe = load_saved(folder / "recipe.yaml")
+    recipe = load_saved(folder / RECIPE_FILE)
     facts.write(folder)
     _write(folder, recipe, facts, facts.family, None)
 

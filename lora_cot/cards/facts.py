@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lora_cot.checkpoints.pulling import hub_id
 from lora_cot.checkpoints.store import replace_text
 from lora_cot.recipe import Recipe, dump
 from lora_cot.recipe.sources import MessagesSource, QuestionSource
@@ -59,7 +60,7 @@ def left_out(one: Mapping[str, Any]) -> int:
     return dropped if isinstance(dropped, int) else len(dropped)
 
 
-FOLDERS = ("image_root", "rationales", "captions", "adapter")
+FOLDERS = ("image_root", "rationales", "captions")
 """Keys whose values are always places on the machine that trained."""
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".yaml", ".yml", ".png", ".jpg", ".safetensors")
 
@@ -82,10 +83,14 @@ def shown_recipe(recipe: Recipe) -> str:
 def _shown(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: one for key, one in value.items() if one is not None and one != {}}
-        return {key: PurePosixPath(one).name if key in FOLDERS else _shown(one) for key, one in kept.items()}
+        return {key: PurePosixPath(one).name if _is_folder(key, one) else _shown(one) for key, one in kept.items()}
     if isinstance(value, list):
         return [_shown(one) for one in value]
     return shown(value) if isinstance(value, str) else value
+
+
+def _is_folder(key: str, value: Any) -> bool:
+    return key in FOLDERS or (key == "adapter" and not is_hub_id(hub_id(value)[0]))
 
 
 def hub_data(recipe: Recipe) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lora_cot.cards.facts import is_hub_id
+from lora_cot.hub import cached_file
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ def licence_of(base: str, revision: str | None = None) -> Licence:
         for pattern, licence in BASES:
             if re.fullmatch(pattern, base):
                 return licence
-    card = _file(base, "README.md", revision)
+    card = cached_file(base, "README.md", revision)
     values = _front_matter(card.read_text(encoding="utf-8", errors="replace")) if card else {}
     if values.get("license"):
         return Licence(*(_plain(values.get(key)) for key in ("license", "license_name", "license_link")))
     for name in FILES[:3]:
-        if _file(base, name, revision):
+        if cached_file(base, name, revision):
             return Licence("other", "the base's own", name)
     return Licence(None)
 
@@ -92,7 +93,7 @@ def linked(licence: Licence, base: str, revision: str | None, folder: Path) -> L
 def copy_licence(base: str, revision: str | None, folder: Path) -> None:
     """Put the base's licence beside what was made of it, as far as its files are here."""
     for name in FILES:
-        if (found := _file(base, name, revision)) and not (folder / name).exists():
+        if (found := cached_file(base, name, revision)) and not (folder / name).exists():
             shutil.copyfile(found, folder / name)
 
 
@@ -107,20 +108,6 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, list):
         value = value[0] if value else None
     return None if value is None else " ".join(str(value).split())[:200]
-
-
-def _file(base: str, name: str, revision: str | None) -> Path | None:
-    """A file of a base; of a hub id, if it is in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    if Path(base).is_dir():
-        return Path(base) / name if (Path(base) / name).is_file() else None
-    try:
-        found = try_to_load_from_cache(base, name, revision=revision)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 def _front_matter(card: str) -> dict[str, Any]:

@@ -87,8 +87,7 @@ def _base(base: str) -> str:
 def _ask(recipe: Recipe, names: Sequence[str], merged: bool) -> list[str]:
     """The last lines: one prompt, or one for each pass with the texts of those before."""
     stages = recipe.format.build().stages
-    known = recipe.search.stages
-    most = [(known[s.name].max_new_tokens if s.name in known else None) or s.max_new_tokens for s in stages]
+    most = [recipe.search.budget(stage) for stage in stages]
     if not names:
         return [f'print(write("{QUESTION}", {sum(most)}))']
     passes = [(name, stage.cue, budget) for name, stage, budget in zip(names, stages, most, strict=True)]

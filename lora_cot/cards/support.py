@@ -41,6 +41,7 @@ SUPPORT = {
         "sglang",
     ),
     "t5_vision": Support("no", "no", "yes, with lora_cot", "Only lora_cot runs it: no server knows T5 with vision.", ""),
+    "t5_vision_tuned": Support("no", "no", "yes, with lora_cot", "Only lora_cot runs it: no server knows T5 with vision.", ""),
     "t5_diffusion": Support(
         "no", "no", "yes, with lora_cot[diffusion]", "Only lora_cot runs it: no server knows T5 with vision.", ""
     ),

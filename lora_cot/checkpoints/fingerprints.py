@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_cot.backbones.hub import checkpoint_file
 from lora_cot.backbones.loading import base_of
-from lora_cot.checkpoints.pulling import pull
+from lora_cot.checkpoints.layout import ADAPTER_WEIGHTS, CONFIG
+from lora_cot.checkpoints.opening import find_adapter
 from lora_cot.errors import Problem
+from lora_cot.hub import checkpoint_file
 from lora_cot.recipe import Recipe
 from lora_cot.types import Image, Sample
 
@@ -96,14 +97,13 @@ def base_print(recipe: Recipe) -> str:
 def _checkpoint_print(place: str, revision: str | None) -> Any:
     if Path(place).is_dir():
         return _folder_print(Path(place))
-    return checkpoint_file("model.base", place, "config.json", revision).parent.name  # the cache's folder of a commit
+    return checkpoint_file("model.base", place, CONFIG, revision).parent.name  # the cache's folder of a commit
 
 
-def _adapter_print(adapter: Path) -> list[Any]:
+def _adapter_print(adapter: str) -> list[Any]:
     """Of the adapter in a run, in a folder of its own or of a hub id; whatever else is written there since does not count."""
-    folder = pull(str(adapter)) or adapter
-    inside = folder / "adapter" if (folder / "adapter").is_dir() else folder
-    return [[str(path.relative_to(inside)), _ends(path)] for path in sorted(inside.rglob("adapter_model.safetensors"))]
+    inside = find_adapter(adapter) or Path(adapter)
+    return [[str(path.relative_to(inside)), _ends(path)] for path in sorted(inside.rglob(ADAPTER_WEIGHTS))]
 
 
 def _folder_print(folder: Path) -> list[Any]:

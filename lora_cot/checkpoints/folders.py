@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import save_processor
 from lora_cot.checkpoints.fingerprints import differences, recipe_print
-from lora_cot.checkpoints.layout import RECIPE_FILE, pass_folders
+from lora_cot.checkpoints.layout import ADAPTER_CONFIG, RECIPE_FILE, RUN_REPORT, pass_folders
 from lora_cot.checkpoints.store import Checkpoint, make_durable, replace_text
 from lora_cot.errors import Problem, RunError
 from lora_cot.recipe import Recipe, dump, load_saved
@@ -71,7 +71,7 @@ def open_run(folder: Path, recipe: Recipe) -> Iterator[bool]:
 
 def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder holds a run of this recipe, trained to its end."""
-    return (folder / "report.json").is_file() and not changes(folder, recipe)
+    return (folder / RUN_REPORT).is_file() and not changes(folder, recipe)
 
 
 def changes(folder: Path, recipe: Recipe) -> list[Problem]:
@@ -86,7 +86,7 @@ def _goes_on(folder: Path, recipe: Recipe) -> bool:
     Raises:
         RunError: it holds one that is finished, or of another recipe.
     """
-    if (folder / "report.json").exists():
+    if (folder / RUN_REPORT).exists():
         remedy = "set another name=, or remove the folder"
         raise RunError(Problem(str(folder), "there is a finished run in this folder already", remedy))
     if not any((folder / name).exists() for name in ("adapter", "checkpoints")):
@@ -102,7 +102,7 @@ def finished_passes(folder: Path, recipe: Recipe) -> set[str]:
     """Names of the adapters that are trained, as `pass_folders` has them, and that are there."""
     places = pass_folders(folder / "adapter", recipe)
     done = {path.stem for path in (folder / PASSES).glob("*.json")}
-    return {name for name, place in places.items() if name in done and (place / "adapter_config.json").is_file()}
+    return {name for name, place in places.items() if name in done and (place / ADAPTER_CONFIG).is_file()}
 
 
 def tidy(folder: Path, kept: set[str], root: Path | None, start: Checkpoint | None) -> None:

@@ -9,7 +9,8 @@ from lora_cot.recipe import Recipe
 
 RECIPE_FILE, ADAPTER_CONFIG, CONFIG = "recipe.yaml", "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS, WEIGHTS, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
-REPORT = "merge_report.json"
+REPORT, RUN_REPORT = "merge_report.json", "report.json"
+"""Of a merge; and of a training, which it says is finished."""
 
 PROCESSOR_FILES = (
     "processor_config.json",
@@ -37,7 +38,8 @@ MODEL_FILES = (
     INDEX,
     REPORT,
 )
-PROSE = ("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*", "loss*.png", "card.json")
+LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+PROSE = ("README.md", *LICENCES, "loss*.png", "card.json")
 """For people: a model opens without them."""
 VISION_ENCODER = "vision_encoder"
 """Folder inside a T5's of what makes its features, where that is none of the hub's."""

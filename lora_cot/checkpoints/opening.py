@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.base import Family
 from lora_cot.backbones.loading import base_of, family_of, load_backbone
-from lora_cot.checkpoints.layout import RECIPE_FILE, adapter_in, pass_folders
+from lora_cot.checkpoints.layout import CONFIG, RECIPE_FILE, adapter_in, pass_folders
 from lora_cot.checkpoints.pulling import hub_id, pull
-from lora_cot.errors import Problem, RunError
+from lora_cot.errors import Problem, RunError, nearest
 from lora_cot.recipe import Recipe, load_saved
-from lora_cot.recipe.schema import ModelSection, QuantizationSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import QuantizationSection
 
 Quantization = Literal["auto", "nf4", "none"]
 
@@ -70,8 +71,11 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
         quantization: auto loads an adapter's base as it was trained and anything else as it was saved.
 
     Raises:
-        RunError, BackboneError: it is none of these.
+        RunError, BackboneError: it is none of these; no such quantisation.
     """
+    if quantization not in get_args(Quantization):
+        what = f"no quantisation '{quantization}'"
+        raise RunError(Problem("--quantization", what, nearest(quantization, get_args(Quantization))))
     adapter = find_adapter(model)
     if adapter is not None:
         recipe = saved_recipe(adapter)
@@ -114,7 +118,7 @@ def _whole(model: str) -> tuple[Recipe, dict[str, Path]]:
     written = folder / RECIPE_FILE
     known = load_saved(written) if written.is_file() else Recipe(name="base", model=ModelSection(base=model))
     folders = pass_folders(folder, known)
-    if not all((place / "config.json").is_file() for place in folders.values()):
+    if not all((place / CONFIG).is_file() for place in folders.values()):
         remedy = "name a run, an adapter, a merged folder, mini/NAME or a hub id"
         raise RunError(Problem(model, "the folder holds no adapter and no model", remedy))
     return known, folders

@@ -107,7 +107,8 @@ def _explained(model: str, error: Exception) -> LoraCotError | None:
         return None
     status = error.response.status_code
     if isinstance(error, RevisionNotFoundError):
-        return RunError(Problem(model, f"this repository has no revision '{hub_id(model)[1]}'"))
+        what = f"this repository has no revision '{hub_id(model)[1]}'"
+        return RunError(Problem(model, what, "its hub page lists its branches, tags and commits"))
     if isinstance(error, GatedRepoError) or status == 403:
         remedy = "accept its licence on its hub page, then run `hf auth login`"
         return AccessError(Problem(model, "access to this repository is not granted", remedy), status)

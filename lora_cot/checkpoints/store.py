@@ -77,8 +77,12 @@ def commit(staged: Path, about: Mapping[str, Any]) -> Path:
     return final
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path, remedy: str = "") -> Checkpoint:
     """A checkpoint, each of its files compared with the manifest.
+
+    Args:
+        folder: of the checkpoint.
+        remedy: what can be done where it is damaged, by somebody who asks for no other.
 
     Raises:
         RunError: naming every file that is not as it was written.
@@ -92,18 +96,18 @@ def read(folder: Path) -> Checkpoint:
             raise ValueError
         step, about, files = content["step"], content["about"], content["files"]
         if folder.name != f"{PREFIX}{step}":
-            raise RunError(Problem(str(folder), f"it is the checkpoint of step {step}, under another name"))
+            raise RunError(Problem(str(folder), f"it is the checkpoint of step {step}, under another name", remedy))
     except FileNotFoundError:
-        raise RunError(Problem(str(folder), f"no {MANIFEST}: it was not finished")) from None
+        raise RunError(Problem(str(folder), f"no {MANIFEST}: it was not finished", remedy)) from None
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise RunError(Problem(str(manifest), "it is not as it was written")) from None
+        raise RunError(Problem(str(manifest), "it is not as it was written", remedy)) from None
     problems = []
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
-            problems.append(Problem(str(path), "the file is gone"))
+            problems.append(Problem(str(path), "the file is gone", remedy))
         elif _entry(path) != entry:
-            problems.append(Problem(str(path), "the file is not as it was written"))
+            problems.append(Problem(str(path), "the file is not as it was written", remedy))
     if problems:
         raise RunError(problems)
     return Checkpoint(folder, step, about)
@@ -215,7 +219,7 @@ def replace_text(path: Path, text: str) -> None:
     staged = path.with_name(f"{path.name}.tmp")
     staged.write_text(text, encoding="utf-8")
     flush(staged)
-    staged.rename(path)
+    staged.replace(path)
 
 
 def _entry(path: Path) -> dict[str, Any]:

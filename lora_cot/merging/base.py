@@ -9,26 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.backbones import Family
+from lora_cot.checkpoints.layout import CONFIG, INDEX, LICENCES, PROCESSOR_FILES, WEIGHTS
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.merging.checkpoint import TensorFile, open_file
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-SMALL = (
-    "config.json",
-    "generation_config.json",
-    "*processor_config.json",
-    "*preprocessor_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
+SMALL = (CONFIG, "generation_config.json", *PROCESSOR_FILES, *LICENCES)
 """Files of a base that go along with its weights, licences among them."""
 
 
@@ -77,9 +62,9 @@ def base_folder(base: str, revision: str | None) -> Path:
     Raises:
         BackboneError: neither a folder nor a hub id that can be read.
     """
-    from lora_cot.backbones.hub import checkpoint_file
+    from lora_cot.hub import checkpoint_file
 
-    config = checkpoint_file("model.base", base, "config.json", revision)
+    config = checkpoint_file("model.base", base, CONFIG, revision)
     if Path(base).is_dir():
         return Path(base)
     from huggingface_hub import snapshot_download
@@ -98,7 +83,7 @@ def weight_files(folder: Path) -> list[TensorFile]:
     Raises:
         BackboneError: it has none in safetensors, is saved quantised, or a file is missing or cut off.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     where = f"model.base {folder}"
     if config.get("quantization_config"):
         what = f"its weights are saved quantised ({config['quantization_config'].get('quant_method', '?')})"
@@ -106,10 +91,10 @@ def weight_files(folder: Path) -> list[TensorFile]:
     if (folder / INDEX).is_file():
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    elif (folder / SINGLE).is_file():
-        names = [SINGLE]
+    elif (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
     else:
-        what = f"there is neither {INDEX} nor {SINGLE}; weights that are pickled (.bin) are not read, for they can run code"
+        what = f"there is neither {INDEX} nor {WEIGHTS}; weights that are pickled (.bin) are not read, for they can run code"
         remedy = "save it anew with transformers: from_pretrained(…).save_pretrained(FOLDER), and name that folder"
         raise BackboneError(Problem(where, what, remedy))
     return [open_file(folder / name) for name in names]
@@ -141,7 +126,7 @@ def parameter_names(model: Any, tensors: Iterable[str]) -> dict[str, str]:
             name, converted = rename_source_key(tensor, [], [], model.base_model_prefix, known)
         if name in known and converted is not None:
             what = f"the tensor {tensor} is rearranged when it is loaded ({converted}), which a merge cannot undo"
-            raise BackboneError(Problem("model.base", what))
+            raise BackboneError(Problem("model.base", what, "merge it with PEFT's merge_and_unload"))
         if name in known:
             names[tensor] = name
     return names

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
+from lora_cot.checkpoints.layout import ADAPTER_WEIGHTS
 from lora_cot.errors import AdapterError, MergeError, Problem
 from lora_cot.merging.checkpoint import TensorFile, open_file
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PIECE = 1 << 20
 """Values that are looked at at once."""
+UNMERGED = "merge it with PEFT's merge_and_unload"
+EARLIER = "its training went wrong: take an earlier checkpoint, or train it anew with a lower training.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,12 @@ def read_adapter(folder: Path, model: Any) -> Adapter:
     """
     from peft import LoraConfig, PeftConfig, get_peft_model
 
-    if not (folder / WEIGHTS).is_file():
-        what = f"no {WEIGHTS} here; pickled weights (.bin) are not read, for they can run code"
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        what = f"no {ADAPTER_WEIGHTS} here; pickled weights (.bin) are not read, for they can run code"
         raise AdapterError(Problem(str(folder), what, "save the adapter with a PEFT of today"))
     config: Any = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
-        raise AdapterError(Problem(str(folder), f"adapters of the kind {config.peft_type} are not merged here"))
+        raise AdapterError(Problem(str(folder), f"adapters of the kind {config.peft_type} are not merged here", UNMERGED))
     config.init_lora_weights = True  # what it began with takes time, and is replaced
     parameters = set(model.state_dict())
     try:
@@ -99,7 +101,7 @@ def read_adapter(folder: Path, model: Any) -> Adapter:
     except (ValueError, TypeError, NotImplementedError) as error:
         what = f"the adapter does not fit its base: {' '.join(str(error).split())[:300]}"
         raise AdapterError(Problem(str(folder), what, "name the base it was trained on")) from None
-    file = open_file(folder / WEIGHTS)
+    file = open_file(folder / ADAPTER_WEIGHTS)
     _check_finite(file)
     changes = _changes(placed.get_base_model(), set(file.entries), folder)
     _replace_rest(changes, set(file.entries), parameters, folder)
@@ -139,7 +141,7 @@ def _of_layer(name: str, module: Any, keys: set[str], folder: Path) -> Iterator[
     grouped = getattr(module.get_base_layer(), "groups", 1) > 1
     if not isinstance(module, Linear | Embedding | Conv1d | Conv2d | Conv3d) or grouped or (kind and "Dora" not in kind):
         what = f"{name}: {'a grouped convolution' if grouped else kind or type(module).__name__} is not merged here"
-        raise AdapterError(Problem(str(folder), what, "merge it with PEFT's merge_and_unload"))
+        raise AdapterError(Problem(str(folder), what, UNMERGED))
     prefix = f"{PREFIX}{name}."
     embedding = isinstance(module, Embedding)
     a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
@@ -169,4 +171,4 @@ def _check_finite(file: TensorFile) -> None:
     for name in file.entries:
         pieces = file.values(name).flatten().split(PIECE)  # in pieces: the check makes copies
         if not all(torch.isfinite(piece).all() for piece in pieces):
-            raise MergeError(Problem(str(file.path), f"the adapter holds values that are not finite: {name}"))
+            raise MergeError(Problem(str(file.path), f"the adapter holds values that are not finite: {name}", EARLIER))

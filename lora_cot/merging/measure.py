@@ -16,15 +16,15 @@ from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.cards.support import SUPPORT
+from lora_cot.checkpoints.store import replace_text
 from lora_cot.errors import Problem, UnprovenError
 from lora_cot.formats import CotFormat
 from lora_cot.merging.onto import Onto, Ready
 from lora_cot.merging.report import MergeReport, bound_of
 from lora_cot.merging.staging import staging_folder
-from lora_cot.merging.stream import write_safely
 from lora_cot.merging.verify import Probes, Recorded, choose_probes, compare, record
 from lora_cot.recipe import Recipe
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from lora_cot.types import Sample
 
 
@@ -101,7 +101,7 @@ def _refused(output: Path, reports: Mapping[str, MergeReport], problems: Sequenc
     """The error of a merge that did not hold; what was measured is left beside where it would have appeared."""
     passes = [{"pass": name, **asdict(report), "folder": None, "verified": False} for name, report in reports.items()]
     values = {"refused": [str(problem) for problem in problems], "passes": passes}
-    write_safely(refused_file(output), json.dumps(values, indent=2) + "\n")
+    replace_text(refused_file(output), json.dumps(values, indent=2) + "\n")
     told = Problem(
         str(output),
         f"not written: a merged model is not the adapter's model; all that was measured is in {refused_file(output)}",

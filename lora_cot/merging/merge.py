@@ -151,7 +151,8 @@ def _check_changes(plans: Sequence[Plan]) -> None:
 
 
 def _nothing(adapter: Path, how: str = "") -> MergeError:
-    return MergeError(Problem(str(adapter), f"the merged model would equal its base: the adapter changes nothing{how}"))
+    what = f"the merged model would equal its base: the adapter changes nothing{how}"
+    return MergeError(Problem(str(adapter), what, "train it for longer, or with a higher training.learning_rate"))
 
 
 def _samples(recipe: Recipe, ways: Sequence[Onto]) -> Held:

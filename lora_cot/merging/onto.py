@@ -12,16 +12,18 @@ from typing import Any, Literal
 import torch
 
 from lora_cot.backbones import Family
-from lora_cot.backbones.hub import quietly
 from lora_cot.backbones.loading import base_of, choose_dtype, family_of
 from lora_cot.backbones.quantization import quantize_layers, quantized_layers
+from lora_cot.checkpoints.layout import CONFIG
+from lora_cot.checkpoints.store import replace_text
 from lora_cot.errors import AdapterError, MergeError, Problem
+from lora_cot.hub import quietly
 from lora_cot.merging.arithmetic import FourBit
 from lora_cot.merging.base import SMALL, base_folder, read_base
 from lora_cot.merging.checkpoint import FLOATS
 from lora_cot.merging.deltas import Adapter, read_adapter
 from lora_cot.merging.plan import Plan, make_plan
-from lora_cot.merging.stream import write_safely, write_weights
+from lora_cot.merging.stream import write_weights
 from lora_cot.recipe import Recipe
 
 Onto = Literal["full", "dequantized"]
@@ -126,7 +128,7 @@ def write_model(ready: Ready, recipe: Recipe, folder: Path) -> dict[str, int]:
             shutil.copyfile(path, folder / path.name)
     text = _config_text(ready)
     if text is not None:
-        write_safely(folder / "config.json", text)
+        replace_text(folder / CONFIG, text)
     if ready.family.is_encoder_decoder:
         name = base_of(recipe.model)
         ready.family.save_whole(ready.family.load_processor(name, recipe.model), folder)
@@ -135,10 +137,10 @@ def write_model(ready: Ready, recipe: Recipe, folder: Path) -> dict[str, int]:
 
 def _config_text(ready: Ready) -> str | None:
     """What the merged model's configuration says otherwise than the base's own; None if that holds for it too."""
-    values: dict[str, Any] = json.loads((ready.plan.base / "config.json").read_text(encoding="utf-8"))
+    values: dict[str, Any] = json.loads((ready.plan.base / CONFIG).read_text(encoding="utf-8"))
     changed = False
-    given = getattr(ready.config, "diffusion", None)
-    if values.get("model_type") != ready.config.model_type or given != values.get("diffusion"):  # a T5 that was taught to see
+    settings = ("model_type", "diffusion", "vision_training")
+    if any(getattr(ready.config, key, values.get(key)) != values.get(key) for key in settings):  # a T5 that was taught to see
         model = _on_meta(ready.config)
         values = json.loads(ready.config.to_json_string())
         values |= {"architectures": [type(model).__name__], "dtype": ready.dtype}

@@ -72,7 +72,7 @@ def _check(plan: Plan, modules: Mapping[str, Any], step: Step, written: torch.Te
         key = f"{PREFIX}{_token_owner(modules, layer)}.token_adapter.trainable_tokens_delta"
         after[-len(indices[:TOKENS]) :] = file.values(key)[:TOKENS].float()
     elif _is_adapted(module, leaf):
-        after = _merged(plan, layer, module, leaf, after, along, places)
+        after = _merged(plan, layer, module, leaf, after, places)
     found = written.reshape(written.shape or (1,)).index_select(along, places)
     _compare(step.name, plan.adapter.file.path, after.transpose(0, along), found.transpose(0, along))
 
@@ -130,9 +130,7 @@ def _token_owner(modules: Mapping[str, Any], layer: str) -> str:
     return layer if tied is None else next(n for n, m in modules.items() if getattr(m, "token_adapter", None) is tied)
 
 
-def _merged(
-    plan: Plan, layer: str, module: Any, leaf: str, before: torch.Tensor, along: int, places: torch.Tensor
-) -> torch.Tensor:
+def _merged(plan: Plan, layer: str, module: Any, leaf: str, before: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Outputs of a layer after PEFT's own merge, in float32."""
     file = plan.adapter.file
     small = copy.deepcopy(module)  # on the meta device: nothing is copied but its settings

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lora_cot.checkpoints.layout import ADAPTER_CONFIG, REPORT
+from lora_cot.checkpoints.store import replace_text
 from lora_cot.errors import Problem, RunError
 from lora_cot.merging.plan import Plan
-from lora_cot.merging.stream import write_safely
 
 STATE, LOCK, KEPT = "merge.json", "lock", "kept"
-REPORT = "merge_report.json"
 
 
 def staging_folder(output: Path) -> Path:
@@ -89,12 +89,12 @@ def begin(folder: Path, made_of: Mapping[str, Any]) -> None:
             f"{folder} is of another adapter, base, version or start of the machine: the merge begins again", file=sys.stderr
         )
     _clear(folder)
-    write_safely(state, json.dumps(made_of, indent=2))
+    replace_text(state, json.dumps(made_of, indent=2))
 
 
 def keep(model: Path, place: Path, report: Mapping[str, Any]) -> None:
     """Put a model that was chosen, with its report, where the output grows."""
-    write_safely(model / REPORT, json.dumps(report, indent=2) + "\n")
+    replace_text(model / REPORT, json.dumps(report, indent=2) + "\n")
     place.parent.mkdir(parents=True, exist_ok=True)
     model.rename(place)
 
@@ -142,7 +142,7 @@ def fingerprint(plans: Sequence[Plan], sections: Mapping[str, Any]) -> dict[str,
             if (file := step.file) and str(file.path) not in base:
                 about = file.path.stat()
                 base[str(file.path)] = [about.st_size, about.st_mtime_ns, hashlib.sha256(file.header).hexdigest()]
-        for path in (plan.adapter.file.path, plan.adapter.file.path.with_name("adapter_config.json")):
+        for path in (plan.adapter.file.path, plan.adapter.file.path.with_name(ADAPTER_CONFIG)):
             with path.open("rb") as opened:
                 adapters[str(path.resolve())] = hashlib.file_digest(opened, "sha256").hexdigest()
     versions = {package.__name__: package.__version__ for package in (torch, transformers, peft, bitsandbytes, lora_cot)}

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from lora_cot.checkpoints.store import flush
+from lora_cot.checkpoints.layout import INDEX
+from lora_cot.checkpoints.store import replace_text
 from lora_cot.errors import Problem, RunError
 from lora_cot.merging.arithmetic import FourBit, Sum, prepare
-from lora_cot.merging.base import INDEX
 from lora_cot.merging.checkpoint import TensorFile
 from lora_cot.merging.plan import Output, Plan, Step, index_text
 from lora_cot.merging.proof import check_output, sampled
@@ -88,10 +88,10 @@ def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> 
                     counts[name] += values
             check_output(plan, output, part, unmerged)
             changed[output.name] = dict(+counts)
-            write_safely(_changed_file(folder), json.dumps(changed))
+            replace_text(_changed_file(folder), json.dumps(changed))
             part.rename(folder / output.name)
     if (plan.base / INDEX).is_file():
-        write_safely(folder / INDEX, index_text(plan, (plan.base / INDEX).read_text(encoding="utf-8")))
+        replace_text(folder / INDEX, index_text(plan, (plan.base / INDEX).read_text(encoding="utf-8")))
     return {name: count for output in plan.outputs for name, count in changed[output.name].items()}
 
 
@@ -127,14 +127,6 @@ def _in_order(pool: ThreadPoolExecutor, ahead: int, jobs: Iterator[Callable[[], 
         if len(begun) > ahead:
             yield begun.popleft().result()
     yield from (future.result() for future in begun)
-
-
-def write_safely(path: Path, text: str) -> None:
-    """A small file that is there whole or not at all."""
-    part = path.with_name(path.name + PART)
-    part.write_text(text, encoding="utf-8")
-    flush(part)
-    part.replace(path)
 
 
 def _is_finished(path: Path, output: Output) -> bool:

@@ -95,12 +95,7 @@ def choose_probes(samples: Sequence[Sample], recipe: Recipe, cot_format: CotForm
     """
     chosen, asked = _mixed(samples, PROBES), _mixed(samples, QUESTIONS)
     most = max(1, ANSWER_TOKENS // len(cot_format.stages))
-    known = recipe.search.stages
-    budgets = {
-        stage.name: {"max_new_tokens": min(most, (known[stage.name].max_new_tokens if stage.name in known else None)
-                                           or stage.max_new_tokens)}
-        for stage in cot_format.stages
-    }  # fmt: skip
+    budgets = {stage.name: {"max_new_tokens": min(most, recipe.search.budget(stage))} for stage in cot_format.stages}
     search = SearchSection.model_validate({**recipe.search.model_dump(), "strategy": "greedy", "stages": budgets, **UNBOUNDED})
     return Probes(chosen, asked, search, recipe.data.max_pixels, recipe.evaluation.batch_size)
 

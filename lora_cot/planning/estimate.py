@@ -174,11 +174,7 @@ def estimate(recipe: Recipe, made: Simulated, process: float | None = None) -> E
 
 def _answering(recipe: Recipe, reader: Reader, questions: int, candidates: int) -> Item:
     """The fullest moment of answering: reading the prompts, or all candidates at their full length."""
-    own = recipe.search.stages
-    tokens = sum(
-        (own[stage.name].max_new_tokens if stage.name in own else None) or stage.max_new_tokens
-        for stage in recipe.format.build().stages
-    )
+    tokens = sum(recipe.search.budget(stage) for stage in recipe.format.build().stages)
     together = min(questions, max(1, PREFILL_TOKENS // reader.prompt))
     reading = together * reader.reading + reader.cache(questions - together, 0, 0)
     cache = reader.cache(questions, candidates, tokens)

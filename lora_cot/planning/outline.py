@@ -13,6 +13,7 @@ from lora_cot.adapters.lora import attach
 from lora_cot.backbones import Backbone, Family
 from lora_cot.backbones.loading import base_of, family_of, resolve_base
 from lora_cot.backbones.quantization import is_quantized, quantize_layers
+from lora_cot.checkpoints.layout import CONFIG
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import QuantizationSection
@@ -24,7 +25,7 @@ PUBLISHED = Path(__file__).parent / "published"
 def published(base: str) -> Path | None:
     """The configuration of a hub id that comes with this package."""
     folder = PUBLISHED / base.rsplit("/", 1)[-1].lower()
-    return folder if (folder / "config.json").is_file() else None
+    return folder if (folder / CONFIG).is_file() else None
 
 
 def configuration(recipe: Recipe) -> str:

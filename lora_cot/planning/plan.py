@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lora_cot.checkpoints.layout import RUN_REPORT
 from lora_cot.planning.changes import Change, cheapest
 from lora_cot.planning.estimate import Estimate, Item, Phase, Simulated, estimate, simulate
 from lora_cot.planning.sharing import STAGES, Share, shares
@@ -162,7 +163,7 @@ def _duration(recipe: Recipe, now: Estimate, rate: float | None, root: Path) -> 
     tokens = steps * size * sum(lengths) or None
     said = "as stated"
     if rate is None:
-        rate, said = _measured_rate(root / recipe.name / "report.json")
+        rate, said = _measured_rate(root / recipe.name / RUN_REPORT)
     return Duration(steps * passes or None, tokens, rate, said)
 
 

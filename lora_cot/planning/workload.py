@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lora_cot.backbones import Backbone
+from lora_cot.backbones.loading import limit_of
 from lora_cot.data.chat import image_slots
 from lora_cot.data.images import MIN_SIDE, image_size
 from lora_cot.data.labels import IGNORE_INDEX, NO_STAGE, Encoded
@@ -18,7 +19,6 @@ from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, LoraCotError
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
-from lora_cot.training.run import make_collator
 from lora_cot.types import Sample
 
 PHOTOGRAPH = (1024, 768)
@@ -93,7 +93,7 @@ def _measured(recipe: Recipe, backbone: Backbone, one: CotFormat, samples: Seque
     Raises:
         DataError: none is kept.
     """
-    limit = make_collator(recipe, backbone, one).limit
+    limit = limit_of(recipe, backbone.family, backbone.processor, one)
     taken = samples[:: math.ceil(len(samples) / MEASURED)]
     found = [(sample, limit.measure(sample)) for sample in taken]
     kept = [(sample, measured) for sample, measured in found if limit.too_long(sample, measured) is None]

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from lora_cot.checkpoints.layout import INDEX
 from lora_cot.errors import Problem
 from lora_cot.recipe import Recipe, dump
 
@@ -38,7 +39,7 @@ ABSOLUTE_IN_TEXT = (
 ADDRESS = r"(?P<address>[A-Za-z][\w+.-]*://[^\s/]\S*)"
 PLACES = ("base", "folder", "base_model_name_or_path", "_name_or_path", "name_or_path")
 """Keys of JSON files that say where something lies, in words that may be a hub id."""
-VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "model.safetensors.index.json")
+VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", INDEX)
 """Files whose texts are tokens and names of tensors: what looks like a path there is none."""
 
 
@@ -62,9 +63,7 @@ def file_name(place: str, separator: str = r"[/\\]") -> str:
 def public_recipe(recipe: Recipe) -> tuple[str, dict[str, str]]:
     """A recipe as others may read it; and key → value of the paths that were shortened to file names."""
     values = recipe.model_dump(mode="json")
-    typed = {
-        key for key, value in _leaves(recipe) if isinstance(value, Path) and key != "model.adapter"
-    }  # that may be a hub id
+    typed = {key for key, value in _leaves(recipe) if isinstance(value, Path)}
     changed: dict[str, str] = {}
 
     def shorten(key: str, value: str) -> str:

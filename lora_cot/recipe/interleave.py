@@ -1,4 +1,7 @@
-"""Keys of a recipe's search.interleave: how a model is shown patches of its image again while it reasons."""
+"""Keys of a recipe's search.interleave: how a model is shown patches of its image again while it reasons.
+
+`search/interleave.py` turns them into what `engines/interleave.py` says of when a text looks; `engines/looking.py` is a look.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from lora_cot.errors import Problem, nearest
-from lora_cot.recipe.sections import Section
+from lora_cot.recipe.sections import OWN_FUNCTION, Section
 
 SelectorName = Literal["attention", "random", "boxes"]
-OWN_SELECTOR = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-"""A selector that an installed package brings: package.module:function."""
 Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -58,7 +59,7 @@ class InterleaveSection(Section):
     @classmethod
     def _selector_is_named(cls, value: str) -> str:
         names = get_args(SelectorName)
-        if value not in names and not re.fullmatch(OWN_SELECTOR, value):
+        if value not in names and not re.fullmatch(OWN_FUNCTION, value):
             raise ValueError(f"no selector '{value}': {nearest(value, names)}, or package.module:function")
         return value
 

@@ -36,7 +36,7 @@ OWNED = {
         "chat_template_path": "the processor's own template is used",
         "eos_token": "the tokenizer's own is used",
         "dataloader_drop_last": "every sample is used: what is left over makes a smaller batch",
-        "push_to_hub": "push a finished adapter or merged model",
+        "push_to_hub": "train with --push NAMESPACE/NAME, or push what is finished: lora-cot push",
     },
     "lora": {
         "base_model_name_or_path": "use model.base",
@@ -46,13 +46,13 @@ OWNED = {
         "layers_to_transform": "every layer of lora.parts is adapted: leave some out by exclude_modules",
         "layers_pattern": "every layer of lora.parts is adapted: leave some out by exclude_modules",
         "inference_mode": "always off while training",
-        "loftq_config": "rewrites the base's weights",
-        "corda_config": "rewrites the base's weights",
-        "eva_config": "needs passes over the data that are not made",
+        "loftq_config": "it rewrites the base's weights: leave it out, or take lora.init_lora_weights=pissa on a whole base",
+        "corda_config": "it needs a pass over the data that is not made: leave it out",
+        "eva_config": "it needs a pass over the data that is not made: leave it out",
     },
     "quantization": {"llm_int8_skip_modules": "use quantization.skip_parts"},
 }
-"""Keys of the libraries that a recipe may not set, and what to do instead."""
+"""Keys of the libraries that a recipe may not set, and what to do instead, or what is done anyway."""
 
 
 def config_class(section: str) -> type:

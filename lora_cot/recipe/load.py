@@ -13,10 +13,24 @@ from pydantic import BaseModel, ValidationError
 from lora_cot.errors import FormatError, Problem, RecipeError, nearest
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.libraries import OWNED, key_model
-from lora_cot.recipe.schema import AnySource, FormatSection, LibrarySection, Recipe, SearchSection
+from lora_cot.recipe.schema import (
+    AnySource,
+    FormatSection,
+    LibrarySection,
+    LoraSection,
+    QuantizationSection,
+    Recipe,
+    SearchSection,
+    TrainingSection,
+)
+from lora_cot.recipe.shipped import shipped
 from lora_cot.recipe.yaml import parse_yaml
 
-LIBRARY_SECTIONS = ("quantization", "lora", "training")
+LIBRARY_SECTIONS: dict[str, type[LibrarySection]] = {
+    "quantization": QuantizationSection,
+    "lora": LoraSection,
+    "training": TrainingSection,
+}
 SOURCES = tuple(get_args(kind.model_fields["source"].annotation)[0] for kind in get_args(get_args(AnySource)[0]))
 
 
@@ -24,13 +38,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, with overrides.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; `recipes/…` is the package's own where no such file is there.
         overrides: `dotted.key=value`, the value in YAML.
 
     Raises:
         RecipeError: all mistakes together, each as file · dotted key · what is wrong · what is allowed.
     """
-    values = _read(Path(path))
+    values = _read(shipped(Path(path)))
     problems = _override(values, overrides)
     recipe, found = _validated(values)
     problems += found + _library_problems(values) + _format_problems(values) + _search_problems(values)
@@ -133,7 +147,9 @@ def _place(values: Any, key: str, value: Any, section: str = "") -> list[Problem
         if isinstance(values, dict) and values.get(step) is None:
             values[step] = {}
         if not isinstance(values, dict):
-            return [Problem(section + key, f"'{step}' is inside a value that holds no keys")]
+            return [
+                Problem(section + key, f"'{step}' is inside a value that holds no keys", "set that value, or take this out")
+            ]
         values = values[step]
     if isinstance(values, list) and last.isdecimal() and int(last) < len(values):
         values[int(last)] = value
@@ -153,11 +169,11 @@ def _validated(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
 
 def _library_problems(values: dict[str, Any]) -> list[Problem]:
     problems = []
-    for section in LIBRARY_SECTIONS:
+    for section, own in LIBRARY_SECTIONS.items():
         given = values.get(section)
         if not isinstance(given, dict):
             continue
-        ours = _section_model(section).model_fields
+        ours = own.model_fields
         keys = {key: value for key, value in given.items() if key not in ours}
         for key in sorted(keys.keys() & OWNED[section].keys()):
             problems.append(Problem(f"{section}.{key}", "this key is not a recipe's to set", OWNED[section][key]))
@@ -170,17 +186,6 @@ def _library_problems(values: dict[str, Any]) -> list[Problem]:
         except ValidationError as error:
             problems += _problems(error, model, (section,), extra=ours)
     return problems
-
-
-def _section_model(section: str) -> type[LibrarySection]:
-    from lora_cot.recipe import schema
-
-    sections: dict[str, type[LibrarySection]] = {
-        "quantization": schema.QuantizationSection,
-        "lora": schema.LoraSection,
-        "training": schema.TrainingSection,
-    }
-    return sections[section]
 
 
 def _problems(

@@ -8,12 +8,16 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator
 
 from lora_cot.errors import Problem, nearest
+from lora_cot.formats import Stage
 from lora_cot.recipe.interleave import InterleaveSection, section_of, unseen
-from lora_cot.recipe.sections import Section
+from lora_cot.recipe.sections import OWN_FUNCTION, Section
 
+StrategyName = Literal[
+    "greedy", "sample", "majority", "best_of_n", "sentence_beam", "stage_beam", "swires", "two_pass", "adaptive"
+]
+UNSCORED = ("greedy", "sample", "two_pass")
+"""Strategies that write one text: they choose nothing, so no scorer is made for them."""
 ScorerName = Literal["logprob", "self_judge", "reward"]
-OWN_SCORER = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-"""A scorer that an installed package brings: package.module:function."""
 
 
 UNBOUNDED: dict[str, None] = {"max_search_tokens": None, "deadline_seconds": None, "interleave": None}
@@ -30,6 +34,9 @@ NO_CUTOFF = Problem(
     "it is not known which scores are good ones",
     "set search.swires.mean and std to what lora_cot.calibrate measures, or a cutoff",
 )
+
+UNSCORED = ("greedy", "sample", "two_pass")
+"""They choose nothing, so no scorer is made for them."""
 
 
 class StageSearch(Section):
@@ -76,17 +83,7 @@ class RewardSection(Section):
 class SearchSection(Section):
     """How an answer is looked for."""
 
-    strategy: Literal[
-        "greedy",
-        "sample",
-        "majority",
-        "best_of_n",
-        "sentence_beam",
-        "stage_beam",
-        "swires",
-        "two_pass",
-        "adaptive",
-    ] = "greedy"
+    strategy: StrategyName = "greedy"
     candidates: int = Field(4, gt=0)
     """Texts drawn at each step; of adaptive, at most."""
     keep: int = Field(1, gt=0)
@@ -124,7 +121,7 @@ class SearchSection(Section):
     @classmethod
     def _scorer_is_named(cls, value: str) -> str:
         names = get_args(ScorerName)
-        if value not in names and not re.fullmatch(OWN_SCORER, value):
+        if value not in names and not re.fullmatch(OWN_FUNCTION, value):
             raise ValueError(f"no scorer '{value}': {nearest(value, names)}, or package.module:function")
         return value
 
@@ -147,9 +144,14 @@ class SearchSection(Section):
             found.append(Problem("search.scorer", what, "use logprob or reward"))
         return found
 
+    def budget(self, stage: Stage) -> int:
+        """Tokens of a stage at most: those given here, or the format's own."""
+        own = self.stages.get(stage.name)
+        return (own and own.max_new_tokens) or stage.max_new_tokens
+
     @property
     def most_candidates(self) -> int:
         """Texts of a question that are written at once, at most."""
-        if self.strategy in ("greedy", "sample", "two_pass"):
+        if self.strategy in UNSCORED:
             return 1
         return max(self.candidates, *(stage.candidates or 0 for stage in self.stages.values()), 1)

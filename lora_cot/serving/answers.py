@@ -10,13 +10,13 @@ from typing import Any
 from lora_cot.formats import CotFormat
 from lora_cot.search.trace import Completion, TracedStage, finite
 from lora_cot.serving.errors import ApiError
-from lora_cot.serving.events import Decided, Done, Event, Question, Text
+from lora_cot.serving.events import Accepted, Decided, Done, Event, Text
 from lora_cot.serving.schema import ChatRequest
 from lora_cot.serving.visible import Delta, Visible, whole
 
 
 def chat_completion(
-    request: ChatRequest, question: Question, completions: Sequence[Completion], request_id: str
+    request: ChatRequest, question: Accepted, completions: Sequence[Completion], request_id: str
 ) -> dict[str, Any]:
     """The body of an answer that is sent as a whole."""
     choices = []
@@ -40,13 +40,12 @@ def chat_completion(
 
 def extras(request: ChatRequest, completion: Completion) -> dict[str, Any]:
     """What a message holds beyond OpenAI's: the stages, why a text is malformed, and every step if it was asked for."""
-    returned = request.search.returned if request.search else "stages"
     found: dict[str, Any] = {}
-    if returned != "answer" and request.with_reasoning:
-        found["stages"] = stages(completion, returned == "trace")
+    if request.returned != "answer" and request.with_reasoning:
+        found["stages"] = stages(completion, request.returned == "trace")
     if completion.parsed.fault:
         found["fault"] = completion.parsed.fault
-    if returned == "trace":
+    if request.returned == "trace":
         found["trace"] = completion.to_json()
     return found
 
@@ -95,7 +94,7 @@ def finish_reason(completion: Completion, is_cut: bool) -> str:
     return "stop" if is_cut or (ended and ended[-1] in ("stop", "end", "sentence")) else "length"
 
 
-def usage(question: Question, completions: Sequence[Completion]) -> dict[str, Any]:
+def usage(question: Accepted, completions: Sequence[Completion]) -> dict[str, Any]:
     """Tokens of the returned texts and of each pass's prompt once, and under `search` what was done in truth."""
     spent = question.ticket.spent
     kept = sum(completion.kept_tokens for completion in completions)
@@ -123,10 +122,10 @@ def usage(question: Question, completions: Sequence[Completion]) -> dict[str, An
 def _reasoning(cot_format: CotFormat, completion: Completion) -> int:
     """Tokens of the stages before the answer: exact where each was drawn alone, else in proportion to the text."""
     names = {stage.name for stage in cot_format.stages}
-    chosen = [(step.stage, c.tokens) for step in completion.trace for c in step.candidates if c.chosen]
-    if chosen and all((name or "").partition(" ·")[0] in names for name, _ in chosen):
+    chosen = [(step.stage_name, c.tokens) for step in completion.trace for c in step.candidates if c.chosen]
+    if chosen and all(name in names for name, _ in chosen):
         answer = cot_format.answer_stage.name
-        return sum(tokens for name, tokens in chosen if (name or "").partition(" ·")[0] != answer)
+        return sum(tokens for name, tokens in chosen if name != answer)
     reasoning, content = whole(cot_format, completion.text)
     seen = len(reasoning) + len(content)
     return round(completion.kept_tokens * len(reasoning) / seen) if seen else 0
@@ -137,7 +136,7 @@ class ChatChunks:
 
     end = b"data: [DONE]\n\n"
 
-    def __init__(self, request: ChatRequest, question: Question, request_id: str):
+    def __init__(self, request: ChatRequest, question: Accepted, request_id: str):
         self._request, self._question, self._id = request, question, request_id
         self._head = {
             "id": f"chatcmpl-{request_id}",
@@ -145,7 +144,6 @@ class ChatChunks:
             "created": int(time.time()),
             "model": request.model,
         }
-        self._returned = request.search.returned if request.search else "stages"
         make = question.model.cot_format, request.stops, request.with_reasoning
         self._visible = [Visible(*make) for _ in question.samples]
 
@@ -173,15 +171,15 @@ class ChatChunks:
 
     @property
     def _shows_stages(self) -> bool:
-        return self._returned != "answer" and self._request.with_reasoning
+        return self._request.returned != "answer" and self._request.with_reasoning
 
     def _step(self, event: Decided) -> list[dict[str, Any]]:
         """A stage as it was chosen. What was told token by token is not told again."""
         step = event.step
         deltas = [] if self._question.streams_tokens else self._visible[event.number].feed_step(step)
-        if not self._shows_stages or (self._question.streams_tokens and self._returned != "trace"):
+        if not self._shows_stages or (self._question.streams_tokens and self._request.returned != "trace"):
             return [self._chunk(event.number, _delta(deltas))] if deltas else []
-        stage = decided(step, self._returned == "trace")
+        stage = decided(step, self._request.returned == "trace")
         return [self._chunk(event.number, {**_delta(deltas), "stage": stage})]
 
     def _end(self, event: Done) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Question:
+class Accepted:
     """A request that was found to be answerable."""
 
     model: ServedModel

@@ -14,8 +14,6 @@ from lora_cot.serving.fetching import Fetching
 class Limits:
     """Bounds of the server."""
 
-    max_rows: int = 64
-    """Candidates that decode at once."""
     max_requests: int = 256
     """Requests in the house, waiting ones included."""
     max_tokens: int = 2_000_000

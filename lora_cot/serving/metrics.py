@@ -58,8 +58,7 @@ class Metrics:
 
     def decided(self, step: TracedStage, stages: Sequence[str]) -> None:
         """Count a step's time under its stage; a label is one of the format's own names."""
-        name = (step.stage or "all").partition(" ·")[0]
-        self.stage.labels(name if name in stages else "all").observe(step.seconds)
+        self.stage.labels(step.stage_name if step.stage_name in stages else "all").observe(step.seconds)
 
     def text(self, load: Load, requests: int, tokens: int) -> bytes:
         """In Prometheus's format."""

@@ -49,7 +49,7 @@ class ServedModel:
         """Search settings by `reasoning_effort`."""
         low = {"strategy": "sample"}
         high = {"strategy": "stage_beam" if self.cot_format.is_tagged else "best_of_n", "candidates": 4}
-        if self.search.scorer == "reward" and (self.search.swires.cutoff is not None or self.search.swires.mean is not None):
+        if self.search.scorer == "reward" and self.search.swires.accepts_above is not None:
             high = {"strategy": "swires"} if self.cot_format.is_tagged and not self.cot_format.split else high
         return {
             "none": {"strategy": "greedy"},

@@ -53,28 +53,15 @@ def open_models(
     first = _name(name, opened.recipe, model)
     if first in adapters:
         raise RunError(Problem("--adapter", f"two models are called '{first}'", "name MODEL otherwise: --name"))
-    is_bare = not hasattr(opened.backbone.model, "peft_config")
-    backbone, others = opened.backbone, {}
-    for other, path in adapters.items():
-        if backbone.merged:
-            raise RunError(Problem("--adapter", "a merged two-stage model is two models, and takes no adapter"))
-        backbone, loaded, recipe = _beside(backbone, opened, other, path)
-        others[other] = loaded, recipe
-    if is_bare:
-        own = replace(backbone, adapter=None)
-    else:
-        own = backbone if opened.recipe.format.build().split else replace(backbone, adapter="default")
-    found = {first: (own, opened.recipe), **others}
+    is_bare = not hasattr(opened.backbone.model, "peft_config")  # asked first: a further adapter marks the base too
     models = []
-    for served, (one, recipe) in found.items():
-        cot_format = recipe.format.build().spelled(one.family.tag_style)
-        one = replace(one, model=backbone.model)  # the first adapter wraps the model that was there before
-        engine = LocalEngine(
-            one, cot_format, recipe.data.max_pixels, adapter=not (served == first and is_bare and bool(others))
-        )
+    for served, (backbone, recipe) in _backbones(opened, first, is_bare, adapters).items():
+        cot_format = recipe.format.build().spelled(backbone.family.tag_style)
+        is_base = served == first and is_bare and bool(adapters)
+        engine = LocalEngine(backbone, cot_format, recipe.data.max_pixels, adapter=not is_base)
         _check(served, engine, cot_format, recipe.search)
         models.append(served_local(served, engine, cot_format, recipe.search, scheduler, context or context_length(engine)))
-    scheduler.kv_bytes = room_of(backbone.device, kv_gib)
+    scheduler.kv_bytes = room_of(opened.backbone.device, kv_gib)
     return models, f"{opened.said}; keys and values may take {scheduler.kv_bytes / GIB:.3g} GiB"
 
 
@@ -94,6 +81,28 @@ def open_served(model: str, name: str | None, server: Server) -> tuple[list[Serv
         raise RunError(UNSERVED)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     return [served_remote(_name(name, opened.recipe, model), opened.engine, cot_format, opened.recipe.search)], opened.said
+
+
+def _backbones(opened: Opened, first: str, is_bare: bool, adapters: Mapping[str, str]) -> dict[str, tuple[Backbone, Recipe]]:
+    """The one model by the names that it answers to: with its own adapter or none, and with each further one.
+
+    Raises:
+        RunError, AdapterError: an adapter that does not go with it.
+    """
+    backbone, others = opened.backbone, dict[str, tuple[Backbone, Recipe]]()
+    for name, path in adapters.items():
+        if backbone.merged:
+            raise RunError(Problem("--adapter", "a merged two-stage model is two models, and takes no adapter"))
+        backbone, loaded, recipe = _beside(backbone, opened, name, path)
+        others[name] = loaded, recipe
+    own = backbone
+    if is_bare:
+        own = replace(backbone, adapter=None)
+    elif not opened.recipe.format.build().split:
+        own = replace(backbone, adapter="default")
+    found = {first: (own, opened.recipe), **others}
+    # the first adapter wraps the model that was there before
+    return {name: (replace(one, model=backbone.model), recipe) for name, (one, recipe) in found.items()}
 
 
 def _check(name: str, engine: LocalEngine, cot_format: CotFormat, search: SearchSection) -> None:

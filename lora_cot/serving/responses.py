@@ -16,30 +16,30 @@ from pydantic import Field
 from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import finish_reason, stages, usage
 from lora_cot.serving.errors import ApiError
-from lora_cot.serving.events import Decided, Done, Event, Question, Text
+from lora_cot.serving.events import Accepted, Decided, Done, Event, Text
 from lora_cot.serving.schema import (
     Effort,
     ImagePart,
     ImageUrl,
+    Loose,
     Message,
     ResponseFormat,
+    Sampled,
+    Strict,
     TextPart,
     Tokens,
-    _Loose,
-    _Sampled,
-    _Strict,
 )
 from lora_cot.serving.visible import Delta, Visible
 
 
-class InputText(_Loose):
+class InputText(Loose):
     """Text of an item: a user's, or an answer that is sent back."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
 
 
-class InputImage(_Strict):
+class InputImage(Strict):
     """An image of an item."""
 
     type: Literal["input_image"]
@@ -47,7 +47,7 @@ class InputImage(_Strict):
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
-class InputMessage(_Loose):
+class InputMessage(Loose):
     """A message; `type` may be left out."""
 
     type: Literal["message"] = "message"
@@ -55,13 +55,13 @@ class InputMessage(_Loose):
     content: str | Annotated[list[Annotated[InputText | InputImage, Field(discriminator="type")]], Field(max_length=100)]
 
 
-class InputReasoning(_Loose):
+class InputReasoning(Loose):
     """Reasoning that is sent back; it is left out of the prompt."""
 
     type: Literal["reasoning"]
 
 
-class Reasoning(_Loose):
+class Reasoning(Loose):
     """How much is thought."""
 
     effort: Effort | None = None
@@ -69,14 +69,14 @@ class Reasoning(_Loose):
     generate_summary: Any = None
 
 
-class TextOptions(_Loose):
+class TextOptions(Loose):
     """The form of the answer: text is all there is."""
 
     format: ResponseFormat | None = None
     verbosity: Any = None
 
 
-class ResponsesRequest(_Sampled):
+class ResponsesRequest(Sampled):
     """The body of /v1/responses."""
 
     input: str | Annotated[list[InputReasoning | InputMessage], Field(min_length=1, max_length=200)]
@@ -113,7 +113,7 @@ def _message(item: InputMessage) -> Message:
 class Items:
     """A response as it grows: whole at its end, and every change of it an event."""
 
-    def __init__(self, request: ResponsesRequest, question: Question, request_id: str):
+    def __init__(self, request: ResponsesRequest, question: Accepted, request_id: str):
         self._request, self._question, self._id = request, question, request_id
         self._visible = Visible(question.model.cot_format)
         self._created = int(time.time())
@@ -260,9 +260,8 @@ class Items:
             summary = completion.parsed.get(self._summary_stage) if self._summary_stage else None
             if summary is not None and summary.text:
                 item["summary"] = [{"type": "summary_text", "text": summary.text}]
-            returned = self._request.search.returned if self._request.search else "stages"
-            if returned != "answer":
-                item["stages"] = stages(completion, returned == "trace")
+            if self._request.returned != "answer":
+                item["stages"] = stages(completion, self._request.returned == "trace")
             items.append(item)
         return [*items, self._item("content", self._visible.content, "completed")]
 
@@ -275,7 +274,7 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _usage(question: Question, completion: Completion) -> dict[str, Any]:
+def _usage(question: Accepted, completion: Completion) -> dict[str, Any]:
     found = usage(question, [completion])
     return {
         "input_tokens": found["prompt_tokens"],

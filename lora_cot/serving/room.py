@@ -47,6 +47,14 @@ def room_of(device: torch.device, gib: float | None = None) -> int:
     return int(free * FREE_PART)
 
 
+def most_tokens(ask: Ask) -> int:
+    """What a candidate may add to its state, a `LocalEngine`'s: what it is shown included."""
+    seen = ask.state.root.sight
+    if ask.look is None or seen is None:
+        return ask.max_new_tokens
+    return ask.max_new_tokens + ask.look.how.most_shown(len(seen.patches), ask.max_new_tokens, ask.state.gaze)
+
+
 @dataclass(frozen=True)
 class _Sharing:
     """Rows that share a buffer, each as long as the longest of them will be."""
@@ -62,7 +70,7 @@ class _Sharing:
         return self.rows * (self.text + self.still)
 
     def with_one(self, ask: Ask) -> _Sharing:
-        text, still = ask.state.root.kv.row_bytes(ask.most_tokens)
+        text, still = ask.state.root.kv.row_bytes(most_tokens(ask))
         return _Sharing(self.rows + 1, max(self.text, text), max(self.still, still))
 
 

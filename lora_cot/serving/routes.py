@@ -18,7 +18,7 @@ from lora_cot.search.trace import Completion
 from lora_cot.serving.answers import ChatChunks
 from lora_cot.serving.description import body_of
 from lora_cot.serving.errors import ApiError, of_failure, of_request, place_of
-from lora_cot.serving.events import Event, Question, Wanted
+from lora_cot.serving.events import Accepted, Event, Wanted
 from lora_cot.serving.gate import log
 from lora_cot.serving.limits import Place
 from lora_cot.serving.responses import Items, ResponsesRequest
@@ -55,7 +55,7 @@ class Api(Generic[Body]):
     kind: type[Body]
     wanted: Callable[[Body, float], Wanted]
     """From a body, and when it came, to what is asked for."""
-    teller: Callable[[Body, Question, str], Teller]
+    teller: Callable[[Body, Accepted, str], Teller]
     """Of a body, its question and its id."""
 
 

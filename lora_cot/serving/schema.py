@@ -11,26 +11,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from lora_cot.recipe.search import StrategyName
+
 Effort = Literal["none", "minimal", "low", "medium", "high"]
+Returned = Literal["answer", "stages", "trace"]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Strategy = Literal[
-    "greedy", "sample", "majority", "best_of_n", "sentence_beam", "stage_beam", "swires", "two_pass", "adaptive"
-]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Any other key is an error."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class _Loose(BaseModel):
+class Loose(BaseModel):
     """Clients send back whatever a message held: reasoning, stages, annotations."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
-class ImageUrl(_Strict):
+class ImageUrl(Strict):
     """Where an image is."""
 
     url: str
@@ -38,14 +40,14 @@ class ImageUrl(_Strict):
     """Taken and ignored: an image is shown as the model was trained to see it."""
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     """An image in a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class TextPart(_Loose):
+class TextPart(Loose):
     """Text in a message."""
 
     type: Literal["text"]
@@ -55,14 +57,14 @@ class TextPart(_Loose):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(_Loose):
+class Message(Loose):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(max_length=100)] | None = None
 
 
-class StageOptions(_Strict):
+class StageOptions(Strict):
     """Settings of one stage that differ from the rest."""
 
     candidates: int | None = Field(None, ge=1, le=64)
@@ -71,10 +73,10 @@ class StageOptions(_Strict):
     temperature: float | None = Field(None, ge=0, le=2)
 
 
-class SearchOptions(_Strict):
+class SearchOptions(Strict):
     """How the answer is looked for; what is not given is the preset's, or the model's own."""
 
-    strategy: Strategy | None = None
+    strategy: StrategyName | None = None
     candidates: int | None = Field(None, ge=1, le=64)
     keep: int | None = Field(None, ge=1, le=64)
     scorer: Literal["logprob", "self_judge", "pairwise", "reward"] | None = None
@@ -84,17 +86,17 @@ class SearchOptions(_Strict):
     max_tokens: Tokens | None = None
     """Of all candidates together."""
     deadline_s: float | None = Field(None, gt=0, le=86_400)
-    returned: Literal["answer", "stages", "trace"] = Field("stages", alias="return")
+    returned: Returned = Field("stages", alias="return")
     """answer: nothing but the text; trace: every candidate, score and comparison of each stage."""
 
 
-class StreamOptions(_Loose):
+class StreamOptions(Loose):
     """Of a stream."""
 
     include_usage: bool = False
 
 
-class _Sampled(_Strict):
+class Sampled(Strict):
     """What both kinds of request share."""
 
     model: Name
@@ -115,14 +117,19 @@ class _Sampled(_Strict):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
 
+    @property
+    def returned(self) -> Returned:
+        """What is told beside the text."""
+        return self.search.returned if self.search else "stages"
 
-class ResponseFormat(_Strict):
+
+class ResponseFormat(Strict):
     """Text is all there is."""
 
     type: Literal["text"]
 
 
-class ChatRequest(_Sampled):
+class ChatRequest(Sampled):
     """The body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=200)

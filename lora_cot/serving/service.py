@@ -12,12 +12,13 @@ from dataclasses import replace
 from functools import partial
 
 from lora_cot.formats import CotFormat
+from lora_cot.recipe.search import UNSCORED
 from lora_cot.search.cost import most_shown, most_tokens
 from lora_cot.search.drive import drive
 from lora_cot.search.strategies import prepare, run
 from lora_cot.search.trace import Completion, TracedStage
 from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
-from lora_cot.serving.events import Decided, Done, Event, Question, Text, Wanted
+from lora_cot.serving.events import Accepted, Decided, Done, Event, Text, Wanted
 from lora_cot.serving.faults import PAUSE_SECONDS
 from lora_cot.serving.fetching import Fetcher
 from lora_cot.serving.limits import Admission, Limits, Place
@@ -25,7 +26,7 @@ from lora_cot.serving.metrics import Metrics
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.room import Load
 from lora_cot.serving.scheduler import Scheduler
-from lora_cot.serving.settings import SINGLE, image_urls, sample_of, search_of, within
+from lora_cot.serving.settings import image_urls, sample_of, search_of, within
 from lora_cot.serving.tickets import Ticket
 
 PREPARING = 4
@@ -85,22 +86,18 @@ class Service:
 
         Args:
             wanted: what is asked for.
-            place: the request's; it is given back at the end of its run, or if there is none.
+            place: the request's; it is given back at the end of its run. If there is none, whoever entered gives it back.
 
         Raises:
             ApiError, DataError, SearchError: it cannot, or there is none.
         """
-        try:
-            model = self.model(wanted.model)
-            begun = Run(self, place, self._is_trial(model))
-            fetched = await self._fetcher.fetched(image_urls(wanted.messages, self.limits), place.hold)
-            prepare = partial(self._prepare, model, wanted, fetched, begun)
-            with self.scheduler.inbox.expecting() if self.scheduler else contextlib.nullcontext():
-                question, cost = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
-                place.take(cost)
-        except BaseException:
-            place.leave()
-            raise
+        model = self.model(wanted.model)
+        begun = Run(self, place, self._is_trial(model))
+        fetched = await self._fetcher.fetched(image_urls(wanted.messages, self.limits), place.hold)
+        prepare = partial(self._prepare, model, wanted, fetched, begun)
+        with self.scheduler.inbox.expecting() if self.scheduler else contextlib.nullcontext():
+            question, cost = await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
+            place.take(cost)
         begun.start(question, self._searching)
         self.runs.add(begun)
         return begun
@@ -120,11 +117,11 @@ class Service:
             raise ApiError(503, what, "engine_unavailable", retry_after=PAUSE_SECONDS)
         return self.scheduler.faults.is_trial(model.readers)
 
-    def _prepare(self, model: ServedModel, wanted: Wanted, fetched: Mapping[str, bytes], begun: Run) -> tuple[Question, int]:
+    def _prepare(self, model: ServedModel, wanted: Wanted, fetched: Mapping[str, bytes], begun: Run) -> tuple[Accepted, int]:
         """The question, and what it may cost in tokens. Images are opened here, and nothing runs yet."""
         sample = sample_of(wanted.messages, self.limits, fetched)
         config = search_of(model, wanted.effort, wanted.options, wanted.sampling, self.limits)
-        tells = wanted.stream and wanted.n == 1 and config.strategy in SINGLE and model.streams_tokens
+        tells = wanted.stream and wanted.n == 1 and config.strategy in UNSCORED and model.streams_tokens
         until = None if config.deadline_seconds is None else wanted.arrived + config.deadline_seconds
         ticket = Ticket(begun.told if tells else None, until)
         begun.ticket = ticket
@@ -134,10 +131,9 @@ class Service:
         shown = partial(most_shown, passes[0], sample, prompt)
         config = within(model, config, prompt, wanted.most_tokens, shown)
         samples = tuple(replace(sample, id=f"{sample.id}.{number}" if number else sample.id) for number in range(wanted.n))
-        passes = prepare(engine, model.cot_format, config)
         cost = most_tokens(passes, sample, config, model.most or model.count)
         ticket.most_judged = wanted.n * cost.judged
-        return Question(model, samples, config, passes, ticket, wanted.arrived, tells), wanted.n * cost.tokens
+        return Accepted(model, samples, config, passes, ticket, wanted.arrived, tells), wanted.n * cost.tokens
 
     def expire(self) -> None:
         """End what still runs; its clients are told."""
@@ -158,7 +154,7 @@ class Service:
 class Run:
     """A request while it is answered; made and read in the event loop."""
 
-    question: Question
+    question: Accepted
 
     def __init__(self, service: Service, place: Place, is_trial: bool):
         self._service, self._place, self._is_trial = service, place, is_trial
@@ -170,7 +166,7 @@ class Run:
         """Steps without any candidate, before anything else was told."""
         self.ticket: Ticket | None = None
 
-    def start(self, question: Question, pool: ThreadPoolExecutor) -> None:
+    def start(self, question: Accepted, pool: ThreadPoolExecutor) -> None:
         """Search, in a thread."""
         self.question = question
         self._future = pool.submit(self._search)

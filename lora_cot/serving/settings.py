@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lora_cot.errors import nearest
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import UNSCORED
 from lora_cot.serving.errors import ApiError
 from lora_cot.serving.images import check_pixels, image_bytes
 from lora_cot.serving.limits import Limits
@@ -19,8 +20,6 @@ from lora_cot.types import Exchange, Sample
 
 SENTENCE_ANSWERS = 4
 """Whole answers that each candidate of a sentence beam may come to: nothing else bounds what is drawn and not chosen."""
-SINGLE = ("greedy", "sample", "two_pass")
-"""Strategies that write one text."""
 
 
 def image_urls(messages: Sequence[Message], limits: Limits) -> list[str]:
@@ -156,7 +155,7 @@ def within(
     Raises:
         ApiError: the prompt, or what was asked for after it, is longer than the model's context.
     """
-    budgets = {stage.name: _budget(config, stage.name) or stage.max_new_tokens for stage in model.cot_format.stages}
+    budgets = {stage.name: config.budget(stage) for stage in model.cot_format.stages}
     allowed = sum(budgets.values()) if most is None else min(most, sum(budgets.values()))
     if model.context is not None:
         asked = 1 if most is None else most
@@ -167,7 +166,7 @@ def within(
         room = model.context - prompt
         allowed = next(count for count in range(min(allowed, room), 0, -1) if count + shown(count) <= room)
     if allowed < len(budgets):
-        if config.strategy not in SINGLE:
+        if config.strategy not in UNSCORED:
             what = f"a search needs a token for each of {len(budgets)} stages, and {allowed} are left"
             raise ApiError(400, what, "invalid_value", "max_completion_tokens")
         config = config.model_copy(update={"max_search_tokens": min(allowed, config.max_search_tokens or allowed)})
@@ -181,11 +180,6 @@ def within(
     if config.strategy == "sentence_beam" and config.max_search_tokens is None:
         config = config.model_copy(update={"max_search_tokens": SENTENCE_ANSWERS * config.candidates * allowed})
     return config
-
-
-def _budget(config: SearchSection, name: str) -> int | None:
-    special = config.stages.get(name)
-    return special.max_new_tokens if special else None
 
 
 def shared(budgets: dict[str, int], allowed: int) -> dict[str, int]:

@@ -79,9 +79,8 @@ class Visible:
 
     def feed_step(self, step: TracedStage) -> list[Delta]:
         """What the chosen part of a search's step makes certain."""
-        name = (step.stage or "").partition(" ·")[0]
         passes = self._format.passes if self._format.split else ()
-        passed = next((one for one in passes if one.stages[0].name == name), None)
+        passed = next((one for one in passes if one.stages[0].name == step.stage_name), None)
         return self.feed("".join(candidate.text for candidate in step.candidates if candidate.chosen), passed)
 
     def finish(self, text: str) -> list[Delta]:

@@ -6,25 +6,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from lora_cot.backbones import Family
-from lora_cot.backbones.loading import load_processor
+from lora_cot.backbones.loading import limit_of, load_processor
 from lora_cot.data.lengths import LengthLimit
 from lora_cot.data.rows import too_many, twice
 from lora_cot.data.sources import keep_back, mixture
 from lora_cot.errors import DataError, LoraCotError, Problem, RunError
-from lora_cot.formats import FORMATS, CotFormat
+from lora_cot.formats import format_called
 from lora_cot.recipe import Recipe
-from lora_cot.recipe.schema import DataSection
+from lora_cot.recipe.schema import SEES_IMAGES, DataSection
 from lora_cot.types import Sample
 from lora_cot.validation.checks import Checker, Finding, findings
 from lora_cot.validation.files import source_of
 from lora_cot.validation.report import Findings, Report
 from lora_cot.validation.store import RowStore, Twin
 from lora_cot.validation.stream import CheckedRow, Part, check_rows
-
-SEES_IMAGES = frozenset({"vision_encoder", "projector", "vae", "unet"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def validate(
         workers: processes; as many as cores, four at most, if not given.
 
     Raises:
-        DataError, RunError: a file that is missing or holds no data; `bad_rows` is a file that is read.
+        DataError, RunError: a file that is missing or holds no data; no such format; `bad_rows` is a file that is read.
     """
     begin = time.perf_counter()
     plan = plan_of_recipe(what) if isinstance(what, Recipe) else plan_of_file(what, cot_format)
@@ -112,27 +108,21 @@ def plan_of_recipe(recipe: Recipe) -> Plan:
     return Plan(recipe.name, "recipe", setting, recipe.data, checker, problems)
 
 
-def limit_of(recipe: Recipe, family: Family, processor: Any, one: CotFormat) -> LengthLimit:
-    """How a recipe's samples are encoded in one pass of its format, and how long they may be."""
-    training = recipe.training
-    max_length = training.library.get("max_length")
-    encoder = family.encoder(processor, one)
-    return LengthLimit(encoder, family.image_tokens, max_length, training.long_samples, recipe.data.max_pixels)
-
-
 def plan_of_file(path: Path, cot_format: str) -> Plan:
     """A file of data, its kind told by its rows.
 
     Raises:
+        RunError: no such format.
         DataError: no such file, or none of the kinds that are known.
     """
+    checker = Checker(format_called(cot_format))
     source = source_of(path)
     if source is None:
         what = "neither rows of data nor predictions"
         raise DataError(Problem(str(path), what, "rows hold conversations, messages, or question and stages or answer"))
     section = {"source": source, "path": str(path)}
     data = DataSection.model_validate({"train": [section]})
-    return Plan(str(path), source, f"format {cot_format} · no recipe: no lengths", data, Checker(FORMATS[cot_format]))
+    return Plan(str(path), source, f"format {cot_format} · no recipe: no lengths", data, checker)
 
 
 def _check_free(bad_rows: Path, parts: Sequence[Part]) -> None:
@@ -190,7 +180,9 @@ def _nothing_left(plan: Plan, store: RowStore, splits: Sequence[str]) -> list[Pr
     """Why training would stop at what is left of all rows."""
     problems = []
     if plan.data.train and not sum(store.samples("train")):
-        problems.append(Problem("data.train", "no row can be used: there is nothing to train on"))
+        problems.append(
+            Problem("data.train", "no row can be used: there is nothing to train on", "mend the rows that are told of")
+        )
         return problems
     for number, limit in enumerate(plan.checker.limits):
         for split in splits:

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from lora_cot.backbones.loading import load_processor
+from lora_cot.backbones.loading import limit_of, load_processor
 from lora_cot.data.collate import encode
 from lora_cot.data.images import open_image
 from lora_cot.data.labels import Encoded, Encoder
@@ -22,7 +22,6 @@ from lora_cot.recipe import Recipe
 from lora_cot.types import Sample
 from lora_cot.validation.checks import told
 from lora_cot.validation.report import printable
-from lora_cot.validation.run import limit_of
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, BackboneError, TrainingError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import LoraSection, ModelSection, QuantizationSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import LoraSection, QuantizationSection
 from tests.conftest import TRAINED_CHAT
 
 NF4 = QuantizationSection(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -50,6 +52,7 @@ def loss_of(backbone):
     return output_of(backbone).loss
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("parts", [["language_model"], ["projector"], ["vision_encoder", "language_model"]], ids="+".join)
 @pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])
 def test_only_the_named_parts_are_adapted_and_learn(load_each, parts, quantization):
@@ -71,6 +74,7 @@ OWNERS |= {"language_model.": "language_model"}
 """Part by what occurs in a layer's path, first match first: Qwen's merger lies inside its vision encoder."""
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("part", ["projector", "vision_encoder", "language_model"])
 def test_a_part_is_adapted_in_all_of_its_linear_layers(load_each, part):
     """A part is its own layers, all of them, and none of a part that lies inside it."""
@@ -92,6 +96,7 @@ def test_a_part_is_a_path_and_not_the_beginning_of_one(family):
     assert part_of(family, "") == part_of(family, "other") == rest
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])
 def test_a_fresh_adapter_changes_nothing(load_each, quantization):
     """At the start the adapted model is the base, logit for logit."""
@@ -118,6 +123,7 @@ def test_answering_before_training_takes_no_gradient_away(load_each):
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_quantised_are_exactly_the_layers_that_should_be(load_each, dtype):
     """NF4 reaches the language model's layers; embeddings and all other parts have the precision that the table says."""
@@ -166,6 +172,17 @@ def test_an_adapter_comes_back_from_its_folder(load, tmp_path):
     assert sum(p.requires_grad for p in again.model.parameters()) == 28
     with pytest.raises(AdapterError, match=r"no adapter_config\.json here"):
         load_adapter(load(), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_tied_weight_counts_once(trained):
+    """In what is trained too."""
+    model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(5, 3), "head": torch.nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    model.requires_grad_(trained)
+    family = SimpleNamespace(parts={"language_model": ""})
+    (line,) = report(SimpleNamespace(base_model=model, family=family))
+    assert (line.trained, line.parameters) == (15 * trained, 15)
 
 
 def test_what_gets_no_gradient_is_named(load):

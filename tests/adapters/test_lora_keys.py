@@ -10,11 +10,12 @@ from lora_cot.adapters.lora import attach
 from lora_cot.backbones import part_of
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.checkpoints.opening import open_model
-from lora_cot.data.collate import batch, encode
+from lora_cot.data.collate import batch, encode, model_inputs
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import AdapterError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import LoraSection, ModelSection, QuantizationSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import LoraSection, QuantizationSection
 from lora_cot.training import run as training
 from lora_cot.training.optimizer import set_learning_rates
 from lora_cot.training.run import train
@@ -59,10 +60,10 @@ def logits_of(backbone):
     """Logits on two training samples."""
     encoder = backbone.encoder(FORMATS["four_stage"])
     rows = [encode(encoder, make_sample(i, "train", 0), True) for i in range(2)]
-    inputs = batch(rows, backbone.processor, backbone.family.image_inputs)
+    inputs = model_inputs(batch(rows, backbone.processor, backbone.family.image_inputs))
     backbone.model.eval()
     with torch.no_grad():
-        return backbone.model(**{name: inputs[name] for name in inputs if name not in ("labels", "stage_ids")}).logits
+        return backbone.model(**inputs).logits
 
 
 # parts with settings of their own

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from lora_cot.annotation.asking import Teacher
 from lora_cot.annotation.rows import Selection
 from lora_cot.annotation.run import annotate
 from lora_cot.engines.chat import Patience
+from lora_cot.engines.teacher import Teacher
 from tests.published import png
 from tests.scripted_server import KEY, four_stages, text_of, two_stages
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lora_cot.annotation.run import GIVE_UP_AFTER
+from lora_cot.engines.teacher import GIVE_UP_AFTER
 from lora_cot.errors import AccessError, EngineError
 from tests.annotation.conftest import QUICK, WRITE, four, ids, lines, number_of, right
 from tests.scripted_server import KEY, Fault, completion, serve, two_stages
@@ -112,7 +112,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from lora_cot.data import kept
-from lora_cot.annotation.asking import Teacher
+from lora_cot.engines.teacher import Teacher
 from lora_cot.annotation.run import annotate
 left, torn, append = int(sys.argv[4]), sys.argv[5] == "torn", kept.KeptRows.append
 def dying(self, path, row):

@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from lora_cot.annotation.rows import Selection
 from lora_cot.data.images import open_image
 from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, EngineError, RunError
@@ -374,6 +375,17 @@ def test_rows_that_cannot_be_asked_are_refused_before_anything_is_asked(tmp_path
 def test_what_makes_no_sense_is_refused(data, tmp_path, teach, keys, told):
     with serve(["x"]) as server, pytest.raises(RunError, match=told):
         teach(data(1), server, tmp_path / "out.jsonl", **keys)
+
+
+@pytest.mark.parametrize("part", ["test", "held_out"])
+def test_a_part_that_does_not_exist_is_refused(part):
+    with pytest.raises(RunError, match=f"--part · no part '{part}' · allowed: eval, train"):
+        Selection(part=part)
+
+
+def test_sources_are_counted_from_0(make_recipe, tmp_path, teach):
+    with serve(["x"]) as server, pytest.raises(RunError, match=r"data\.train has 1 sources · they are counted from 0"):
+        teach(make_recipe(tmp_path), server, tmp_path / "out.jsonl", source=-1)
 
 
 def test_a_folder_that_is_no_data_is_refused(tmp_path, teach):

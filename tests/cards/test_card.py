@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lora_cot.cards.card import add_evaluation, write_adapter_card, write_merged_card
-from lora_cot.cards.facts import Facts, hub_data, shown
+from lora_cot.cards.facts import Facts, hub_data, shown, shown_recipe
 from lora_cot.cards.licences import Licence, licence_of, linked, name_problem
 from lora_cot.cards.markdown import text
 from lora_cot.checkpoints.folders import write_recipe
@@ -261,3 +261,21 @@ def test_places_of_the_training_machine_and_ids_of_its_samples_are_not_told(tmp_
     facts = Facts("llava", {}, [{"name": "x", "dropped": ["MRN-1", "MRN-2"]}], "cpu", 1.0)
     facts.write(tmp_path)
     assert "MRN" not in (tmp_path / "card.json").read_text() and Facts.read(tmp_path).passes[0]["dropped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ("org/adapter", "org/adapter"),
+        ("org/adapter@v1", "org/adapter@v1"),
+        ("runs/acme/a", "a"),
+        ("runs/a", "a"),
+        ("/x/a", "a"),
+    ],
+)
+def test_an_adapter_of_the_hub_is_told_from_one_here(tmp_path, monkeypatch, adapter, told):
+    """Of a folder, the last part; of the hub's, its whole id."""
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.model_validate({"name": "x", "model": {"base": "org/base", "adapter": adapter}})
+    assert yaml.safe_load(shown_recipe(recipe))["model"]["adapter"] == told

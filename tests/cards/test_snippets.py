@@ -52,7 +52,7 @@ def blocks(folder, language):
     return re.findall(rf"^```{language}\n(.*?)\n```$", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged"])
+@pytest.mark.parametrize("kind", ["adapter", pytest.param("merged", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("base", "cot_format"),
     [

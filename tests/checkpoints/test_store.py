@@ -63,6 +63,25 @@ def test_a_file_that_is_gone_or_cut_is_named(tmp_path):
         store.read(folder)
 
 
+@pytest.mark.parametrize("harm", ["manifest", "seal", "name", "gone", "changed"])
+def test_whoever_needs_a_damaged_one_is_told_what_to_do(tmp_path, harm):
+    """Whatever is wrong with it; where another may be taken, the remedy is that, and nothing is said."""
+    folder = write(tmp_path, 2)
+    if harm == "manifest":
+        (folder / store.MANIFEST).unlink()
+    elif harm == "seal":
+        (folder / store.MANIFEST).write_text("{}")
+    elif harm == "name":
+        folder = folder.rename(tmp_path / "checkpoint-3")
+    else:
+        path = next(path for path in folder.rglob("*") if path.is_file() and path.name != store.MANIFEST)
+        path.unlink() if harm == "gone" else path.write_text("other")
+    for remedy in ("take another", ""):
+        with pytest.raises(RunError) as wrong:
+            store.read(folder, remedy)
+        assert {problem.remedy for problem in wrong.value.problems} == {remedy}
+
+
 def test_the_newest_good_one_is_found_and_bad_ones_are_put_aside(tmp_path):
     """Torn and damaged ones are told of and kept under another name; what a kill left is cleared away."""
     for step in (2, 10, 9):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from transformers import AttentionInterface
 
-from lora_cot.data.collate import batch, encode
+from lora_cot.data.collate import batch, encode, model_inputs
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines import batch as batch_of_rows
 from lora_cot.engines.sampling import draw
@@ -26,16 +26,14 @@ def full_logits(engine, sample, generated):
     encoded.input_ids.extend(generated)
     encoded.labels.extend(generated)
     encoded.stage_ids.extend([0] * len(generated))
-    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
-    inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
+    inputs = model_inputs(batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs))
     with torch.inference_mode():
         return engine.backbone.model(**inputs).logits[0, -1]
 
 
 def decoded_logits(engine, encoded, generated):
     """The same of an encoder-decoder."""
-    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
-    inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
+    inputs = model_inputs(batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs))
     written = torch.tensor([[engine.backbone.model.config.decoder_start_token_id, *generated]])
     with torch.inference_mode():
         return engine.backbone.model(**inputs, decoder_input_ids=written, use_cache=False).logits[0, -1]

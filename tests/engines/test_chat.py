@@ -10,8 +10,8 @@ from email.utils import formatdate
 
 import pytest
 
-from lora_cot.engines.chat import KEY_VARIABLE, ChatServer, Patience, base_url, read_key, retry_after
-from lora_cot.engines.retries import Circuit, Retries
+from lora_cot.engines.chat import KEY_VARIABLE, ChatServer, Patience, base_url, read_key
+from lora_cot.engines.retries import Circuit, Retries, retry_after
 from lora_cot.errors import AccessError, EngineError, RejectedError
 from tests.scripted_server import KEY, Fault, completion, serve
 

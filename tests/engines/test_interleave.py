@@ -23,7 +23,8 @@ from lora_cot.engines.interleave import Gaze, Interleave, Looking
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import ModelSection, QuantizationSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import QuantizationSection
 from lora_cot.search.selectors import at_random, attention
 from lora_cot.types import Exchange
 from tests.engines.reference import SAMPLES, TEXT_ONLY, Patches, whole

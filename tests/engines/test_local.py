@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from lora_cot.data.collate import batch, encode
+from lora_cot.data.collate import batch, encode, model_inputs
 from lora_cot.engines import batch as batch_of_rows
 from lora_cot.engines import sampling
 from lora_cot.engines.base import Ask, Sampling
@@ -82,8 +82,7 @@ def test_greedy_equals_generate(each_engine):
     """Greedy decoding gives the tokens that transformers' own generate gives."""
     engine = each_engine
     encoded = encode(engine.encoder, SAMPLES[0], False)
-    inputs = batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs)
-    inputs = {k: v for k, v in inputs.items() if k not in ("labels", "stage_ids")}
+    inputs = model_inputs(batch([encoded], engine.backbone.processor, engine.backbone.family.image_inputs))
     ids = engine.backbone.model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
     ids = ids[1 if encoded.is_pair else len(encoded.input_ids) :]
     (mine,) = extend(engine, engine.start(SAMPLES[:1]), [["x"]], None, 20, Sampling())[0]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.merging.onto import make_ready, write_model
 from lora_cot.recipe import Recipe
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 
 CHAT_LAYERS = r".*(language_model.*(q_proj|v_proj|down_proj)|(vision_tower|vision_model|visual).*(q_proj|fc1|qkv))"
 T5_LAYERS = r".*\.(q|v|wo|wi_0|wi)"

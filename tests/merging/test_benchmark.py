@@ -28,6 +28,8 @@ def test_both_figures(tmp_path):
 
 BROKEN = """
 import pathlib
-from benchmarks.merge import run_side
+import sys
+sys.path.insert(0, "benchmarks")
+from merge import run_side
 run_side("peft", pathlib.Path("README.md"), 0.05)
 """

@@ -19,7 +19,8 @@ from lora_cot.merging.arithmetic import FourBit
 from lora_cot.merging.checkpoint import open_file
 from lora_cot.merging.merge import merge
 from lora_cot.merging.plan import Step
-from lora_cot.recipe.schema import DataSection, ModelSection, QuantizationSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import DataSection, QuantizationSection
 from tests.conftest import TRAINED
 from tests.merging.conftest import layers_of, make_adapter, merge_files, recipe_of, state_of
 
@@ -50,6 +51,7 @@ def inputs_of(name):
     return inputs | ({"decoder_input_ids": ids[:, :9]} if name == "t5_vision" else {})
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("keys", [{}, {"bnb_4bit_use_double_quant": False}, {"bnb_4bit_quant_type": "fp4"}])
 @pytest.mark.parametrize("name", ["llava", "mllama", "qwen2_vl", "t5_vision"])
 def test_dequantised_it_is_the_adapters_own_model(published, tmp_path, monkeypatch, name, keys):
@@ -119,7 +121,7 @@ def run_of(base, tmp_path, **sections):
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("better", ["full", "dequantized"])
+@pytest.mark.parametrize("better", [pytest.param("full", marks=pytest.mark.slow), "dequantized"])
 def test_auto_keeps_the_lower_loss(make_base, tmp_path, monkeypatch, better):
     """Whichever is better on the gold answers; both losses are told, and only one folder is left."""
     adapter = run_of(make_base("llava"), tmp_path, quantization=section())

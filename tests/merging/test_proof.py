@@ -12,7 +12,8 @@ from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.errors import AdapterError, MergeError
 from lora_cot.merging import onto, proof, stream
 from lora_cot.merging.merge import merge
-from lora_cot.recipe.schema import DataSection, ModelSection, QuantizationSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import DataSection, QuantizationSection
 from tests.merging.conftest import layers_of, make_adapter, merge_files, recipe_of, state_of, tensors_of
 from tests.merging.test_stream import KINDS, keys_of, tied_base
 from tests.merging.test_verify import adapter_of, half
@@ -58,6 +59,7 @@ def half_run(make_base, tmp_path_factory):
     return adapter
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("way", ["full", "dequantized"])
 def test_faults_in_bfloat16_do_not_pass(half_run, tmp_path, monkeypatch, fault, way):
@@ -72,6 +74,7 @@ def test_faults_in_bfloat16_do_not_pass(half_run, tmp_path, monkeypatch, fault, 
     assert not list((tmp_path / "wrong").glob("*.safetensors"))
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", ["llava", "t5_vision"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_change_is_looked_at(make_base, tmp_path, monkeypatch, name, kind):

@@ -137,6 +137,7 @@ def two_adapters(published, tmp_path):
     return tmp_path / "adapter"
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("late", ["make_durable", "keep", "write_merged_card"])
 def test_stopped_between_the_proof_and_the_name(published, adapter, tmp_path, monkeypatch, capsys, passes, late):

@@ -45,6 +45,7 @@ def assert_same(merged, folder, tolerance=1e-5):
         assert (found[name] - tensor).abs().max() <= tolerance, name
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_is_pefts_own_merge(make_base, tmp_path, name, kind):
@@ -238,7 +239,7 @@ def test_a_plain_t5_gets_its_fusion(make_base, tmp_path):
         path.unlink()
     keys = {"vision_features": old["vision_features"], "vision_encoder": str(base / "vision_encoder")}
     from lora_cot.backbones.loading import load_backbone
-    from lora_cot.recipe.schema import ModelSection
+    from lora_cot.recipe.model import ModelSection
 
     backbone = load_backbone(ModelSection(base=str(base), dtype="float32", **keys))
     peft = make_adapter(base, tmp_path / "adapter", model=backbone.model, **keys_of("t5_vision", "lora"))

@@ -14,7 +14,8 @@ from lora_cot.merging import measure, onto, stream
 from lora_cot.merging.merge import merge
 from lora_cot.merging.report import BOUNDS, lines
 from lora_cot.merging.verify import Recorded, _mixed, _rows, compare
-from lora_cot.recipe.schema import DataSection, ModelSection, QuantizationSection, SearchSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import DataSection, QuantizationSection, SearchSection
 from lora_cot.types import Exchange, Sample
 from tests.merging.conftest import layers_of, make_adapter, recipe_of
 

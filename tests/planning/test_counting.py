@@ -100,6 +100,7 @@ COMMON = [[*QUANTIZED, "training.gradient_checkpointing=true"], [*PLAIN, "traini
 OTHER = [[*QUANTIZED, "training.gradient_checkpointing=false"], [*PLAIN, "training.gradient_checkpointing=true"]]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("options", [*COMMON, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHER)], ids=",".join)
 def test_a_run_takes_what_was_counted(make_recipe, tmp_path, each_base, options):
     """Reading a prompt, and forward and backward of a batch: of all kinds, in 4 bits or not, with checkpointing or not."""
@@ -129,11 +130,13 @@ def check_reading(real, reader):
 @pytest.mark.parametrize(
     "options",
     [
-        ["model.dtype=bfloat16"],
+        pytest.param(["model.dtype=bfloat16"], marks=pytest.mark.slow),
         ["lora.parts=[vision_encoder,projector,language_model]", "lora.lora_dropout=0.1"],
         ["lora.target_modules=[q_proj,v_proj]", "lora.use_dora=true"],
         ["model.attn_implementation=eager", "quantization.skip_parts=[lm_head]"],
-        ["training.per_device_train_batch_size=1", "lora.modules_to_save=[multi_modal_projector]"],
+        pytest.param(
+            ["training.per_device_train_batch_size=1", "lora.modules_to_save=[multi_modal_projector]"], marks=pytest.mark.slow
+        ),
         ["quantization.load_in_4bit=false", "quantization.load_in_8bit=true"],
     ],
     ids=lambda options: options[0],

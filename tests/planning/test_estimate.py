@@ -54,12 +54,16 @@ def test_longer_samples_more_images_and_no_checkpointing_take_more(recipe):
     [
         (["lora.r=4"], ["lora.r=32"]),
         (["training.optim=adamw_8bit"], ["training.optim=adamw_torch"]),
-        (["training.optim=sgd"], ["training.optim=lion_8bit"]),
-        (["training.bf16=true"], ["training.bf16=false"]),
+        pytest.param(["training.optim=sgd"], ["training.optim=lion_8bit"], marks=pytest.mark.slow),
+        pytest.param(["training.bf16=true"], ["training.bf16=false"], marks=pytest.mark.slow),
         (["lora.parts=[language_model]"], ["lora.parts=[language_model,vision_encoder]"]),
         (["quantization.load_in_4bit=true"], ["quantization.load_in_4bit=false", "quantization.load_in_8bit=true"]),
-        (["quantization.load_in_4bit=true"], ["quantization=null"]),
-        (["quantization.skip_parts=[lm_head]"], ["quantization.skip_parts=[lm_head,vision_encoder,projector]"]),
+        pytest.param(["quantization.load_in_4bit=true"], ["quantization=null"], marks=pytest.mark.slow),
+        pytest.param(
+            ["quantization.skip_parts=[lm_head]"],
+            ["quantization.skip_parts=[lm_head,vision_encoder,projector]"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda options: options[0],
 )

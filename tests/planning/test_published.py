@@ -12,7 +12,7 @@ from PIL import Image
 from lora_cot.backbones.loading import family_of, load_processor
 from lora_cot.data.chat import image_slots
 from lora_cot.planning.outline import PUBLISHED, published
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from tests.conftest import ROOT
 
 BILLIONS = {

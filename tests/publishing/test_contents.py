@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from lora_cot.errors import RunError
@@ -132,6 +133,13 @@ def test_paths_of_this_machine_are_not_told(adapter):
     for key in ("data.train.0.path", "data.train.0.image_root", "model.adapter", "evaluation.data", "training.deepspeed"):
         assert key in notes
     assert "data.train.1.path" not in notes and (adapter / "recipe.yaml").read_text().count("/data/acme")
+
+
+def test_an_adapter_of_the_hub_is_told(adapter):
+    """That a model was trained on from there is no secret, and no path."""
+    rewrite_recipe(adapter, model={"base": BASE, "adapter": "org/adapter@v1"})
+    contents = gather(adapter)
+    assert yaml.safe_load(text(contents, "recipe.yaml"))["model"]["adapter"] == "org/adapter@v1" and not contents.notes
 
 
 def test_what_the_recipe_hides_is_in_no_other_text(adapter):

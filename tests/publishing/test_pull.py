@@ -24,7 +24,7 @@ from lora_cot.evaluation.run import evaluate
 from lora_cot.merging.merge import merge
 from lora_cot.publishing.push import push
 from lora_cot.recipe import Recipe
-from lora_cot.recipe.schema import ModelSection
+from lora_cot.recipe.model import ModelSection
 from tests.publishing.conftest import BASE, SHORT
 
 REPO = "somebody/mine"

@@ -121,7 +121,7 @@ def count_requests(hub, folder):
     return number, files, commits
 
 
-@pytest.mark.parametrize("how", [500, "drop", "lost"])
+@pytest.mark.parametrize("how", ["drop", *(pytest.param(how, marks=pytest.mark.slow) for how in (500, "lost"))])
 def test_stopped_at_any_request_and_pushed_again(hub, split, how):
     """The repository is at its old commit or at its new one, and the second push makes it what one push would have."""
     number, files, commits = count_requests(hub, split)
@@ -142,7 +142,7 @@ def test_stopped_at_any_request_and_pushed_again(hub, split, how):
         assert not sent_again & kept
 
 
-@pytest.mark.parametrize("how", [500, 429, "drop", "lost"])
+@pytest.mark.parametrize("how", [429, "lost", *(pytest.param(how, marks=pytest.mark.slow) for how in (500, "drop"))])
 def test_what_fails_once_is_tried_again(hub, split, how):
     """Each request in turn fails once; the push does not, and there is no commit too many."""
     number, files, commits = count_requests(hub, split)

@@ -421,3 +421,10 @@ def test_candidates_go_for_every_stage():
     assert changed.most_candidates == 1 and changed.stages["CAPTION"].max_new_tokens == 7
     own = change_search(section, {"candidates": 1, "stages.CAPTION.candidates": 2})
     assert own.stages["CAPTION"].candidates == 2
+
+
+def test_a_stages_budget_is_the_recipes_or_the_formats_own():
+    """Where the recipe names the stage for another reason, too."""
+    search = SearchSection.model_validate({"stages": {"SUMMARY": {"max_new_tokens": 7}, "CAPTION": {"keep": 1}}})
+    summary, caption, *_ = FORMATS["four_stage"].stages
+    assert (search.budget(summary), search.budget(caption)) == (7, caption.max_new_tokens)

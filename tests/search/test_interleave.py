@@ -22,6 +22,7 @@ from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.interleave import interleave
 from lora_cot.search.selectors import GROUP, at_random, attention, boxes, selector
 from lora_cot.search.strategies import answer, prepare
+from lora_cot.search.swires import calibrate
 from tests.conftest import ROOT
 from tests.search.scripted import ScriptedEngine
 
@@ -94,6 +95,22 @@ def test_a_stage_ends_with_a_look_of_those_that_go_on(engine, monkeypatch):
     (whole,) = answer(engine, FOUR, SAMPLES[:1], config.model_copy(update={"strategy": "greedy"}))
     ends = [WHOLE.index(f"</{name}>") + len(f"</{name}>") for name in ("SUMMARY", "CAPTION", "REASONING")]
     assert [look.place for look in chosen(whole)[0].looks] == ends
+
+
+def test_a_cutoff_is_measured_on_texts_that_look(engine, monkeypatch):
+    """As those that it decides on will; by an engine that forgets with the search what it learned."""
+    begun, seen = [], []
+    start = LocalEngine.start
+    monkeypatch.setattr(LocalEngine, "start", lambda one, samples: begun.append(one) or start(one, samples))
+
+    def score(contests):
+        seen.extend(contest.candidates[0].looks for contest in contests)
+        return [[1.0]] * len(contests)
+
+    config = SearchSection(interleave={"selector": "attention", "n": 1})
+    assert calibrate(engine, FOUR, SAMPLES, score, config).count == 2
+    assert len(seen) == 2 and all(len(looks) == 1 for looks in seen)
+    assert begun and engine not in begun
 
 
 def look_of(grid=(2, 4), n=3, taken=(), weights=None, sample=None, draws="a", processor=None):

@@ -9,6 +9,7 @@ from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS, CotFormat, Stage
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import answer
+from lora_cot.search.trace import TracedStage
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import ScriptedEngine, check_accounts, plain, responses
 
@@ -63,6 +64,15 @@ def test_the_passes_of_three(config):
     assert prompts == [["a:"], ["a: aa", "b:"], ["a: aa", "b: bb", "c:"]]
     assert completion.text == "<A> aa </A>\n\n<B> bb </B>\n\n<C> cc </C>"
     assert [step.stage for step in completion.trace] == ["A", "B", "C"]
+
+
+def test_a_step_within_a_pass_knows_its_stage():
+    """Its name in the trace says both; a whole text of a format in one pass is of no stage."""
+    config = SearchSection(strategy="sentence_beam", candidates=1)
+    (completion,) = answer(two_pass(says("one"), says("4")), TWO_STAGE, [question()], config)
+    found = [(step.stage, step.stage_name) for step in completion.trace]
+    assert found == [("RATIONALE · sentence 1", "RATIONALE"), ("ANSWER · sentence 1", "ANSWER")]
+    assert TracedStage(None, ()).stage_name == ""
 
 
 @pytest.mark.parametrize("empty", ["", " \n "])

@@ -102,6 +102,15 @@ def test_a_server_that_gives_no_scores_leaves_it_to_likelihood(fault):
     assert (completion.judge_failures, completion.stopped) == (1, "complete")
 
 
+def test_a_server_that_wants_a_key_is_refused():
+    """No option gives one."""
+    remedy = "it answers 401 · it is asked without a key: let it answer without one"
+    with serve([Fault(401)]) as server, pytest.raises(AccessError, match=remedy):
+        search(server.url)
+    with pytest.raises(AccessError, match=r"or a query · expected http://HOST:PORT/v1$"):
+        search("http://me:word@localhost")
+
+
 def test_a_passing_fault_is_tried_again():
     """As other servers are."""
     with serve(lambda body, number: Fault(503) if number == 0 else longest(body, number)) as server:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search import boundaries, budget
+from lora_cot.search import budget
 from lora_cot.search import strategies as entry
 from lora_cot.search.strategies import STRATEGIES, answer
 from lora_cot.types import Exchange, Sample
@@ -69,6 +69,7 @@ CONFIGS = st.builds(
 )
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("split", [False, True], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @settings(max_examples=40)
@@ -100,7 +101,7 @@ def test_any_script_comes_to_an_end(strategy, split, keys, salt):
         assert completion.stopped
         if config.max_search_tokens is not None:
             assert completion.generated_tokens <= config.max_search_tokens
-        limits = {stage.name: boundaries.budget(stage, config) for stage in cot_format.stages}
+        limits = {stage.name: config.budget(stage) for stage in cot_format.stages}
         assert completion.kept_tokens <= sum(limits.values())
         chosen = [step for step in completion.trace if any(c.chosen for c in step.candidates)]
         assert [step for told_number, step in told if told_number == number] == chosen

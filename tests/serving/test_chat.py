@@ -9,6 +9,7 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.strategies import answer
+from lora_cot.serving.models import ServedModel
 from lora_cot.types import Exchange, Sample
 from tests.serving.conftest import SHORT, chat, chunks, data_uri
 
@@ -104,6 +105,17 @@ def test_judges_are_counted(serve):
     search = body["usage"]["search"]
     assert search["calls"]["judge"] >= 2 and search["judge_prompt_tokens"] > 0
     assert search["generated_tokens"] == 18 and body["usage"]["completion_tokens"] == 6
+
+
+@pytest.mark.parametrize(
+    ("swires", "high"),
+    [({"mean": 0}, "stage_beam"), ({"mean": 0, "std": 1}, "swires"), ({"cutoff": 0}, "swires")],
+)
+def test_the_highest_effort_goes_back_where_it_is_known_when(swires, high):
+    """A mean alone is no cutoff: the search would be refused."""
+    search = SearchSection(scorer="reward", reward={"url": "http://localhost"}, swires=swires)
+    model = ServedModel("m", FORMATS["four_stage"], search, lambda _: None, lambda *_: 0)
+    assert model.presets["high"]["strategy"] == high
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
-"""The lines of README.md and docs/serving.md, as they stand there."""
+"""The lines of docs/serving.md, as they stand there."""
 
 import ast
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from lora_cot.data.shapes import make_sample
 from tests.serving.test_process import process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,13 +20,22 @@ def lines(file):
     return [line.strip() for line in block.splitlines()]
 
 
+def ask_as_shown(address, monkeypatch, folder):
+    """The official client's lines, with a picture where they have one."""
+    code = re.search(r"\n\n((?:    .*\n|\n)*    from openai .*\n(?:    .*\n|\n)*)", DOCS.read_text("utf-8")).group(1)
+    (folder / "picture.png").write_bytes(make_sample(0, "test", 0).images[0])
+    monkeypatch.chdir(folder)
+    exec(textwrap.dedent(code).replace("http://127.0.0.1:8000", address), {})
+
+
 @pytest.mark.slow
-def test_the_lines_run(tiny_base):
+def test_the_lines_run(tiny_base, monkeypatch, tmp_path):
     """Against a server as the documents start it; none answers with an error."""
-    readme, docs = lines(ROOT / "README.md"), lines(DOCS)
-    assert (len(readme), len(docs)) == (3, 6)
+    docs = lines(DOCS)
+    assert len(docs) == 9
     with process(tiny_base, "--name", "cot") as running:
-        for line in readme + docs:
+        ask_as_shown(running.address, monkeypatch, tmp_path)
+        for line in docs:
             done = subprocess.run(
                 ["bash", "-c", line], env={"URL": running.address, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True
             )

@@ -59,7 +59,7 @@ def server(local):
 
     scheduler, four = Scheduler(4), FORMATS["four_stage"]
     engine = LocalEngine(local.backbone, four)
-    limits = Limits(max_rows=4, max_tokens=12_000, max_request_tokens=12_000)
+    limits = Limits(max_tokens=12_000, max_request_tokens=12_000)
     service = Service([served_local("tiny", engine, four, SearchSection(), scheduler, 2048)], limits, scheduler)
     listening = socket.create_server(("127.0.0.1", 0))
     running = uvicorn.Server(uvicorn.Config(make_app(service), log_config=None, access_log=False))
@@ -133,6 +133,7 @@ def test_a_client_that_does_not_read_delays_nobody(server):
         assert time.monotonic() - begin < 3
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_with_a_time_to_come_back(server):
     """Ten times what there is room for: each is answered or refused, none fails."""
 

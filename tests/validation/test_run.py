@@ -53,6 +53,11 @@ def with_row(bad):
     return [*good[:3], bad, *good[3:]]
 
 
+def test_a_format_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(RunError, match="--format · no format 'four_stages' · did you mean 'four_stage'"):
+        validate(tmp_path / "rows.jsonl", "four_stages")
+
+
 @pytest.mark.parametrize("check", BAD)
 def test_training_stops_at_what_fails(source, recipe_of, tmp_path, check):
     """A row that is said to fail is what training refuses, by its line or id; the others are all right."""
@@ -126,6 +131,7 @@ def test_notes_do_not_stop_training(source, recipe_of, tmp_path, check, capsys):
     assert all(said.count(f"{c}: 1 rows, ") == 1 for c in expected)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("policy", ["error", "drop", "shrink_image"])
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
@@ -202,19 +208,20 @@ def test_a_source_that_cannot_be_read_does_not_hide_the_others(source, recipe_of
     assert "none.jsonl · no such data file" in "\n".join(report.lines())
 
 
-def test_line_70001_is_named_and_the_rest_is_checked(folder, source):
-    """A file of data that is none at one line, far down."""
-    lines = [json.dumps(plain(number, answer="B", stages=STAGES)) for number in range(70_100)]
-    lines[70_000] = "\x00\x01 no JSON"
-    lines[70_050] = json.dumps(plain(70_050, image="none.png"))
+@pytest.mark.parametrize("bad", [7_000, pytest.param(70_000, marks=pytest.mark.slow)])
+def test_a_line_far_down_is_named_and_the_rest_is_checked(folder, source, bad):
+    """A file of data that is none at one line."""
+    lines = [json.dumps(plain(number, answer="B", stages=STAGES)) for number in range(bad + 100)]
+    lines[bad] = "\x00\x01 no JSON"
+    lines[bad + 50] = json.dumps(plain(bad + 50, image="none.png"))
     path = folder / "big.jsonl"
     path.write_text("\n".join(lines))
     report = validate(path)
     assert found(report) == [
-        ("row_unreadable", "fails", "big.jsonl line 70001", None),
-        ("image_missing", "fails", "big.jsonl line 70051", "q70050"),
+        ("row_unreadable", "fails", f"big.jsonl line {bad + 1}", None),
+        ("image_missing", "fails", f"big.jsonl line {bad + 51}", f"q{bad + 50}"),
     ]
-    assert report.splits["train"]["used"] == 70_098
+    assert report.splits["train"]["used"] == bad + 98
 
 
 def test_workers_find_the_same(source, recipe_of, folder):

@@ -20,7 +20,8 @@ from lora_cot.data.sources import load_mixture
 from lora_cot.engines.image_parts import image_part
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import DataSection, ModelSection, SearchSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import DataSection, SearchSection
 from lora_cot.search.strategies import answer
 from tests.merging.conftest import PUBLISHED, layers_of, make_adapter, merge_files, rewrite, tensors_of
 

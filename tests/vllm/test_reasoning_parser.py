@@ -14,7 +14,8 @@ from lora_cot.engines.image_parts import image_part
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import AccessError
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import DataSection, ModelSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import DataSection
 from tests.merging.conftest import PUBLISHED, rewrite
 from tests.vllm.test_merged import SERVE, served
 

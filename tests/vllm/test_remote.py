@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.data.collate import batch, encode
+from lora_cot.data.collate import batch, encode, model_inputs
 from lora_cot.data.sources import load_mixture
 from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.formats import FORMATS
-from lora_cot.recipe.schema import DataSection, ModelSection
+from lora_cot.recipe.model import ModelSection
+from lora_cot.recipe.schema import DataSection
 from tests.merging.conftest import PUBLISHED, rewrite
 from tests.vllm.test_merged import SERVE, served, split_processor
 
@@ -89,8 +90,7 @@ def test_odds_are_those_of_a_forward(both):
     compared = 0
     for sample in samples:
         prompt = encode(encoder, sample, False, engine.max_pixels)
-        inputs = batch([prompt], backbone.processor, backbone.family.image_inputs)
-        inputs = {name: value for name, value in inputs.items() if name not in ("labels", "stage_ids")}
+        inputs = model_inputs(batch([prompt], backbone.processor, backbone.family.image_inputs))
         with torch.inference_mode():
             logits = backbone.model(**inputs).logits[0, -1]
         values, tokens = logits.log_softmax(-1).topk(20)
