@@ -79,7 +79,6 @@ def shrunk(path, base, llava_cot_file, question_folders):
     overrides += ["training.eval_generations=2", "training.warmup_steps=0"]
     if "checkpoint" in values["model"].get("diffusion", {}):  # the base has its own
         overrides += ["model.diffusion.checkpoint=null", "model.diffusion.image_size=null"]
-        overrides += ["model.dtype=float32"]  # untaught latents carry bfloat16's rounding on: of 48 tokens one may flip
     overrides += ["data.held_out=2"] if "held_out" in values["data"] else []
     for part in ("train", "eval"):
         for number, source in enumerate(values["data"].get(part, [])):

@@ -73,7 +73,8 @@ class Agreement:
     max_logit_difference: float
     """Among the likeliest tokens at every position."""
     top1_agreement: float
-    """Share of positions where both find the same token likeliest."""
+    """Share of positions where both find the same token likeliest, or where the first, by its own logits, holds the second's
+    token equally likely: no further behind than what its precision can tell apart."""
     kl: float
     """Mean over positions of KL(first ‖ second) in nats, over the whole vocabulary but for one thing: 64 tokens count one by
     one, and all the others as one. They are the likeliest of the model that was recorded first in the merge: the adapter's
@@ -156,6 +157,14 @@ def _answers(backbone: Backbone, cot_format: CotFormat, probes: Probes) -> tuple
     return tuple(found.text for some in asked for found in answer(engine, spelled, some, probes.search))
 
 
+def _chosen_alike(first: Recorded, second: Recorded) -> torch.Tensor:
+    """(T,) whether the second's likeliest token is one of the first's: which of two tied tokens comes out is rounding."""
+    kept = first.logits[:, :-1]
+    best, rounding = kept.amax(-1), torch.finfo(getattr(torch, first.dtype)).eps
+    behind = best - kept.masked_fill(first.ids != second.top1[:, None], float("-inf")).amax(-1)
+    return (first.top1 == second.top1) | (behind <= rounding * best.abs())
+
+
 def compare(first: Recorded, second: Recorded) -> Agreement:
     """How far two records of the same samples are apart; the second must have been taken `like` the first."""
     p, q = first.logits.double().log_softmax(-1), second.logits.double().log_softmax(-1)
@@ -168,7 +177,7 @@ def compare(first: Recorded, second: Recorded) -> Agreement:
     return Agreement(
         len(first.top1),
         (first.logits - second.logits)[:, :-1].abs().max().item(),
-        (first.top1 == second.top1).double().mean().item(),
+        _chosen_alike(first, second).double().mean().item(),
         kl.mean().item(),
         questions,
         equal,

@@ -62,6 +62,24 @@ def test_kl_is_that_of_the_whole_vocabulary_but_for_the_tail():
     assert compare(mine, mine).kl == 0
 
 
+@pytest.mark.parametrize(("dtype", "behind", "agrees"), [
+    ("bfloat16", 2**-5, True),
+    ("bfloat16", 2**-3, False),
+    ("float32", 2**-5, False),
+    ("float32", 0.0, True),
+])  # fmt: skip
+def test_which_of_two_tied_tokens_comes_out_is_no_difference(dtype, behind, agrees):
+    """Between 4 and 8 a bfloat16 has steps of 1/32; a token that was not kept is no tie."""
+    logits = -torch.arange(80.0).expand(2, 80).clone()
+    logits[:, 3], logits[:, 5] = 7.0, 7.0 - behind
+    other = logits.clone()
+    other[0, 5] = 7.5
+    first = replace(recorded(logits), dtype=dtype)
+    assert compare(first, recorded(other, first)).top1_agreement == (1.0 if agrees else 0.5)
+    other[0, 79] = 9.0
+    assert compare(first, recorded(other, first)).top1_agreement == 0.5
+
+
 def test_a_figure_that_is_no_number_breaks_the_bound():
     """NaN is not below anything."""
     mine = recorded(torch.randn(3, 80))
