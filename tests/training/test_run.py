@@ -19,9 +19,9 @@ from lora_cot.evaluation.ask import ask
 from lora_cot.formats import FORMATS
 from lora_cot.merging.merge import merge
 from lora_cot.search.strategies import answer
-from lora_cot.training import console
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
+from lora_cot.validation.show import mark_trained, spans
 from tests.conftest import TRAINED, TRAINED_CHAT
 
 
@@ -202,7 +202,7 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
 def test_the_preview_marks_what_is_trained(load_tiny, name):
     """The run shows one sample with its answer between marks."""
     encoder = load_tiny(name).encoder(FORMATS["four_stage"])
-    text = console.mark_trained(encode(encoder, make_sample(0, "train", 0), True), encoder)
+    text = mark_trained(spans(encode(encoder, make_sample(0, "train", 0), True), encoder))
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
 
