@@ -22,7 +22,14 @@ from lora_cot.backbones.pixels import Pixels
 from lora_cot.backbones.t5_tuned_model import T5TunedConfig
 from lora_cot.backbones.t5_vision import T5_VISION, encoder_place, new_parts
 from lora_cot.backbones.t5_vision import load_config as load_frozen_config
-from lora_cot.backbones.vision_encoder import Encoder, LoadedEncoder, described, find_encoder, image_processor, read_pixels
+from lora_cot.backbones.vision_encoder import (
+    DescribedEncoder,
+    LoadedEncoder,
+    described,
+    find_encoder,
+    image_processor,
+    read_pixels,
+)
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.model import ModelSection
 from lora_cot.types import Image
@@ -77,7 +84,7 @@ def vision_joining(base: str, section: ModelSection, weights: bool) -> Joining:
     return Joining([found.path, found.key()], config, functools.partial(_tensors, found), save)
 
 
-def _tensors(found: Encoder) -> dict[str, torch.Tensor]:
+def _tensors(found: DescribedEncoder) -> dict[str, torch.Tensor]:
     return {f"{PREFIX}{name}": t for name, t in LoadedEncoder(found, torch.device("cpu")).model.state_dict().items()}
 
 

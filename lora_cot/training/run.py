@@ -42,7 +42,7 @@ from lora_cot.training.console import parts_table, preview, sample_counts, show
 from lora_cot.training.hand_off import handed_on, write_texts
 from lora_cot.training.loop import Keeping
 from lora_cot.training.quality import answer_freely
-from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
+from lora_cot.training.report import PassReport, RunReport, ShownAnswers, write_report
 from lora_cot.training.resume import Start, checkpoint_root, find_start
 from lora_cot.training.samples import Splits, check_reached, load_samples
 from lora_cot.training.sharding import EngineCheck, processes, taken_off
@@ -159,11 +159,11 @@ def _hand_on(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, f
 
 def _shown(
     recipe: Recipe, backbone: Backbone, cot_format: CotFormat, samples: list[Sample], before: list[Completion]
-) -> list[ShownSample]:
+) -> list[ShownAnswers]:
     """Held-out questions with the answers before training and now, and what was looked at; on all ranks at once."""
     after = answer_freely(backbone, cot_format, samples, recipe)
     words = [attended_words(backbone, cot_format, sample, recipe.data.max_pixels) for sample in samples]
-    return [ShownSample(*one) for one in zip(samples, before, after, words, strict=True)]
+    return [ShownAnswers(*one) for one in zip(samples, before, after, words, strict=True)]
 
 
 def _seed(recipe: Recipe) -> int:
