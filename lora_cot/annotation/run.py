@@ -103,11 +103,9 @@ def annotate(
     wanted = rows.wanted[: selection.limit]
     setting = {"teacher": url, "model": teacher.model, "format": chosen.name, "prompt": version(chosen, faithful)}
     setting |= {} if only else {"image_root": str(rows.root)}
-    own = len(rows.samples) - len(rows.wanted)
+    counts = (len(rows.samples), len(rows.samples) - len(rows.wanted), len(wanted))
     with Store(output, setting) as store:
-        report = AnnotationReport(
-            str(output), str(store.aside), _train_with(output, rows, only), len(rows.samples), own, len(wanted)
-        )
+        report = AnnotationReport(str(output), str(store.aside), _train_with(output, rows, only), *counts)
         report.foreign = len({*store.done, *store.reasons} - {sample.id for sample in rows.samples})
         left = store.done if retry_aside else {*store.done, *store.reasons}
         if todo := [sample for sample in wanted if sample.id not in left]:
