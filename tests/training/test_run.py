@@ -18,7 +18,7 @@ from lora_cot.errors import AdapterError, DataError, RecipeError, RunError
 from lora_cot.evaluation.ask import ask
 from lora_cot.formats import FORMATS
 from lora_cot.merging.merge import merge
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
 from lora_cot.validation.show import mark_trained, spans

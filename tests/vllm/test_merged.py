@@ -22,7 +22,7 @@ from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.model import ModelSection
 from lora_cot.recipe.schema import DataSection, SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from tests.merging.conftest import PUBLISHED, layers_of, make_adapter, merge_files, rewrite, tensors_of
 
 SERVE = shutil.which(os.environ.get("VLLM_SERVE", ""))
