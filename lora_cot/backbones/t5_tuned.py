@@ -20,7 +20,7 @@ import torch
 from lora_cot.backbones.joined import Joining
 from lora_cot.backbones.pixels import Pixels
 from lora_cot.backbones.t5_tuned_model import T5TunedConfig
-from lora_cot.backbones.t5_vision import T5_VISION, encoder_place, new_parts
+from lora_cot.backbones.t5_vision import T5_VISION, encoder_place, new_parts, other_features
 from lora_cot.backbones.t5_vision import load_config as load_frozen_config
 from lora_cot.backbones.vision_encoder import (
     DescribedEncoder,
@@ -96,10 +96,8 @@ def load_config(base: str, section: ModelSection) -> T5TunedConfig:
     """
     values, _ = T5TunedConfig.get_config_dict(base, revision=section.revision)
     values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-    known, trained, problems = values["vision_features"], values.get("vision_training"), []
-    if section.vision_features not in (None, "none", known):
-        what = f"{section.vision_features}, but this checkpoint was trained with {known} features"
-        problems.append(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
+    known, trained = values["vision_features"], values.get("vision_training")
+    problems = other_features(section, known)
     problems += [
         Problem(f"model.{key}", "this checkpoint has its own", "take it out")
         for key in ("vision_encoder", "vision_revision")
