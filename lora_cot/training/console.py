@@ -31,8 +31,8 @@ def sample_counts(samples: Kept, held_out: Kept) -> str:
     dropped = samples.dropped + held_out.dropped
     if dropped:
         lines.append(f"{len(dropped)} dropped, too long: {', '.join(dropped[:10])}{' …' if len(dropped) > 10 else ''}")
-    if samples.shrunk:
-        lines.append(f"the images of {samples.shrunk} samples are made smaller, so that they fit")
+    if shrunk := samples.shrunk + held_out.shrunk:
+        lines.append(f"the images of {shrunk} samples are made smaller, so that they fit")
     return "\n".join(lines)
 
 

@@ -209,8 +209,8 @@ def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits
     trainer = make_trainer(recipe, arguments, backbone, one, collator, kept, data.questions, keeping)
     trainer.run()
     taken_off(trainer)
-    history = trainer.state.log_history
-    return PassReport(one, report(backbone), history, trainer.seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
+    history, dropped = trainer.state.log_history, train_set.dropped + eval_set.dropped
+    return PassReport(one, report(backbone), history, trainer.seconds, dropped, train_set.shrunk + eval_set.shrunk)
 
 
 def make_collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:
