@@ -31,7 +31,7 @@ from lora_cot.evaluation.metrics import Share
 from lora_cot.formats.answers import same
 from lora_cot.recipe import load_recipe
 from lora_cot.recipe.load import change_search
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.search.trace import Completion
 from lora_cot.types import Sample
 

@@ -57,7 +57,7 @@ class Teacher:
         return future.result()
 
     def _work(self) -> None:
-        from lora_cot.search.strategies import answer
+        from lora_cot.search.run import answer
 
         while True:
             jobs = [self._waiting.get()]

@@ -40,7 +40,7 @@ from lora_cot.formats import FORMATS
 from lora_cot.formats.judging import FIRST, published_check, published_question
 from lora_cot.recipe.model import ModelSection
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.types import Exchange, Sample
 
 FORMAT = FORMATS["four_stage"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +64,8 @@ class Sample:
     def last(self) -> Exchange:
         """The exchange that is asked when a model answers this sample."""
         return self.exchanges[-1]
+
+    def with_stages(self, texts: Mapping[str, str]) -> Sample:
+        """The sample with these texts as stages of its last exchange, in place of the gold ones."""
+        last = replace(self.last, stages={**(self.last.stages or {}), **texts})
+        return replace(self, exchanges=(*self.exchanges[:-1], last))

@@ -32,7 +32,7 @@ from lora_cot.types import Sample
 
 
 @dataclass
-class Report:
+class AnnotationReport:
     """What was asked, and what there is now."""
 
     output: str
@@ -76,7 +76,7 @@ def annotate(
     faithful: bool = False,
     retry_aside: bool = False,
     concurrency: int = 4,
-) -> Report:
+) -> AnnotationReport:
     """The reasoning of rows that have none, written by a teacher; a row that is done is not asked again.
 
     Args:
@@ -103,9 +103,9 @@ def annotate(
     wanted = rows.wanted[: selection.limit]
     setting = {"teacher": url, "model": teacher.model, "format": chosen.name, "prompt": version(chosen, faithful)}
     setting |= {} if only else {"image_root": str(rows.root)}
-    own = len(rows.samples) - len(rows.wanted)
+    counts = (len(rows.samples), len(rows.samples) - len(rows.wanted), len(wanted))
     with Store(output, setting) as store:
-        report = Report(str(output), str(store.aside), _train_with(output, rows, only), len(rows.samples), own, len(wanted))
+        report = AnnotationReport(str(output), str(store.aside), _train_with(output, rows, only), *counts)
         report.foreign = len({*store.done, *store.reasons} - {sample.id for sample in rows.samples})
         left = store.done if retry_aside else {*store.done, *store.reasons}
         if todo := [sample for sample in wanted if sample.id not in left]:
@@ -141,7 +141,9 @@ def _train_with(output: Path, rows: Rows, only: str | None) -> str:
     return f"rationales: {output}{more}"
 
 
-def _ask_all(asker: Asker, todo: Sequence[Sample], store: Store, rows: Rows, report: Report, concurrency: int) -> None:
+def _ask_all(
+    asker: Asker, todo: Sequence[Sample], store: Store, rows: Rows, report: AnnotationReport, concurrency: int
+) -> None:
     """Ask for all samples and write each as it is done."""
     outcome: Any = None
     try:

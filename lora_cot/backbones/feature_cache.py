@@ -83,7 +83,7 @@ def name_of(image: Image) -> str:
     return f"row {image.row} · {image.column}" if isinstance(image, StoredImage) else f"{len(image):,} bytes"
 
 
-class Memory:
+class FeatureMemory:
     """The features that were asked for last, up to a number of bytes."""
 
     def __init__(self, limit: int = MEMORY_BYTES):

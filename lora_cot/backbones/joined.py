@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lora_cot.backbones.cache_root import cache_root
+from lora_cot.backbones.cache_root import appearing, cache_root
 from lora_cot.hub import checkpoint_file, quietly
 
 
@@ -69,12 +67,10 @@ def _print(base: str, revision: str | None) -> Any:
 
 
 def _make(folder: Path, base: str, revision: str | None, other: Joining, weights: bool) -> None:
-    """Write all of it; the folder appears whole or not at all."""
+    """Write all of it."""
     from transformers import AutoConfig, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    with appearing(folder) as staging:
         if weights:
             _write_weights(staging, base, revision, other.tensors())
         values = AutoConfig.from_pretrained(base, revision=revision).to_dict()
@@ -82,14 +78,6 @@ def _make(folder: Path, base: str, revision: str | None, other: Joining, weights
         config.save_pretrained(staging)
         AutoTokenizer.from_pretrained(base, revision=revision).save_pretrained(staging)
         other.save(staging)
-        staging.chmod(0o755)  # mkdtemp makes it private
-        try:
-            staging.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process has made it
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_weights(folder: Path, base: str, revision: str | None, other: Mapping[str, torch.Tensor]) -> None:

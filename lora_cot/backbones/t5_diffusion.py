@@ -23,7 +23,7 @@ from lora_cot.backbones.feature_cache import image_hash
 from lora_cot.backbones.latents import FrozenVae, in_square
 from lora_cot.backbones.pixels import Pixels
 from lora_cot.backbones.t5_diffusion_model import DEFAULTS, T5DiffusionConfig
-from lora_cot.backbones.t5_vision import T5_VISION
+from lora_cot.backbones.t5_vision import T5_VISION, other_features
 from lora_cot.backbones.vision_features import VisionFeatures
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.data.labels import Encoded
@@ -80,10 +80,7 @@ def load_config(base: str, section: ModelSection) -> T5DiffusionConfig:
     """
     values, _ = T5DiffusionConfig.get_config_dict(base, revision=section.revision)
     values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-    problems = []
-    if section.vision_features not in (None, "none", "diffusion"):
-        what = f"{section.vision_features}, but this checkpoint was trained with diffusion features"
-        problems.append(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
+    problems = other_features(section, "diffusion")
     problems += [
         Problem(f"model.{key}", "diffusion features are made by no vision encoder", "take it out")
         for key in ("vision_encoder", "vision_revision", "vision_training")

@@ -20,9 +20,16 @@ import torch
 from lora_cot.backbones.joined import Joining
 from lora_cot.backbones.pixels import Pixels
 from lora_cot.backbones.t5_tuned_model import T5TunedConfig
-from lora_cot.backbones.t5_vision import T5_VISION, encoder_place, new_parts
+from lora_cot.backbones.t5_vision import T5_VISION, encoder_place, new_parts, other_features
 from lora_cot.backbones.t5_vision import load_config as load_frozen_config
-from lora_cot.backbones.vision_encoder import Encoder, LoadedEncoder, described, find_encoder, image_processor, read_pixels
+from lora_cot.backbones.vision_encoder import (
+    DescribedEncoder,
+    LoadedEncoder,
+    described,
+    find_encoder,
+    image_processor,
+    read_pixels,
+)
 from lora_cot.errors import BackboneError, Problem
 from lora_cot.recipe.model import ModelSection
 from lora_cot.types import Image
@@ -77,7 +84,7 @@ def vision_joining(base: str, section: ModelSection, weights: bool) -> Joining:
     return Joining([found.path, found.key()], config, functools.partial(_tensors, found), save)
 
 
-def _tensors(found: Encoder) -> dict[str, torch.Tensor]:
+def _tensors(found: DescribedEncoder) -> dict[str, torch.Tensor]:
     return {f"{PREFIX}{name}": t for name, t in LoadedEncoder(found, torch.device("cpu")).model.state_dict().items()}
 
 
@@ -89,10 +96,8 @@ def load_config(base: str, section: ModelSection) -> T5TunedConfig:
     """
     values, _ = T5TunedConfig.get_config_dict(base, revision=section.revision)
     values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
-    known, trained, problems = values["vision_features"], values.get("vision_training"), []
-    if section.vision_features not in (None, "none", known):
-        what = f"{section.vision_features}, but this checkpoint was trained with {known} features"
-        problems.append(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
+    known, trained = values["vision_features"], values.get("vision_training")
+    problems = other_features(section, known)
     problems += [
         Problem(f"model.{key}", "this checkpoint has its own", "take it out")
         for key in ("vision_encoder", "vision_revision")

@@ -56,9 +56,8 @@ def load_config(base: str, section: ModelSection) -> T5VisionConfig:
         what = "a T5 sees an image by its vision features, and none are named"
         remedy = "set it to vit, clip or diffusion, or to none for text alone"
         raise BackboneError(Problem("model.vision_features", what, remedy))
-    if known is not None and wanted not in (None, "none", known):
-        what = f"{wanted}, but this checkpoint was trained with {known} features"
-        raise BackboneError(Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base"))
+    if known is not None and (problems := other_features(section, known)):
+        raise BackboneError(problems)
     named = [key for key in ("vision_encoder", "vision_revision") if getattr(section, key) is not None]
     if named and (known is not None or wanted == "none"):
         what = "this checkpoint has its own" if known is not None else "no features are to be made"
@@ -73,6 +72,14 @@ def load_config(base: str, section: ModelSection) -> T5VisionConfig:
     values.pop("model_type", None)
     values.pop("architectures", None)
     return T5VisionConfig(**values)
+
+
+def other_features(section: ModelSection, known: str) -> list[Problem]:
+    """What is wrong where a recipe asks for other features than those that a checkpoint was trained with."""
+    if section.vision_features in (None, "none", known):
+        return []
+    what = f"{section.vision_features}, but this checkpoint was trained with {known} features"
+    return [Problem("model.vision_features", what, "leave it out, or name a plain T5 as model.base")]
 
 
 def _encoder_keys(base: str, section: ModelSection) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class FoundEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Encoder:
+class DescribedEncoder:
     """An encoder of which nothing was read but its config.json."""
 
     kind: str
@@ -118,7 +118,7 @@ def encoder_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in FILES))
 
 
-def find_encoder(kind: str, path: str, revision: str | None) -> Encoder:
+def find_encoder(kind: str, path: str, revision: str | None) -> DescribedEncoder:
     """An encoder by what its config.json says.
 
     Raises:
@@ -138,7 +138,7 @@ def find_encoder(kind: str, path: str, revision: str | None) -> Encoder:
     return described(kind, path, commit, found.get("vision_config", found))
 
 
-def described(kind: str, path: str, revision: str | None, values: Mapping[str, Any]) -> Encoder:
+def described(kind: str, path: str, revision: str | None, values: Mapping[str, Any]) -> DescribedEncoder:
     """An encoder by the values of its configuration.
 
     Raises:
@@ -150,7 +150,7 @@ def described(kind: str, path: str, revision: str | None, values: Mapping[str, A
         config = getattr(transformers, KINDS[kind].model).config_class.from_dict(dict(values))
         size, patch = _sides(config.image_size), _sides(config.patch_size)
         patches = (size[0] // patch[0]) * (size[1] // patch[1])
-        return Encoder(kind, path, revision, size, (patches + 1, config.hidden_size), config.to_dict())
+        return DescribedEncoder(kind, path, revision, size, (patches + 1, config.hidden_size), config.to_dict())
     except Exception:  # each config checks its values in its own way
         raise _damaged(path) from None
 
@@ -166,7 +166,7 @@ def _sides(value: Any) -> tuple[int, int]:
 class LoadedEncoder:
     """An encoder with its weights, in float32 whatever they were saved in."""
 
-    def __init__(self, encoder: Encoder, device: torch.device):
+    def __init__(self, encoder: DescribedEncoder, device: torch.device):
         """
         Args:
             encoder: which.
@@ -205,7 +205,7 @@ class LoadedEncoder:
         return states.to("cpu", torch.float16)
 
 
-def read_pixels(image: PILImage.Image, processor: Any, encoder: Encoder) -> torch.Tensor:
+def read_pixels(image: PILImage.Image, processor: Any, encoder: DescribedEncoder) -> torch.Tensor:
     """(3, height, width) as an encoder's own processor scales, crops and normalises an image.
 
     Raises:
@@ -219,7 +219,7 @@ def read_pixels(image: PILImage.Image, processor: Any, encoder: Encoder) -> torc
     return pixels
 
 
-def image_processor(encoder: Encoder) -> Any:
+def image_processor(encoder: DescribedEncoder) -> Any:
     """The image processor that a checkpoint names, in its form without torchvision, whose resizing gives other pixels."""
     import transformers
 
@@ -233,7 +233,7 @@ def image_processor(encoder: Encoder) -> Any:
 
 
 @contextlib.contextmanager
-def _said_by_us(encoder: Encoder) -> Iterator[None]:
+def _said_by_us(encoder: DescribedEncoder) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged weights make transformers, safetensors and torch raise almost anything

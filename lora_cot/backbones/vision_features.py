@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from lora_cot.backbones.cache_root import cache_root
-from lora_cot.backbones.feature_cache import Disk, Memory, image_hash, name_of, opened
+from lora_cot.backbones.feature_cache import Disk, FeatureMemory, image_hash, name_of, opened
 from lora_cot.backbones.vision_encoder import KEY, KINDS, FoundEncoder, encoder_files, find_encoder
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.errors import BackboneError, Problem, nearest
@@ -74,7 +74,7 @@ class VisionFeatures:
 
     def _start(self) -> None:
         self._loaded: Any = None
-        self._memory, self._lock = Memory(), threading.RLock()
+        self._memory, self._lock = FeatureMemory(), threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_loaded", "_memory", "_lock")}

@@ -28,7 +28,7 @@ from lora_cot.errors import DataError, Problem, nearest
 from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import letter
 from lora_cot.formats.step_by_step import STEP_BY_STEP
-from lora_cot.recipe.load import parse_yaml
+from lora_cot.recipe.yaml import parse_yaml
 from lora_cot.types import Exchange, Image, Sample
 
 KEY = "demonstrations"

@@ -6,7 +6,6 @@ The released Multimodal-CoT hands them on by their place in a list (`main.py`): 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -93,9 +92,4 @@ def _given(
         return sample
     if sample.id not in written:
         raise DataError(Problem(where, f"{path.name} has no rationale for this sample", kind="empty", row=sample.id))
-    return _with(sample, written[sample.id])
-
-
-def _with(sample: Sample, rationale: str) -> Sample:
-    last = replace(sample.last, stages={**(sample.last.stages or {}), "RATIONALE": rationale})
-    return replace(sample, exchanges=(*sample.exchanges[:-1], last))
+    return sample.with_stages({"RATIONALE": written[sample.id]})

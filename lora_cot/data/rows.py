@@ -98,7 +98,7 @@ def _made(where: str, read: Callable[[], Row], make: Callable[[str, Row], Sample
     name = ""
     try:
         row = read()
-        name = str(row.get("id") or "")
+        name = "" if row.get("id") is None else str(row["id"])
         return make(where, row)
     except DataError as error:
         raise DataError(replace(problem, row=name) for problem in error.at(where).problems) from None

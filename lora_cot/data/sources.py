@@ -86,9 +86,9 @@ def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tup
 
 def load_counted(section: DataSection, cot_format: CotFormat, seed: int = 0) -> Loaded:
     """The same as `load_data`, with how many rows each source gave."""
-    samples, mixed, counts = _load(section.train, cot_format, seed)
+    samples, mixed, counts = _load("data.train", section.train, cot_format, seed)
     if section.held_out is None:
-        held, others, of_eval = _load(section.eval, cot_format, seed)
+        held, others, of_eval = _load("data.eval", section.eval, cot_format, seed)
         used = {"train": _by_source(mixed, counts), "eval": _by_source(others, of_eval)}
         return Loaded([samples[number] for number in mixed], [held[number] for number in others], used)
     chosen = keep_back(mixed, section.held_out, seed)
@@ -105,22 +105,12 @@ def _by_source(numbers: Sequence[int], counts: Sequence[int]) -> list[int]:
     return [found[source] for source in range(len(counts))]
 
 
-def load_mixture(sources: Sequence[Any], cot_format: CotFormat, seed: int = 0) -> list[Sample]:
-    """Samples of all sources, each as often as its weight says.
-
-    Args:
-        sources: sections of a recipe.
-        cot_format: how answers that are not given by stage are read.
-        seed: which rows a fractional weight takes.
+def _load(key: str, sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[list[Sample], list[int], list[int]]:
+    """The samples of all sources; which of them are taken, see `mixture`; and how many each source has.
 
     Raises:
-        DataError: the problems of a source, with its place in the list.
+        DataError: the problems of a source, under its key in the recipe.
     """
-    samples, mixed, _ = _load(sources, cot_format, seed)
-    return [samples[number] for number in mixed]
-
-
-def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[list[Sample], list[int], list[int]]:
     samples: list[Sample] = []
     counts = []
     for number, source in enumerate(sources):
@@ -128,7 +118,7 @@ def _load(sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[lis
             found = collect(rows_of(source, cot_format), source)
             check_foreign(found, source)
         except DataError as error:
-            raise error.at(f"data source {number} ({source.source})") from None
+            raise error.at(f"{key}.{number} ({source.source})") from None
         samples += found
         counts.append(len(found))
     return samples, mixture(counts, sources, seed), counts

@@ -41,12 +41,12 @@ class CausalDecoder(Decoder):
 
     def read(self, prompts: Sequence[Prompt]) -> list[Root]:
         """See `Decoder.read`."""
-        return self._go_on(prompts)[1] if prompts[0].root else self._read(prompts)
+        return self._read_rests(prompts)[1] if prompts[0].root else self._read_whole(prompts)
 
     def next_logits(self, prompts: Sequence[Prompt], begun: Sequence[int]) -> torch.Tensor:
         """See `Decoder.next_logits`."""
-        longer = [replace(prompt, encoded=_and(prompt.encoded, begun)) for prompt in prompts]
-        return self._go_on(longer)[0] if prompts[0].root else self._forward(longer, None)[0].logits[:, -1]
+        longer = [replace(prompt, encoded=_extended(prompt.encoded, begun)) for prompt in prompts]
+        return self._read_rests(longer)[0] if prompts[0].root else self._forward(longer, None)[0].logits[:, -1]
 
     def rows(self) -> Rows:
         """See `Decoder.rows`."""
@@ -61,8 +61,8 @@ class CausalDecoder(Decoder):
         keep = {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": 1}
         return self.backbone.model(**inputs, position_ids=positions, **keep), ahead, inputs
 
-    def _read(self, prompts: Sequence[Prompt]) -> list[Root]:
-        """Prompts of which nothing is known."""
+    def _read_whole(self, prompts: Sequence[Prompt]) -> list[Root]:
+        """Prompts of which nothing was read before."""
         with embeddings(self.language_model if self.keeps_sight else None) as embedded:
             output, ahead, inputs = self._forward(prompts, DynamicCache())
         longest, held = inputs["input_ids"].shape[1], self.backbone.family.held_inputs(inputs)
@@ -84,26 +84,13 @@ class CausalDecoder(Decoder):
         token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         return sight(prompt.input_ids, token, embedded, patch_view(self.backbone).grids(processor, prompt))
 
-    def _go_on(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, list[Root]]:
-        """Logits (B, V) after prompts whose beginnings are known, and what then is known of them.
-
-        The cache is padded on the left, and so is what is new: rows stand in line at its end, and padding in the middle
-        is masked like any other.
-        """
-        roots, new = [prompt.root for prompt in prompts if prompt.root], [prompt.ids for prompt in prompts]
-        rows = CausalRows(self)
-        rows.join([State(root, 0) for root in roots], [1] * len(roots))
-        longest = max(map(len, new))
-        ids, is_new = pad(new, 0, left=True), pad([[1] * len(each) for each in new], 0, left=True)
-        begins = torch.tensor([root.kv.length + len(each) - longest for root, each in zip(roots, new, strict=True)])
-        ahead = torch.tensor([root.ahead for root in roots])
-        positions = ((begins + ahead)[:, None] + torch.arange(longest)).clamp(min=0)
-        mask = torch.cat([rows.known(0), is_new.to(rows.device)], dim=1)
-        logits = rows.forward({"input_ids": ids.to(rows.device)}, mask, positions.to(rows.device))
-        found = []
-        for place, (root, each) in enumerate(zip(roots, new, strict=True)):
-            found.append(replace(root, kv=root.kv.then(rows.buffer.newest(place, len(each)))))
-        return logits, found
+    def _read_rests(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, list[Root]]:
+        """Prompts whose beginnings were read before: logits (B, V) after them, and the prompts, read."""
+        roots, rests = [prompt.root for prompt in prompts if prompt.root], [prompt.ids for prompt in prompts]
+        counts = [len(rest) for rest in rests]
+        begins = [root.kv.length + root.ahead + count - max(counts) for root, count in zip(roots, counts, strict=True)]
+        positions = (torch.tensor(begins)[:, None] + torch.arange(max(counts))).clamp(min=0)
+        return read_after(self, roots, {"input_ids": pad(rests, 0, left=True)}, counts, positions)
 
 
 def first_tokens(prompt: Encoded, count: int) -> Encoded:
@@ -112,7 +99,8 @@ def first_tokens(prompt: Encoded, count: int) -> Encoded:
     return replace(prompt, **cut)
 
 
-def _and(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
+def _extended(prompt: Encoded, tokens: Sequence[int]) -> Encoded:
+    """A prompt with further tokens, of which none is trained."""
     more = len(tokens)
     labels, stages = [*prompt.labels, *[IGNORE_INDEX] * more], [*prompt.stage_ids, *[NO_STAGE] * more]
     return replace(prompt, input_ids=[*prompt.input_ids, *tokens], labels=labels, stage_ids=stages)
@@ -162,3 +150,30 @@ class CausalRows(Rows):
         )
         self.buffer.grown(count)
         return output.logits[:, -1]
+
+
+def read_after(
+    decoder: CausalDecoder,
+    roots: Sequence[Root],
+    fed: dict[str, torch.Tensor],
+    counts: Sequence[int],
+    positions: torch.Tensor,
+) -> tuple[torch.Tensor, list[Root]]:
+    """Read on where each text ends; returns logits (B, V) after the last token, and the texts with what was fed.
+
+    The cache is padded on the left, and so is what is fed: rows stand in line at its end, and padding in the middle is
+    masked like any other.
+
+    Args:
+        decoder: runs the model.
+        roots: the texts, all of one `KeyValues.shape_key`.
+        fed: see `CausalRows.forward`; padded on the left.
+        counts: of each text, how many of the T that are fed are no padding.
+        positions: see `CausalRows.forward`.
+    """
+    rows = CausalRows(decoder)
+    rows.join([State(root, 0) for root in roots], [1] * len(roots))
+    is_fed = pad([[1] * count for count in counts], 0, left=True)
+    mask = torch.cat([rows.known(0), is_fed.to(rows.device)], dim=1)
+    logits = rows.forward({name: value.to(rows.device) for name, value in fed.items()}, mask, positions.to(rows.device))
+    return logits, [rows.root(place, count) for place, count in enumerate(counts)]

@@ -114,9 +114,13 @@ class Rows(ABC):
             tail: the end of what it generated; patches that were shown are none of it.
             gaze: what it was shown.
         """
+        fed = self.buffer.length - self.buffer.padding[place] - self.origins[place].kv.length
+        return State(self.root(place, fed), last, tuple(tail), gaze)
+
+    def root(self, place: int, count: int) -> Root:
+        """The text that a row began with, and after it the last tokens that it was fed, so many."""
         origin = self.origins[place]
-        fed = self.buffer.length - self.buffer.padding[place] - origin.kv.length
-        return State(replace(origin, kv=origin.kv.then(self.buffer.newest(place, fed))), last, tuple(tail), gaze)
+        return replace(origin, kv=origin.kv.then(self.buffer.newest(place, count)))
 
 
 class Decoder(ABC):

@@ -12,9 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from lora_cot.data.collate import pad
 from lora_cot.engines.attention import watched
-from lora_cot.engines.causal import CausalDecoder, CausalRows
+from lora_cot.engines.causal import CausalDecoder, CausalRows, read_after
 from lora_cot.engines.decoder import Root, State
 from lora_cot.engines.sight import Sight, patch_view
 
@@ -24,7 +23,7 @@ def fed(decoder: CausalDecoder, states: Sequence[State]) -> list[Root]:
     rows = CausalRows(decoder)
     rows.join(states, [1] * len(states))
     rows.step()
-    return [_and(state.root, rows, place, 1) for place, state in enumerate(states)]
+    return [rows.root(place, 1) for place in range(len(states))]
 
 
 def attend(
@@ -75,7 +74,7 @@ def insert(
         pieces.append(torch.cat([lead, seen.features[torch.tensor(numbers, device=lead.device)]]))
         places.append(torch.cat([torch.arange(begin, begin + len(lead)).expand(len(own), -1), own], dim=1))
         ends.append(end)
-    read = _read(decoder, roots, pieces, places)
+    read = _read_embedded(decoder, roots, pieces, places)
     found = [replace(root, ahead=end - root.kv.length) for root, end in zip(read, ends, strict=True)]
     return [State(root, last, (last,)) for root in found]
 
@@ -99,21 +98,12 @@ def _sight(root: Root) -> Sight:
     return root.sight
 
 
-def _and(root: Root, rows: CausalRows, place: int, count: int) -> Root:
-    return replace(root, kv=root.kv.then(rows.buffer.newest(place, count)))
-
-
-def _read(
+def _read_embedded(
     decoder: CausalDecoder, roots: Sequence[Root], pieces: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
 ) -> list[Root]:
-    """Texts after embeddings (T, D) at positions (A, T) were fed to each; padded on the left, as in all that is read."""
+    """The texts with embeddings (T, D) after each, at positions (A, T)."""
     longest = max(map(len, pieces))
     embedded = torch.stack([torch.nn.functional.pad(piece, (0, 0, longest - len(piece), 0)) for piece in pieces])
     positions = torch.stack([torch.nn.functional.pad(place, (longest - place.shape[1], 0)) for place in places], dim=1)
-    is_new = pad([[1] * len(piece) for piece in pieces], 0, left=True)
-    rows = CausalRows(decoder)
-    rows.join([State(root, 0) for root in roots], [1] * len(roots))
-    mask = torch.cat([rows.known(0), is_new.to(rows.device)], dim=1)
-    positions = positions.to(rows.device)
-    rows.forward({"inputs_embeds": embedded}, mask, positions if len(positions) > 1 else positions[0])
-    return [_and(root, rows, place, len(piece)) for place, (root, piece) in enumerate(zip(roots, pieces, strict=True))]
+    axes = positions if len(positions) > 1 else positions[0]
+    return read_after(decoder, roots, {"inputs_embeds": embedded}, [len(piece) for piece in pieces], axes)[1]

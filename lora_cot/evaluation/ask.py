@@ -15,8 +15,8 @@ from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.evaluation.trace_page import trace_page
 from lora_cot.pages import image_uri
 from lora_cot.recipe.load import change_search
-from lora_cot.search.strategies import OnStage, answer
-from lora_cot.search.trace import Completion
+from lora_cot.search.run import answer
+from lora_cot.search.trace import Completion, OnStage
 from lora_cot.types import Exchange, Sample
 
 

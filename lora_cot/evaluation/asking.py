@@ -17,7 +17,7 @@ from lora_cot.errors import DataError, EngineError, Problem
 from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.search.trace import Completion
 from lora_cot.types import Sample
 
@@ -41,7 +41,7 @@ def answers(
         config: strategy and settings.
 
     Raises:
-        SearchError, AccessError: see `search.strategies.answer`.
+        SearchError, AccessError: see `search.run.answer`.
         EngineError: the server gives no answer, however long it is left to rest.
     """
     from tqdm import tqdm

@@ -17,7 +17,7 @@ from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, MergeError, Problem, RunError, nearest
 from lora_cot.merging.measure import Held, Written, prove, refused_file
 from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
-from lora_cot.merging.plan import Plan
+from lora_cot.merging.plan import MergePlan
 from lora_cot.merging.report import MergeReport, lines
 from lora_cot.merging.staging import KEPT, begin, check_room, fingerprint, keep, put_back, staged
 from lora_cot.recipe import Recipe
@@ -137,7 +137,7 @@ def _write(recipe: Recipe, ready: Ready, folder: Path, name: str) -> Written:
     return Written(ready, place, changed)
 
 
-def _check_changes(plans: Sequence[Plan]) -> None:
+def _check_changes(plans: Sequence[MergePlan]) -> None:
     """See that adapters change something, by their tensors alone.
 
     Raises:

@@ -22,7 +22,7 @@ from lora_cot.merging.arithmetic import FourBit
 from lora_cot.merging.base import SMALL, base_folder, read_base
 from lora_cot.merging.checkpoint import FLOATS
 from lora_cot.merging.deltas import Adapter, read_adapter
-from lora_cot.merging.plan import Plan, make_plan
+from lora_cot.merging.plan import MergePlan, make_plan
 from lora_cot.merging.stream import write_weights
 from lora_cot.recipe import Recipe
 
@@ -34,7 +34,7 @@ class Ready:
     """A merge that only has to be written."""
 
     onto: Onto
-    plan: Plan
+    plan: MergePlan
     family: Family
     four_bit: FourBit | None
     config: Any

@@ -54,7 +54,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """A merged model before it is written."""
 
     base: Path
@@ -75,7 +75,7 @@ class Plan:
         return sum(output.size for output in self.outputs)
 
 
-def make_plan(base: Base, adapter: Adapter, quantized: frozenset[str] = frozenset()) -> Plan:
+def make_plan(base: Base, adapter: Adapter, quantized: frozenset[str] = frozenset()) -> MergePlan:
     """What the merged model's files hold.
 
     Args:
@@ -108,7 +108,7 @@ def make_plan(base: Base, adapter: Adapter, quantized: frozenset[str] = frozense
     for step in (step for file in steps.values() for step in file if step.change):
         _check_fits(step, adapter)
     outputs = tuple(_output(file, steps[file.path.name]) for file in files)
-    return Plan(base.folder, adapter, outputs, added, unties, parameters, base.tied)
+    return MergePlan(base.folder, adapter, outputs, added, unties, parameters, base.tied)
 
 
 def _check_homes(base: Base, adapter: Adapter, where: Mapping[str, str], changes: Mapping[str, Any], apart: Any) -> None:
@@ -196,7 +196,7 @@ def _low_rank_fits(low: LowRank, shapes: Mapping[str, tuple[int, ...]], rows: in
     return rank == same and ((outside, inside) == (rows, width) or (low.transposed and (inside, outside) == (rows, width)))
 
 
-def index_text(plan: Plan, text: str) -> str:
+def index_text(plan: MergePlan, text: str) -> str:
     """The base's index, with the tensors that were added."""
     if not plan.added:
         return text

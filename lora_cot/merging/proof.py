@@ -18,7 +18,7 @@ from torch import nn
 from lora_cot.errors import MergeError, Problem
 from lora_cot.merging.checkpoint import FLOATS, open_file
 from lora_cot.merging.deltas import PREFIX
-from lora_cot.merging.plan import Output, Plan, Step
+from lora_cot.merging.plan import MergePlan, Output, Step
 
 OUTPUTS, TOKENS = 8, 64
 """Outputs of a layer that are looked at; tokens that were trained alone."""
@@ -32,7 +32,7 @@ def sampled(count: int) -> torch.Tensor:
     return torch.linspace(0, max(count - 1, 0), min(count, OUTPUTS), dtype=torch.float64).long().unique()
 
 
-def check_output(plan: Plan, output: Output, path: Path, unmerged: Mapping[str, torch.Tensor]) -> None:
+def check_output(plan: MergePlan, output: Output, path: Path, unmerged: Mapping[str, torch.Tensor]) -> None:
     """See that each tensor of a file is what PEFT makes of the base's; of a type that takes no adapter, nothing is looked at.
 
     Args:
@@ -51,7 +51,9 @@ def check_output(plan: Plan, output: Output, path: Path, unmerged: Mapping[str, 
             _check(plan, modules, step, written.values(step.name), unmerged.get(step.name))
 
 
-def _check(plan: Plan, modules: Mapping[str, Any], step: Step, written: torch.Tensor, unmerged: torch.Tensor | None) -> None:
+def _check(
+    plan: MergePlan, modules: Mapping[str, Any], step: Step, written: torch.Tensor, unmerged: torch.Tensor | None
+) -> None:
     parameter = _adapted(plan, modules, plan.parameters.get(step.name, step.name))
     layer, _, leaf = parameter.rpartition(".")
     module, file = modules.get(layer), plan.adapter.file
@@ -90,7 +92,7 @@ def _compare(name: str, adapter: Path, wanted: torch.Tensor, found: torch.Tensor
         raise MergeError(Problem(str(adapter), f"{what} merge, by {furthest:.2g} at most", remedy))
 
 
-def _adapted(plan: Plan, modules: Mapping[str, Any], parameter: str) -> str:
+def _adapted(plan: MergePlan, modules: Mapping[str, Any], parameter: str) -> str:
     """The parameter whose adapter a tensor takes: its own, or that of one tied to it which has no tensor of its own."""
     held = {*plan.parameters.values(), *plan.added}
     group = next((group for group in plan.tied if parameter in group), ())
@@ -130,7 +132,7 @@ def _token_owner(modules: Mapping[str, Any], layer: str) -> str:
     return layer if tied is None else next(n for n, m in modules.items() if getattr(m, "token_adapter", None) is tied)
 
 
-def _merged(plan: Plan, layer: str, module: Any, leaf: str, before: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _merged(plan: MergePlan, layer: str, module: Any, leaf: str, before: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Outputs of a layer after PEFT's own merge, in float32."""
     file = plan.adapter.file
     small = copy.deepcopy(module)  # on the meta device: nothing is copied but its settings

@@ -14,7 +14,7 @@ from typing import Any
 from lora_cot.checkpoints.layout import ADAPTER_CONFIG, REPORT
 from lora_cot.checkpoints.store import replace_text
 from lora_cot.errors import Problem, RunError
-from lora_cot.merging.plan import Plan
+from lora_cot.merging.plan import MergePlan
 
 STATE, LOCK, KEPT = "merge.json", "lock", "kept"
 
@@ -122,7 +122,7 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def fingerprint(plans: Sequence[Plan], sections: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(plans: Sequence[MergePlan], sections: Mapping[str, Any]) -> dict[str, Any]:
     """What a merge is made of, as far as it decides its bytes: the device too, whose kernels make the 4-bit weights.
 
     Args:
@@ -166,7 +166,7 @@ def _boot() -> str:
     return path.read_text().strip() if path.is_file() else str(int(psutil.boot_time()) // 60)
 
 
-def check_room(folder: Path, plans: Sequence[Plan]) -> None:
+def check_room(folder: Path, plans: Sequence[MergePlan]) -> None:
     """See that the disk has room for the models that are to be written.
 
     Raises:

@@ -26,7 +26,7 @@ from lora_cot.checkpoints.store import replace_text
 from lora_cot.errors import Problem, RunError
 from lora_cot.merging.arithmetic import FourBit, Sum, prepare
 from lora_cot.merging.checkpoint import TensorFile
-from lora_cot.merging.plan import Output, Plan, Step, index_text
+from lora_cot.merging.plan import MergePlan, Output, Step, index_text
 from lora_cot.merging.proof import check_output, sampled
 
 CHUNK, BUFFER = 64 << 20, 1 << 20
@@ -45,7 +45,7 @@ Done = tuple[int, str, int]
 """Bytes that a job wrote; the tensor they are of, and how many of its values are other than what was merged onto."""
 
 
-def write_weights(plan: Plan, folder: Path, four_bit: FourBit | None = None) -> dict[str, int]:
+def write_weights(plan: MergePlan, folder: Path, four_bit: FourBit | None = None) -> dict[str, int]:
     """Write what a merged model's weights are made of: its files and their index, named as the base's.
 
     A file is held against PEFT's own merge before it gets its name. Nothing waits for the disk here: see

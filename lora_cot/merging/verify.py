@@ -14,7 +14,7 @@ from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.recipe.search import UNBOUNDED
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.types import Sample
 
 KEPT = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from lora_cot.backbones.loading import choose_dtype, family_to_train
 from lora_cot.backbones.quantization import is_quantized
 from lora_cot.engines.local import PREFILL_TOKENS
 from lora_cot.planning.outline import configuration, largest_block, outline, weight_bytes
-from lora_cot.planning.steps import Reader, training_step
+from lora_cot.planning.steps import GRADIENTS, Reader, training_step
 from lora_cot.planning.workload import Workload, workloads
 from lora_cot.recipe import Recipe
 
@@ -42,15 +43,20 @@ SCRATCH = 0.07e9
 """Bytes that libraries take on a CPU once they compute: threads, kernels and their buffers (measured)."""
 
 
+Kind = Literal["process", "weights", "adapter", "optimizer", "gradients", "passing"]
+"""What a thing that takes memory is; weights are the base's, and passing is what comes and goes."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One thing that takes memory."""
 
+    kind: Kind
     what: str
+    """Its name on the plan."""
     size: float
     """Bytes."""
     detail: str = ""
-    comes_and_goes: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,13 @@ class Phase:
         """Bytes, if nothing is wasted."""
         return sum(item.size for item in self.items)
 
+    def size_of(self, kind: Kind) -> float:
+        """Bytes of all things of a kind."""
+        return sum(item.size for item in self.items if item.kind == kind)
+
     def high(self, gpu: bool) -> float:
         """Bytes with what allocator and driver may add."""
-        gaps = (GAPS_GPU if gpu else GAPS_CPU) * sum(item.size for item in self.items if item.comes_and_goes)
+        gaps = (GAPS_GPU if gpu else GAPS_CPU) * self.size_of("passing")
         return self.low + gaps + (DRIVER if gpu else 0)
 
 
@@ -155,13 +165,13 @@ def estimate(recipe: Recipe, made: Simulated, process: float | None = None) -> E
         process: on a CPU the bytes that Python, its libraries and the samples take; None on a GPU.
     """
     keys, evaluation = recipe.training.library, recipe.evaluation.batch_size
-    taken = [] if process is None else [Item("process", process + SCRATCH, "Python, its libraries, the samples")]
+    taken = [] if process is None else [Item("process", "process", process + SCRATCH, "Python, its libraries, the samples")]
     optim = keys.get("optim", "adamw_torch_fused")
-    adapter = Item("adapter", 4 * made.trained, f"{made.trained:,} parameters in float32")
-    state = [adapter, *([Item("adapter, cast", 2 * made.trained, "autocast's copy")] if made.cast else [])]
-    state.append(Item("optimizer", OPTIMIZER_BYTES.get(optim, 8.0) * made.trained, optim))
+    adapter = Item("adapter", "adapter", 4 * made.trained, f"{made.trained:,} parameters in float32")
+    state = [adapter, *([Item("adapter", "adapter, cast", 2 * made.trained, "autocast's copy")] if made.cast else [])]
+    state.append(Item("optimizer", "optimizer", OPTIMIZER_BYTES.get(optim, 8.0) * made.trained, optim))
     always = [*taken, *made.weights]
-    loading = Item("largest weight, not yet quantised", made.largest_quantized, comes_and_goes=True)
+    loading = Item("passing", "largest weight, not yet quantised", made.largest_quantized)
     phases = [Phase("loading", [*always, loading]), Phase("training", [*always, *state, *_activations(made.step)])]
     if keys.get("eval_strategy", "no") != "no" and recipe.training.eval_generations:
         questions = min(recipe.training.eval_generations, evaluation)
@@ -179,14 +189,14 @@ def _answering(recipe: Recipe, reader: Reader, questions: int, candidates: int) 
     reading = together * reader.reading + reader.cache(questions - together, 0, 0)
     cache = reader.cache(questions, candidates, tokens)
     if reading > cache:
-        return Item("reading prompts", reading, f"{together} of {reader.prompt} tokens at once", comes_and_goes=True)
+        return Item("passing", "reading prompts", reading, f"{together} of {reader.prompt} tokens at once")
     what = f"{questions} questions × {candidates} candidates of {reader.prompt + tokens} tokens"
-    return Item("keys and values", cache, what, comes_and_goes=True)
+    return Item("passing", "keys and values", cache, what)
 
 
 def _activations(made: dict[str, int]) -> list[Item]:
     return [
-        Item(owner if owner == "gradients" else f"activations: {owner}", size, comes_and_goes=owner != "gradients")
+        Item("gradients", owner, size) if owner == GRADIENTS else Item("passing", f"activations: {owner}", size)
         for owner, size in made.items()
     ]
 
@@ -204,7 +214,7 @@ def weights(backbone: Backbone) -> list[Item]:
             kind = ("4-bit" if getattr(parameter, "quant_state", None) else "8-bit") if quantized else _name(parameter.dtype)
             key = part_of(backbone.family, f"{owner}.{name}") or "other", kind
             found[key] = found.get(key, 0) + weight_bytes(layer, name, parameter)
-    return [Item(part, size, kind) for (part, kind), size in found.items()]
+    return [Item("weights", part, size, kind) for (part, kind), size in found.items()]
 
 
 def _name(dtype: torch.dtype) -> str:

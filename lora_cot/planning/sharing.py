@@ -35,10 +35,8 @@ def _share(recipe: Recipe, whole: Estimate, training: Phase, gpus: int, stage: s
     number = int(stage[4]) if stage != "none" else 0
     offload = stage.endswith("offload")
     split = gpus if number else 1
-    weights = sum(item.size for item in training.items if item.what in whole.made.parameters)
-    state = sum(item.size for item in training.items if item.what == "optimizer")
-    gradients = sum(item.size for item in training.items if item.what == "gradients")
-    adapter = sum(item.size for item in training.items if item.what.startswith("adapter"))
+    weights, adapter = training.size_of("weights"), training.size_of("adapter")
+    state, gradients = training.size_of("optimizer"), training.size_of("gradients")
     rest = training.low - weights - state - gradients - adapter
     sharded = number == 3 and _can_be_sharded(recipe)
     gathered = min(weights, 2 * whole.made.block) if sharded else 0.0

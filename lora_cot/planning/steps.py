@@ -15,6 +15,9 @@ from lora_cot.recipe import Recipe
 from lora_cot.training.callbacks import drop_input_gradients
 from lora_cot.training.heads import fuse_head
 
+GRADIENTS = "gradients"
+"""Owner of the trained parameters' gradients."""
+
 
 def training_step(backbone: Backbone, recipe: Recipe, work: Workload, gpu: bool) -> dict[str, int]:
     """Bytes by owner at the fullest moment of forward and backward of the largest batch.
@@ -42,11 +45,11 @@ def training_step(backbone: Backbone, recipe: Recipe, work: Workload, gpu: bool)
     def keep(parameter: torch.Tensor) -> None:
         parameter.grad = None
         if not accumulates:
-            counted.add("gradients", 4 * parameter.numel())
+            counted.add(GRADIENTS, 4 * parameter.numel())
 
     with counting(model, _parts(backbone), inputs, gpu) as counted:
         if accumulates:  # those of the batches before are there from the beginning
-            counted.add("gradients", 4 * sum(parameter.numel() for parameter in trained))
+            counted.add(GRADIENTS, 4 * sum(parameter.numel() for parameter in trained))
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(keep)
         (-model(**inputs, fused_lm_head=True).log_probs.sum()).backward()

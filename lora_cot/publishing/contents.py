@@ -28,7 +28,7 @@ from lora_cot.checkpoints.layout import (
 )
 from lora_cot.errors import Problem, RunError
 from lora_cot.publishing.checks import check_adapter, check_base, check_model, indexed, is_everybodys, is_verified
-from lora_cot.publishing.privacy import file_name, places, public_json, public_prose, public_recipe, secrets
+from lora_cot.publishing.privacy import file_name, path_problems, public_json, public_prose, public_recipe, secret_problems
 from lora_cot.recipe import Recipe, load_saved
 
 ALLOWED = "name a run, an adapter folder or a merged folder that this package wrote"
@@ -120,8 +120,9 @@ def gather(folder: str | Path, token: str | None = None) -> Contents:
             file, changed = _public(place, name, recipe, private)
             if isinstance(file.content, bytes):
                 told = file.content.decode()
-                problems += secrets(name, told, token)
-                problems += places(name, told, private) if is_named(name.rpartition("/")[2], USED) else []
+                problems += secret_problems(name, told, token)
+                if is_named(name.rpartition("/")[2], USED):
+                    problems += path_problems(name, told, private)
         except ValueError as error:
             problems.append(Problem(name, f"it cannot be read: {' '.join(str(error).split())[:200]}", "make the folder anew"))
             continue

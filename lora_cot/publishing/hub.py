@@ -67,12 +67,11 @@ class Hub:
         """The repository's page."""
         return f"{self._api.endpoint}/{self.repo}"
 
-    def whole_name(self) -> str:
-        """The repository's name with its namespace: this user's, where none was given."""
+    def add_namespace(self) -> None:
+        """Put this user's namespace before a repository's name that has none."""
         if "/" not in self.repo:
             with self._explained():
                 self.repo = f"{self._api.whoami()['name']}/{self.repo}"
-        return self.repo
 
     def check_writes(self) -> None:
         """See that the token is no read-only one; of a finer-grained one the hub does not tell.

@@ -117,7 +117,7 @@ def public_prose(text: str, private: Iterable[str] = ()) -> tuple[str, list[str]
     return re.sub(f"{ADDRESS}|(?:{begins}){END}", shorten, text), found
 
 
-def places(name: str, text: str, private: Iterable[str]) -> list[Problem]:
+def path_problems(name: str, text: str, private: Iterable[str]) -> list[Problem]:
     """Paths in a text that a model is run with, so that it cannot be another for others.
 
     Args:
@@ -129,7 +129,7 @@ def places(name: str, text: str, private: Iterable[str]) -> list[Problem]:
     return [Problem(f"{name} line {number}", "a path of this machine stands here", "take it out") for number in lines]
 
 
-def secrets(name: str, text: str, token: str | None) -> list[Problem]:
+def secret_problems(name: str, text: str, token: str | None) -> list[Problem]:
     """Keys to something in a text, without showing them.
 
     Args:

@@ -152,7 +152,7 @@ def _named(hub: Hub, token: str | None) -> None:
     if token is None:
         remedy = WRITER.format(namespace=hub.repo.rpartition("/")[0] or "it")
         raise AccessError(Problem(hub.repo, "there is no token for the hub", remedy))
-    hub.whole_name()
+    hub.add_namespace()
 
 
 def _settle(hub: Hub, contents: Contents, public: bool) -> PushReport:

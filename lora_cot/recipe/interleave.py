@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_cot.errors import Problem, nearest
-from lora_cot.recipe.sections import OWN_FUNCTION, Section
+from lora_cot.errors import Problem
+from lora_cot.recipe.sections import Section, named_or_own
 
 SelectorName = Literal["attention", "random", "boxes"]
 Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -58,10 +57,7 @@ class InterleaveSection(Section):
     @field_validator("selector")
     @classmethod
     def _selector_is_named(cls, value: str) -> str:
-        names = get_args(SelectorName)
-        if value not in names and not re.fullmatch(OWN_FUNCTION, value):
-            raise ValueError(f"no selector '{value}': {nearest(value, names)}, or package.module:function")
-        return value
+        return named_or_own("selector", value, get_args(SelectorName))
 
     @model_validator(mode="after")
     def _one_signal(self) -> InterleaveSection:

@@ -147,17 +147,19 @@ def _place(values: Any, key: str, value: Any, section: str = "") -> list[Problem
         if isinstance(values, dict) and values.get(step) is None:
             values[step] = {}
         if not isinstance(values, dict):
-            return [
-                Problem(section + key, f"'{step}' is inside a value that holds no keys", "set that value, or take this out")
-            ]
+            return [_keyless(section + key, step)]
         values = values[step]
     if isinstance(values, list) and last.isdecimal() and int(last) < len(values):
         values[int(last)] = value
     elif isinstance(values, dict):
         values[last] = value
     else:
-        return [Problem(section + key, f"'{last}' is inside a value that holds no keys")]
+        return [_keyless(section + key, last)]
     return []
+
+
+def _keyless(key: str, step: str) -> Problem:
+    return Problem(key, f"'{step}' is inside a value that holds no keys", "set that value, or take this out")
 
 
 def _validated(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
@@ -176,7 +178,8 @@ def _library_problems(values: dict[str, Any]) -> list[Problem]:
         ours = own.model_fields
         keys = {key: value for key, value in given.items() if key not in ours}
         for key in sorted(keys.keys() & OWNED[section].keys()):
-            problems.append(Problem(f"{section}.{key}", "this key is not a recipe's to set", OWNED[section][key]))
+            why, remedy = OWNED[section][key]
+            problems.append(Problem(f"{section}.{key}", f"this key is not a recipe's to set: {why}", remedy))
             del keys[key]
         if not keys:
             continue

@@ -111,6 +111,7 @@ NOT_LORA = {
     "lora_ga": "it needs gradients over the data before training, which are not taken",
 }
 """Initialisations of PEFT that are refused, and why."""
+INITIALISATIONS = "allowed: true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N"
 
 
 class LoraSection(LibrarySection):
@@ -144,10 +145,10 @@ class LoraSection(LibrarySection):
     @classmethod
     def _known(cls, value: bool | str) -> bool | str:
         if value in NOT_LORA:
-            raise ValueError(f"{value} is not possible: {NOT_LORA[str(value)]}")
+            raise ValueError(f"{value} is not possible: {NOT_LORA[str(value)]}; {INITIALISATIONS}")
         known = isinstance(value, bool) or re.fullmatch(r"gaussian|orthogonal|olora|pissa(_niter_\d+)?", value)
         if not known:
-            raise ValueError("allowed: true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N")
+            raise ValueError(INITIALISATIONS)
         return value
 
     @property

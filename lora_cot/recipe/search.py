@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from lora_cot.errors import Problem, nearest
+from lora_cot.errors import Problem
 from lora_cot.formats import Stage
 from lora_cot.recipe.interleave import InterleaveSection, section_of, unseen
-from lora_cot.recipe.sections import OWN_FUNCTION, Section
+from lora_cot.recipe.sections import Section, named_or_own
 
 StrategyName = Literal[
     "greedy", "sample", "majority", "best_of_n", "sentence_beam", "stage_beam", "swires", "two_pass", "adaptive"
@@ -18,8 +17,6 @@ StrategyName = Literal[
 UNSCORED = ("greedy", "sample", "two_pass")
 """Strategies that write one text: they choose nothing, so no scorer is made for them."""
 ScorerName = Literal["logprob", "self_judge", "reward"]
-
-
 UNBOUNDED: dict[str, None] = {"max_search_tokens": None, "deadline_seconds": None, "interleave": None}
 """Keys of a search that nothing bounds but its stages, for answers that must not depend on time; nor on further looks."""
 
@@ -34,9 +31,6 @@ NO_CUTOFF = Problem(
     "it is not known which scores are good ones",
     "set search.swires.mean and std to what lora_cot.calibrate measures, or a cutoff",
 )
-
-UNSCORED = ("greedy", "sample", "two_pass")
-"""They choose nothing, so no scorer is made for them."""
 
 
 class StageSearch(Section):
@@ -120,10 +114,7 @@ class SearchSection(Section):
     @field_validator("scorer")
     @classmethod
     def _scorer_is_named(cls, value: str) -> str:
-        names = get_args(ScorerName)
-        if value not in names and not re.fullmatch(OWN_FUNCTION, value):
-            raise ValueError(f"no scorer '{value}': {nearest(value, names)}, or package.module:function")
-        return value
+        return named_or_own("scorer", value, get_args(ScorerName))
 
     def problems(self, is_encoder_decoder: bool, hides_images: bool = False) -> list[Problem]:
         """What is wrong with the section whatever the questions, as far as it can be told before a model is loaded.

@@ -17,7 +17,7 @@ from lora_cot.formats.judging import HINTS, judge_question, published_check, pub
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.recipe.search import UNSCORED
 from lora_cot.search import boundaries, published
-from lora_cot.search.strategies import Pass, with_stages
+from lora_cot.search.run import Pass
 from lora_cot.search.swires import RELEASED_CONCLUSIONS, RELEASED_KEEP, RELEASED_RETRACES
 from lora_cot.types import Exchange, Sample
 
@@ -81,7 +81,7 @@ def most_tokens(passes: Sequence[Pass], sample: Sample, config: SearchSection, c
     prompts = drawn = judged = shown = before = 0
     placeholders: dict[str, str] = {}
     for one in passes:
-        prompt = count(one.engine, with_stages(sample, placeholders)) + LETTERS * before
+        prompt = count(one.engine, sample.with_stages(placeholders)) + LETTERS * before
         prompts += prompt
         for step in _steps(one.cot_format, config):
             drawn += step.drawn

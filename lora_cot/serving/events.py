@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import Pass
+from lora_cot.search.run import Pass
 from lora_cot.search.trace import Completion, TracedStage
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.schema import Message, SearchOptions

@@ -17,7 +17,7 @@ from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.interleave import UNSERVED
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import prepare
+from lora_cot.search.run import prepare
 from lora_cot.serving.local import context_length, served_local
 from lora_cot.serving.models import ServedModel
 from lora_cot.serving.remote import served_remote

@@ -15,7 +15,7 @@ from lora_cot.formats import CotFormat
 from lora_cot.recipe.search import UNSCORED
 from lora_cot.search.cost import most_shown, most_tokens
 from lora_cot.search.drive import drive
-from lora_cot.search.strategies import prepare, run
+from lora_cot.search.run import prepare, run
 from lora_cot.search.trace import Completion, TracedStage
 from lora_cot.serving.errors import NO_ANSWER, ApiError, told, told_whole
 from lora_cot.serving.events import Accepted, Decided, Done, Event, Text, Wanted

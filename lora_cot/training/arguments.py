@@ -27,12 +27,30 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
     Raises:
         RecipeError: values that contradict each other or the base, in the library's words where it has any.
     """
-    import torch
     from trl import SFTConfig
+
+    keys = _keys(recipe, folder, family)
+    sharded, problems = deepspeed_keys(recipe, family)
+    keys |= sharded
+    keys |= _best(keys, cot_format)
+    problems += [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
+    try:
+        config = SFTConfig(**keys)
+        problems += mismatches(config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        problems.append(Problem("training", " ".join(str(error).split())))
+    if problems:
+        raise RecipeError(problems)
+    return config
+
+
+def _keys(recipe: Recipe, folder: Path, family: Family) -> dict[str, Any]:
+    """SFTConfig's keys: what suits the machine, over it the recipe's own, and over both what every run must have."""
+    import torch
 
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    sharded, problems = deepspeed_keys(recipe, family)
+    chosen = recipe.training.library
     keys: dict[str, Any] = {
         "bf16": bf16,
         "fp16": cuda and not bf16 and not family.no_fp16,
@@ -45,7 +63,7 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         "disable_tqdm": not sys.stderr.isatty(),
         "seed": 0,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        **recipe.training.library,
+        **chosen,
         "output_dir": str(folder),
         "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
@@ -54,22 +72,11 @@ def sft_config(recipe: Recipe, folder: Path, family: Family, cot_format: CotForm
         "logging_nan_inf_filter": False,
         "max_length": None,  # the collator sees to it; TRL's cut could go through an image or an answer
     }
-    chosen = recipe.training.library
     if chosen.get("fp16"):
         keys["bf16"] = bool(chosen.get("bf16"))
     elif chosen.get("bf16"):
         keys["fp16"] = False
-    keys |= sharded
-    keys |= _best(keys, cot_format)
-    problems += [*_contradictions(recipe, keys), *_impossible(recipe, keys, family)]
-    try:
-        config = SFTConfig(**keys)
-        problems += mismatches(config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        problems.append(Problem("training", " ".join(str(error).split())))
-    if problems:
-        raise RecipeError(problems)
-    return config
+    return keys
 
 
 def _best(keys: dict[str, Any], cot_format: CotFormat) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from lora_cot.backbones import Backbone
 from lora_cot.data.collate import Collator
 from lora_cot.data.lengths import Kept
 from lora_cot.types import Sample
-from lora_cot.validation.show import mark_trained
+from lora_cot.validation.report import aligned
+from lora_cot.validation.show import mark_trained, spans
 
 
 def show(*texts: str) -> None:
@@ -30,19 +31,18 @@ def sample_counts(samples: Kept, held_out: Kept) -> str:
     dropped = samples.dropped + held_out.dropped
     if dropped:
         lines.append(f"{len(dropped)} dropped, too long: {', '.join(dropped[:10])}{' …' if len(dropped) > 10 else ''}")
-    if samples.shrunk:
-        lines.append(f"the images of {samples.shrunk} samples are made smaller, so that they fit")
+    if shrunk := samples.shrunk + held_out.shrunk:
+        lines.append(f"the images of {shrunk} samples are made smaller, so that they fit")
     return "\n".join(lines)
 
 
 def preview(collator: Collator, sample: Sample) -> str:
     """A sample as text, its trained part between marks."""
-    return mark_trained(collator.encode(sample), collator.encoder)
+    return mark_trained(spans(collator.encode(sample), collator.encoder))
 
 
 def parts_table(backbone: Backbone) -> str:
     """The table of parts as text."""
     rows = [("part", "adapted layers", "trained", "parameters", "precision")]
     rows += [(p.part, str(p.adapted), f"{p.trained:,}", f"{p.parameters:,}", p.precision) for p in report(backbone)]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(aligned(rows, left=(0, 4)))

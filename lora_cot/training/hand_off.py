@@ -21,7 +21,6 @@ from lora_cot.data.rationales import read_rationales
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
-from lora_cot.search.strategies import with_stages
 from lora_cot.training.quality import answer_freely
 from lora_cot.types import Sample
 
@@ -75,7 +74,7 @@ def write_texts(backbone: Backbone, one: CotFormat, samples: Sequence[Sample], r
 def handed_on(samples: Sequence[Sample], one: CotFormat, texts: Mapping[str, str]) -> list[Sample]:
     """The samples with what a pass wrote in place of the gold text of its stage."""
     (stage,) = one.stages
-    return [with_stages(sample, {stage.name: texts[sample.id]}) for sample in samples]
+    return [sample.with_stages({stage.name: texts[sample.id]}) for sample in samples]
 
 
 def check_ids(samples: Sequence[Sample]) -> None:

@@ -12,7 +12,7 @@ from lora_cot.formats import CotFormat
 from lora_cot.formats.answers import same
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.search import UNBOUNDED
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.search.trace import Completion
 from lora_cot.types import Sample
 
@@ -21,7 +21,6 @@ from lora_cot.types import Sample
 class Quality:
     """What free generation on held-out samples gave."""
 
-    completions: list[Completion]
     format_validity: float
     """Share of texts whose stages are all there, in order."""
     accuracy: float | None
@@ -77,4 +76,4 @@ def measure(
         golds = [sample.last.answer or cot_format.gold(sample.last)[cot_format.answer_stage.name] for sample in samples]
         right = sum(same(c.parsed.answer, gold) for c, gold in zip(completions, golds, strict=True))
         accuracy = right / len(samples)
-    return Quality(completions, valid / len(samples), accuracy)
+    return Quality(valid / len(samples), accuracy)

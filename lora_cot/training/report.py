@@ -23,7 +23,7 @@ from lora_cot.types import Sample
 
 
 @dataclass(frozen=True)
-class ShownSample:
+class ShownAnswers:
     """A held-out question with the answers before and after training."""
 
     sample: Sample
@@ -81,7 +81,7 @@ class RunReport:
 
     recipe: Recipe
     passes: Sequence[PassReport]
-    shown: Sequence[ShownSample]
+    shown: Sequence[ShownAnswers]
     peak_memory_gb: float
     family: str
     data: Mapping[str, Any]

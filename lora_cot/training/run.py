@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_cot.adapters.lora import attach, detach, load_adapter, report
-from lora_cot.backbones import Backbone, Family
+from lora_cot.backbones import Backbone
 from lora_cot.backbones.loading import limit_of, load_backbone, load_processor
 from lora_cot.backbones.zero import splits_on_load, whole
 from lora_cot.cards.support import SUPPORT
@@ -31,26 +31,25 @@ from lora_cot.checkpoints.store import MANIFEST
 from lora_cot.checkpoints.store import read as read_checkpoint
 from lora_cot.data.collate import Collator
 from lora_cot.data.lengths import Kept, keep_fitting
-from lora_cot.data.sources import Loaded, load_counted
 from lora_cot.errors import DataError, Problem
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
-from lora_cot.recipe.schema import SEES_IMAGES
 from lora_cot.search.trace import Completion
 from lora_cot.training.arguments import sft_config
 from lora_cot.training.attended import attended_words
 from lora_cot.training.callbacks import LivenessCheck, NoInputGradients, RunLog
 from lora_cot.training.console import parts_table, preview, sample_counts, show
-from lora_cot.training.hand_off import check_ids, handed_on, write_texts
+from lora_cot.training.hand_off import handed_on, write_texts
 from lora_cot.training.loop import Keeping
 from lora_cot.training.quality import answer_freely
-from lora_cot.training.report import PassReport, RunReport, ShownSample, write_report
+from lora_cot.training.report import PassReport, RunReport, ShownAnswers, write_report
 from lora_cot.training.resume import Start, checkpoint_root, find_start
+from lora_cot.training.samples import Splits, check_reached, load_samples
 from lora_cot.training.sharding import EngineCheck, processes, taken_off
 from lora_cot.training.sharding_limits import stored
 from lora_cot.training.trainer import CotTrainer, peak_memory_gb
 from lora_cot.types import Sample
-from lora_cot.validation.start import check_gold, check_start
+from lora_cot.validation.start import check_start
 
 SHOWN_SAMPLES = 4
 """Held-out samples whose answers before and after training go into the report; none under ZeRO-3 without eval_generations,
@@ -82,10 +81,8 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         plain = recipe.format.build()
         arguments = [sft_config(recipe, folder, family, one) for one in plain.passes]  # what is wrong there is said at once
         family.encoder(processor, plain)
-        loaded = _load_data(recipe)
+        loaded = load_samples(recipe, family, processor, arguments[0].dataloader_num_workers)
         samples, held_out = loaded.train, loaded.held_out
-        if plain.split:
-            _check_passes(recipe, family, processor, (samples, held_out), arguments[0].dataloader_num_workers)
         start = find_start(folder, goes_on, recipe, (samples, held_out), arguments[0])
         backbone = load_backbone(recipe.model, stored(recipe, family))
         show(f"once merged, it can be served by: {SUPPORT[family.name].line()}")
@@ -100,27 +97,13 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
             done.append(trained)
         state.wait_for_everyone()
         if cot_format.split:
-            if state.is_main_process:
-                write_recipe(recipe, folder / "adapter")
-            for name, place in pass_folders(folder / "adapter", recipe).items():
-                backbone = load_adapter(backbone, place, name)
+            backbone = _with_all_passes(recipe, backbone, folder / "adapter")
         after = _shown(recipe, backbone, cot_format, shown, before)
         if state.is_main_process:
             about = {"sha256": start.about["inputs"]["data"], "used": loaded.used}
             write_report(RunReport(recipe, done, after, peak_memory_gb(), family.name, about), folder)
         state.wait_for_everyone()
         return folder
-
-
-@dataclass(frozen=True)
-class Splits:
-    """What a pass is trained, measured and asked on."""
-
-    train: list[Sample]
-    held_out: list[Sample]
-    """Their loss is measured."""
-    questions: list[Sample]
-    """The same, with what earlier passes wrote; they are answered freely."""
 
 
 def _run_pass(
@@ -156,6 +139,15 @@ def _run_pass(
     return load_backbone(recipe.model, stored(recipe, backbone.family)) if rewritten else detach(backbone), data, done
 
 
+def _with_all_passes(recipe: Recipe, backbone: Backbone, folder: Path) -> Backbone:
+    """The base with the adapters of all passes, whose common folder gets the recipe."""
+    if PartialState().is_main_process:
+        write_recipe(recipe, folder)
+    for name, place in pass_folders(folder, recipe).items():
+        backbone = load_adapter(backbone, place, name)
+    return backbone
+
+
 def _hand_on(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, folder: Path) -> Splits:
     """What the next pass takes, with this one's texts as the recipe says."""
     asked = handed_on(data.questions, one, write_texts(backbone, one, data.questions, recipe, folder / "eval.jsonl"))
@@ -165,47 +157,17 @@ def _hand_on(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits, f
     return Splits(trained, asked, asked)
 
 
-def _check_passes(
-    recipe: Recipe, family: Family, processor: Any, data: tuple[list[Sample], list[Sample]], workers: int
-) -> None:
-    """See that no pass will stop at data that the passes before it take.
-
-    Raises:
-        DataError: samples that are too long on gold text for some pass, or two of one id among those handed on.
-    """
-    parts = list(zip(("data.train", "data.eval"), data, strict=True))
-    for part, rows in parts if recipe.training.hand_on == "predicted" else parts[1:]:
-        try:
-            check_ids(rows)
-        except DataError as error:
-            raise error.at(part) from None
-    for one in recipe.format.build().spelled(family.tag_style).passes:
-        limit = limit_of(recipe, family, processor, one)
-        for part, rows in parts:
-            keep_fitting(rows, limit, part, workers)
-
-
 def _shown(
     recipe: Recipe, backbone: Backbone, cot_format: CotFormat, samples: list[Sample], before: list[Completion]
-) -> list[ShownSample]:
+) -> list[ShownAnswers]:
     """Held-out questions with the answers before training and now, and what was looked at; on all ranks at once."""
     after = answer_freely(backbone, cot_format, samples, recipe)
     words = [attended_words(backbone, cot_format, sample, recipe.data.max_pixels) for sample in samples]
-    return [ShownSample(*one) for one in zip(samples, before, after, words, strict=True)]
+    return [ShownAnswers(*one) for one in zip(samples, before, after, words, strict=True)]
 
 
 def _seed(recipe: Recipe) -> int:
     return int(recipe.training.library.get("seed", 0))
-
-
-def _load_data(recipe: Recipe) -> Loaded:
-    cot_format = recipe.format.build()
-    loaded = load_counted(recipe.data, cot_format)
-    check_gold(loaded.train, "data.train", cot_format)
-    check_gold(loaded.held_out, "data.eval", cot_format)
-    if not loaded.train:
-        raise DataError(Problem("data.train", "there is nothing to train on", "name at least one source"))
-    return loaded
 
 
 def _adapted(recipe: Recipe, backbone: Backbone, place: str) -> Backbone:
@@ -238,7 +200,7 @@ def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits
     eval_set = keep_fitting(data.held_out, collator.limit, "data.eval", workers)
     if not train_set.samples:
         raise DataError(Problem("data.train", "every sample is too long", "raise training.max_length"))
-    _check_reached(backbone, train_set.samples)
+    check_reached(backbone, train_set.samples)
     notes = check_start(collator, train_set.samples, eval_set.samples)
     said = "" if one.given else "\n".join(notes)  # the same in each pass of a split format
     show(said, sample_counts(train_set, eval_set), preview(collator, train_set.samples[0]))
@@ -247,24 +209,8 @@ def _train_pass(recipe: Recipe, backbone: Backbone, one: CotFormat, data: Splits
     trainer = make_trainer(recipe, arguments, backbone, one, collator, kept, data.questions, keeping)
     trainer.run()
     taken_off(trainer)
-    history = trainer.state.log_history
-    return PassReport(one, report(backbone), history, trainer.seconds, train_set.dropped + eval_set.dropped, train_set.shrunk)
-
-
-def _check_reached(backbone: Backbone, samples: list[Sample]) -> None:
-    """See that every sample's loss depends on something that is trained.
-
-    Raises:
-        DataError: samples without an image, where only what sees images is trained; or none with one, where that is new.
-    """
-    if backbone.family.new_modules(backbone.base_model) and not any(sample.images for sample in samples):
-        remedy = "set it to none, or raise training.max_length if those with images are too long"
-        raise DataError(Problem("model.vision_features", "no sample that is trained on has an image", remedy))
-    if {line.part for line in report(backbone) if line.trained} <= SEES_IMAGES:
-        blind = [sample.id for sample in samples if not sample.images]
-        if blind:
-            what = f"{len(blind)} samples have no image, {blind[0]} among them, and only what sees images is trained"
-            raise DataError(Problem("lora.parts", what, "adapt language_model too, or take them out"))
+    history, dropped = trainer.state.log_history, train_set.dropped + eval_set.dropped
+    return PassReport(one, report(backbone), history, trainer.seconds, dropped, train_set.shrunk + eval_set.shrunk)
 
 
 def make_collator(recipe: Recipe, backbone: Backbone, cot_format: CotFormat) -> Collator:

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,34 +57,22 @@ class CotTrainer(SafeTrainer):
         """
         _score_labels_alone()
         arguments = options["args"]
-        one = arguments.hf_deepspeed_config.dtype() if arguments.deepspeed else None
-        # Under ZeRO-3 TRL turns reentrant checkpointing on, which DeepSpeed no longer needs (0.19.8) and in which Mllama's
-        # layers, each given the same image states, go through the vision encoder's graph a second time.
-        how: Any = arguments.gradient_checkpointing_kwargs or {}
-        reentrant = how.pop("use_reentrant", False) if one else None
-        precision = {name: one or p.dtype for name, p in backbone.model.named_parameters() if p.requires_grad}
         train_set, eval_set = data
         in_chat = not backbone.family.is_encoder_decoder
-        super().__init__(
-            keeping=keeping,
-            family=backbone.family,
-            data=data,
-            by_length=recipe.training.train_sampling_strategy == "group_by_length",
-            model=backbone.model,
-            processing_class=backbone.processor if in_chat else backbone.processor.tokenizer,
-            train_dataset=as_dataset(train_set, in_chat),
-            eval_dataset=as_dataset(eval_set, in_chat) if eval_set.samples else None,
-            **options,
-        )
-        if reentrant is not None:
-            how["use_reentrant"] = reentrant
-            for name in {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"} & vars(self.args).keys():
-                setattr(self.args, name, how)  # two names of one mapping, of which TRL has put another under one
+        with _checkpointing_as_told(arguments), _precision_kept(backbone.model, arguments):
+            super().__init__(
+                keeping=keeping,
+                family=backbone.family,
+                data=data,
+                by_length=recipe.training.train_sampling_strategy == "group_by_length",
+                model=backbone.model,
+                processing_class=backbone.processor if in_chat else backbone.processor.tokenizer,
+                train_dataset=as_dataset(train_set, in_chat),
+                eval_dataset=as_dataset(eval_set, in_chat) if eval_set.samples else None,
+                **options,
+            )
         if not in_chat:
             fuse_head(backbone)
-        for name, parameter in backbone.model.named_parameters():
-            if name in precision:  # on a 4-bit base TRL casts all of it to bf16, without float32 copies as DeepSpeed has
-                parameter.data = parameter.data.to(precision[name])
         self._backbone, self._format, self._questions, self._recipe = backbone, cot_format, questions, recipe
         self.model_accepts_loss_kwargs = True  # of all families: the loss is ours, over the tokens of a whole step
         self._names, self._further = [stage.name for stage in cot_format.stages], FurtherLosses(backbone)
@@ -183,6 +172,36 @@ class CotTrainer(SafeTrainer):
         elif any(key.startswith("eval_") for key in logs):
             self._tokens, self._since = torch.zeros(()), time.perf_counter()
         super().log(logs, start_time)
+
+
+@contextmanager
+def _checkpointing_as_told(arguments: Any) -> Iterator[None]:
+    """Keeps TRL from turning reentrant checkpointing on under ZeRO-3.
+
+    DeepSpeed no longer needs it (0.19.8), and with it Mllama's layers, each given the same image states, go through the
+    vision encoder's graph a second time.
+    """
+    how: Any = arguments.gradient_checkpointing_kwargs or {}
+    reentrant = how.pop("use_reentrant", False) if arguments.deepspeed else None
+    yield
+    if reentrant is not None:
+        how["use_reentrant"] = reentrant
+        for name in {"gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"} & vars(arguments).keys():
+            setattr(arguments, name, how)  # two names of one mapping, of which TRL has put another under one
+
+
+@contextmanager
+def _precision_kept(model: torch.nn.Module, arguments: Any) -> Iterator[None]:
+    """Keeps what is trained in its own precision, or puts it into DeepSpeed's, which has float32 copies.
+
+    On a 4-bit base TRL casts all of it to bf16, without any.
+    """
+    engine = arguments.hf_deepspeed_config.dtype() if arguments.deepspeed else None
+    precision = {name: engine or p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in precision:
+            parameter.data = parameter.data.to(precision[name])
 
 
 def _score_labels_alone() -> None:

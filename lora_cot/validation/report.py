@@ -56,7 +56,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Report:
+class ValidationReport:
     """What was found in all rows of a recipe, or of a file of data."""
 
     name: str

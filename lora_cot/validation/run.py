@@ -18,13 +18,13 @@ from lora_cot.recipe.schema import SEES_IMAGES, DataSection
 from lora_cot.types import Sample
 from lora_cot.validation.checks import Checker, Finding, findings
 from lora_cot.validation.files import source_of
-from lora_cot.validation.report import Findings, Report
+from lora_cot.validation.report import Findings, ValidationReport
 from lora_cot.validation.store import RowStore, Twin
-from lora_cot.validation.stream import CheckedRow, Part, check_rows
+from lora_cot.validation.stream import CheckedRow, RecipeSource, check_rows
 
 
 @dataclass(frozen=True)
-class Plan:
+class CheckPlan:
     """What is to be checked, and how."""
 
     name: str
@@ -36,15 +36,15 @@ class Plan:
     """What is wrong before a row is read."""
 
     @property
-    def parts(self) -> list[Part]:
+    def sources(self) -> list[RecipeSource]:
         """All sources, those that are trained on first."""
         named = (("train", self.data.train), ("eval", self.data.eval))
-        return [Part(split, number, section) for split, sections in named for number, section in enumerate(sections)]
+        return [RecipeSource(split, number, section) for split, sections in named for number, section in enumerate(sections)]
 
 
 def validate(
     what: Recipe | Path, cot_format: str = "four_stage", bad_rows: Path | None = None, workers: int | None = None
-) -> Report:
+) -> ValidationReport:
     """A report on every row, as training would meet it; nothing is trained and no weights are loaded.
 
     Args:
@@ -59,22 +59,22 @@ def validate(
     """
     begin = time.perf_counter()
     plan = plan_of_recipe(what) if isinstance(what, Recipe) else plan_of_file(what, cot_format)
-    parts = plan.parts
+    sources = plan.sources
     if bad_rows is not None:
-        _check_free(bad_rows, parts)
-    store, found = RowStore(parts), Findings(bad_rows)
+        _check_free(bad_rows, sources)
+    store, found = RowStore(sources), Findings(bad_rows)
     problems = list(plan.problems)
-    for chunk in check_rows(parts, plan.checker, workers):
+    for chunk in check_rows(sources, plan.checker, workers):
         for row in chunk:
-            _take(row, parts[row.part], store, found)
-    problems += _too_many_dropped(parts, store)
+            _take(row, sources[row.source], store, found)
+    problems += _too_many_dropped(sources, store)
     problems += _hold_out(plan.data, store)
     for check, twin in _twins(store):
-        part = parts[twin.part]
-        found.add(twin.split, part.number, twin.where, twin.id, Finding(check, "note", f"the same as {twin.first}"))
+        source = sources[twin.source]
+        found.add(twin.split, source.number, twin.where, twin.id, Finding(check, "note", f"the same as {twin.first}"))
     splits = [split for split in ("train", "eval", "held_out") if split == "train" or _has(plan.data, split)]
     problems += _nothing_left(plan, store, splits)
-    return Report(
+    return ValidationReport(
         plan.name,
         plan.kind,
         plan.setting,
@@ -86,7 +86,7 @@ def validate(
     )
 
 
-def plan_of_recipe(recipe: Recipe) -> Plan:
+def plan_of_recipe(recipe: Recipe) -> CheckPlan:
     """A recipe's data with the processor of its base; without one, if the base has none that can be used."""
     cot_format, training = recipe.format.build(), recipe.training
     max_length = training.library.get("max_length")
@@ -105,10 +105,10 @@ def plan_of_recipe(recipe: Recipe) -> Plan:
     setting = f"format {recipe.format.name} · base {recipe.model.base} · {limit}"
     if not recipe.data.train:
         problems += (Problem("data.train", "there is nothing to train on", "name at least one source"),)
-    return Plan(recipe.name, "recipe", setting, recipe.data, checker, problems)
+    return CheckPlan(recipe.name, "recipe", setting, recipe.data, checker, problems)
 
 
-def plan_of_file(path: Path, cot_format: str) -> Plan:
+def plan_of_file(path: Path, cot_format: str) -> CheckPlan:
     """A file of data, its kind told by its rows.
 
     Raises:
@@ -122,29 +122,29 @@ def plan_of_file(path: Path, cot_format: str) -> Plan:
         raise DataError(Problem(str(path), what, "rows hold conversations, messages, or question and stages or answer"))
     section = {"source": source, "path": str(path)}
     data = DataSection.model_validate({"train": [section]})
-    return Plan(str(path), source, f"format {cot_format} · no recipe: no lengths", data, checker)
+    return CheckPlan(str(path), source, f"format {cot_format} · no recipe: no lengths", data, checker)
 
 
-def _check_free(bad_rows: Path, parts: Sequence[Part]) -> None:
+def _check_free(bad_rows: Path, sources: Sequence[RecipeSource]) -> None:
     """See that the file of bad rows is not one that is read."""
-    read = {Path(part.section.path).resolve() for part in parts if hasattr(part.section, "path")}
+    read = {Path(source.section.path).resolve() for source in sources if hasattr(source.section, "path")}
     if bad_rows.resolve() in read:
         raise RunError(Problem(str(bad_rows), "findings would be written over the data", "name another file"))
 
 
-def _take(row: CheckedRow, part: Part, store: RowStore, found: Findings) -> None:
+def _take(row: CheckedRow, source: RecipeSource, store: RowStore, found: Findings) -> None:
     """Keep a row's facts and findings; the row of an id that was there before is no sample."""
     facts, place = row.facts, row.where
     all_found, is_sample = facts.findings, facts.readable
     if is_sample and not store.is_new(row):
         is_sample = False
         problem = twice(place, Sample(facts.id, ()))
-        all_found = tuple(findings([problem], place, drop=part.section.bad_rows == "drop"))
+        all_found = tuple(findings([problem], place, drop=source.section.bad_rows == "drop"))
     severities = {finding.severity for finding in all_found}
     if place:  # else it is the source itself
         store.add(row, "failed" if "fails" in severities else "dropped" if "dropped" in severities else "used", is_sample)
     for finding in all_found:
-        found.add(part.split, part.number, place, facts.id, finding)
+        found.add(source.split, source.number, place, facts.id, finding)
 
 
 def _twins(store: RowStore) -> Iterator[tuple[str, Twin]]:
@@ -157,12 +157,12 @@ def _has(data: DataSection, split: str) -> bool:
     return bool(data.eval) if split == "eval" else data.held_out is not None
 
 
-def _too_many_dropped(parts: Sequence[Part], store: RowStore) -> Iterator[Problem]:
+def _too_many_dropped(sources: Sequence[RecipeSource], store: RowStore) -> Iterator[Problem]:
     """The sources that drop more rows than they may."""
-    for number, part in enumerate(parts):
-        problem = too_many(*store.unusable(number), part.section)
-        if problem is not None and part.section.bad_rows == "drop":
-            yield replace(problem, where=f"data.{part.split}.{part.number}")
+    for number, source in enumerate(sources):
+        problem = too_many(*store.unusable(number), source.section)
+        if problem is not None and source.section.bad_rows == "drop":
+            yield replace(problem, where=f"data.{source.split}.{source.number}")
 
 
 def _hold_out(data: DataSection, store: RowStore) -> tuple[Problem, ...]:
@@ -176,7 +176,7 @@ def _hold_out(data: DataSection, store: RowStore) -> tuple[Problem, ...]:
     return ()
 
 
-def _nothing_left(plan: Plan, store: RowStore, splits: Sequence[str]) -> list[Problem]:
+def _nothing_left(plan: CheckPlan, store: RowStore, splits: Sequence[str]) -> list[Problem]:
     """Why training would stop at what is left of all rows."""
     problems = []
     if plan.data.train and not sum(store.samples("train")):

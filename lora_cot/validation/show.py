@@ -60,7 +60,7 @@ class ShownImage:
 
 
 @dataclass(frozen=True)
-class ShownSample:
+class ShownRow:
     """A row of the data."""
 
     where: str
@@ -86,7 +86,7 @@ class ShownSample:
         return {"row": self.where, "id": self.id, "images": images, "passes": passes, "problem": self.problem or None}
 
 
-def show_samples(recipe: Recipe, count: int) -> list[ShownSample]:
+def show_samples(recipe: Recipe, count: int) -> list[ShownRow]:
     """So many samples of what is trained on, evenly spread over its rows.
 
     Raises:
@@ -106,7 +106,7 @@ def show_samples(recipe: Recipe, count: int) -> list[ShownSample]:
     return [_shown(where, read, limits) for number, (where, read) in enumerate(rows()) if number in wanted]
 
 
-def _shown(where: str, read: Callable[[], Sample], limits: Sequence[LengthLimit]) -> ShownSample:
+def _shown(where: str, read: Callable[[], Sample], limits: Sequence[LengthLimit]) -> ShownRow:
     name = ""
     try:
         sample = read()
@@ -115,7 +115,7 @@ def _shown(where: str, read: Callable[[], Sample], limits: Sequence[LengthLimit]
         scale = limits[0].measure(sample).scale
         sizes = [scaled(image.size, scale) if scale != 1 else image.size for image in images]
         tokens = limits[0].image_tokens(limits[0].encoder.processor, sizes) if sizes else []
-        return ShownSample(
+        return ShownRow(
             where,
             name,
             [ShownImage(*item) for item in zip(images, sizes, tokens, strict=True)],
@@ -123,7 +123,7 @@ def _shown(where: str, read: Callable[[], Sample], limits: Sequence[LengthLimit]
         )
     except DataError as error:
         name = name or error.problems[0].row
-        return ShownSample(where, name, problem="; ".join(told(problem, where) for problem in error.problems))
+        return ShownRow(where, name, problem="; ".join(told(problem, where) for problem in error.problems))
 
 
 def _pass(sample: Sample, limit: LengthLimit) -> ShownPass:
@@ -159,12 +159,12 @@ def spans(encoded: Encoded, encoder: Encoder) -> list[Span]:
     return found
 
 
-def mark_trained(encoded: Encoded, encoder: Encoder) -> str:
+def mark_trained(pieces: Sequence[Span]) -> str:
     """The text of a sample, trained parts between ⟦ and ⟧."""
-    return "".join(f"⟦{span.text}⟧" if span.trained else span.text for span in spans(encoded, encoder))
+    return "".join(f"⟦{span.text}⟧" if span.trained else span.text for span in pieces)
 
 
-def lines(samples: Sequence[ShownSample]) -> list[str]:
+def lines(samples: Sequence[ShownRow]) -> list[str]:
     """Samples for the terminal, trained text between ⟦ and ⟧."""
     found: list[str] = []
     for sample in samples:
@@ -177,13 +177,12 @@ def lines(samples: Sequence[ShownSample]) -> list[str]:
         for one in sample.passes:
             found.append(f"{one.name}: {one.tokens:,} tokens, {one.trained:,} of them trained")
             found += [f"not trained on: {printable(one.problem)}"] if one.problem else []
-            text = "".join(f"⟦{span.text}⟧" if span.trained else span.text for span in one.spans)
-            found += [printable(line, len(line)) for line in text.split("\n")]
+            found += [printable(line, len(line)) for line in mark_trained(one.spans).split("\n")]
         found.append("")
     return found
 
 
-def write_page(samples: Sequence[ShownSample], recipe: Recipe, path: Path) -> None:
+def write_page(samples: Sequence[ShownRow], recipe: Recipe, path: Path) -> None:
     """Samples as a page with thumbnails; it opens offline.
 
     Raises:

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lora_cot.validation.checks import digest
-from lora_cot.validation.stream import CheckedRow, Part
+from lora_cot.validation.stream import CheckedRow, RecipeSource
 
 BUCKETS = 12
 """Bars of a histogram at most."""
 
 TABLES = """
-CREATE TABLE rows (number INTEGER PRIMARY KEY, part INTEGER, split TEXT, place TEXT, id TEXT, sample INTEGER, state TEXT,
+CREATE TABLE rows (number INTEGER PRIMARY KEY, source INTEGER, split TEXT, place TEXT, id TEXT, sample INTEGER, state TEXT,
     images INTEGER, turns INTEGER, question INTEGER, content INTEGER,
     tokens INTEGER, image_tokens INTEGER, trained INTEGER, encoded INTEGER, fits INTEGER);
 CREATE TABLE images (key INTEGER, row INTEGER);
-CREATE TABLE ids (part INTEGER, key INTEGER, PRIMARY KEY (part, key)) WITHOUT ROWID;
+CREATE TABLE ids (source INTEGER, key INTEGER, PRIMARY KEY (source, key)) WITHOUT ROWID;
 """
 
 INSERT = "INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -29,7 +29,7 @@ INSERT = "INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 
 class Twin(NamedTuple):
     """A row with the place of an earlier one that it equals in something."""
 
-    part: int
+    source: int
     split: str
     where: str
     id: str
@@ -39,15 +39,15 @@ class Twin(NamedTuple):
 class RowStore:
     """Facts of rows, in the order they were added."""
 
-    def __init__(self, parts: Sequence[Part]):
-        self._parts = parts
-        self._samples = [0] * len(parts)
+    def __init__(self, sources: Sequence[RecipeSource]):
+        self._sources = sources
+        self._samples = [0] * len(sources)
         self._database = sqlite3.connect("")  # a file of its own, gone when it is closed
         self._database.executescript(TABLES)
 
     def is_new(self, row: CheckedRow) -> bool:
         """Whether the row's id occurs for the first time in its source."""
-        key = (row.part, digest(row.facts.id.encode("utf-8", "surrogatepass")))
+        key = (row.source, digest(row.facts.id.encode("utf-8", "surrogatepass")))
         return self._database.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", key).rowcount == 1
 
     def add(self, row: CheckedRow, state: str, is_sample: bool) -> None:
@@ -61,9 +61,10 @@ class RowStore:
         facts, number = row.facts, None
         keys = facts.keys if is_sample else None
         if is_sample:
-            number = self._samples[row.part]
-            self._samples[row.part] += 1
-        values = (row.part, self._parts[row.part].split, row.where, clean(facts.id), number, state, facts.images, facts.turns)
+            number = self._samples[row.source]
+            self._samples[row.source] += 1
+        split = self._sources[row.source].split
+        values = (row.source, split, row.where, clean(facts.id), number, state, facts.images, facts.turns)
         same = (keys.question, keys.content) if keys else (None, None)
         lengths = (facts.tokens, facts.image_tokens, facts.trained, facts.encoded, facts.fits)
         execute = self._database.execute
@@ -72,24 +73,24 @@ class RowStore:
             self._database.executemany("INSERT INTO images VALUES (?, ?)", ((key, new) for key in keys.images))
 
     def samples(self, split: str) -> list[int]:
-        """Rows of each part of a split that became samples."""
-        return [count for part, count in zip(self._parts, self._samples, strict=True) if part.split == split]
+        """Rows of each source of a split that became samples."""
+        return [count for source, count in zip(self._sources, self._samples, strict=True) if source.split == split]
 
-    def unusable(self, part: int) -> tuple[int, int]:
-        """Rows of a part that became no samples, and all its rows."""
-        total = self._one("COUNT(*) FROM rows WHERE part = ?", part)[0]
-        return total - self._samples[part], total
+    def unusable(self, source: int) -> tuple[int, int]:
+        """Rows of a source that became no samples, and all its rows."""
+        total = self._one("COUNT(*) FROM rows WHERE source = ?", source)[0]
+        return total - self._samples[source], total
 
     def hold_out(self, numbers: Iterable[int]) -> None:
-        """Move samples of train to the split held_out; numbers count through all its parts."""
+        """Move samples of train to the split held_out; numbers count through all its sources."""
         self._database.execute("CREATE TABLE chosen (number INTEGER PRIMARY KEY)")
         self._database.executemany("INSERT INTO chosen VALUES (?)", ((number,) for number in numbers))
         first = 0
-        for part, count in enumerate(self._samples):
-            if self._parts[part].split == "train":
+        for source, count in enumerate(self._samples):
+            if self._sources[source].split == "train":
                 self._database.execute(
-                    "UPDATE rows SET split = 'held_out' WHERE part = ? AND sample + ? IN (SELECT number FROM chosen)",
-                    (part, first),
+                    "UPDATE rows SET split = 'held_out' WHERE source = ? AND sample + ? IN (SELECT number FROM chosen)",
+                    (source, first),
                 )
                 first += count
 
@@ -120,7 +121,7 @@ class RowStore:
         )
 
     def _twins(self, query: str) -> Iterator[Twin]:
-        yield from map(Twin._make, self._database.execute(f"SELECT a.part, a.split, a.place, a.id, f.place {query}"))
+        yield from map(Twin._make, self._database.execute(f"SELECT a.source, a.split, a.place, a.id, f.place {query}"))
 
     def kept(self, number: int, split: str) -> tuple[int, int, int, int]:
         """Of a split's samples: how many could be measured, how many of those pass `number` keeps, how many of these have

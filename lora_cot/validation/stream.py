@@ -27,7 +27,7 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Part:
+class RecipeSource:
     """One source of a recipe."""
 
     split: str
@@ -40,8 +40,8 @@ class Part:
 class CheckedRow(NamedTuple):
     """A row's place, and what was found."""
 
-    part: int
-    """Number of its part."""
+    source: int
+    """Number of its source."""
     where: str
     facts: RowFacts
 
@@ -49,22 +49,22 @@ class CheckedRow(NamedTuple):
 class _Chunks(IterableDataset):
     """Lists of checked rows; of several workers each gives every so many-th list, which a DataLoader puts in order."""
 
-    def __init__(self, parts: Sequence[Part], checker: Checker):
-        self._parts, self._checker = parts, checker
+    def __init__(self, sources: Sequence[RecipeSource], checker: Checker):
+        self._sources, self._checker = sources, checker
 
     def __iter__(self) -> Iterator[list[CheckedRow]]:
         info = get_worker_info()
         own, workers = (info.id, info.num_workers) if info else (0, 1)
-        rows = all_rows(self._parts, self._checker)
+        rows = all_rows(self._sources, self._checker)
         for number in itertools.count():
             chunk = list(itertools.islice(rows, CHUNK))
             if not chunk:
                 return
             if number % workers == own:
-                yield [CheckedRow(part, where, self._facts(part, where, read)) for part, (where, read) in chunk]
+                yield [CheckedRow(source, where, self._facts(source, where, read)) for source, (where, read) in chunk]
 
-    def _facts(self, part: int, where: str, read: Any) -> RowFacts:
-        split, section = self._parts[part].split, self._parts[part].section
+    def _facts(self, source: int, where: str, read: Any) -> RowFacts:
+        split, section = self._sources[source].split, self._sources[source].section
         try:
             sample = read()
         except DataError as error:
@@ -74,11 +74,11 @@ class _Chunks(IterableDataset):
         return checker(sample)
 
 
-def all_rows(parts: Sequence[Part], checker: Checker) -> Iterator[tuple[int, SampleReader]]:
-    """(number of the part, row) of all parts; one that cannot be read at all is one row without a place."""
-    for number, part in enumerate(parts):
+def all_rows(sources: Sequence[RecipeSource], checker: Checker) -> Iterator[tuple[int, SampleReader]]:
+    """(number of the source, row) of all sources; one that cannot be read at all is one row without a place."""
+    for number, source in enumerate(sources):
         try:
-            yield from ((number, row) for row in rows_of(part.section, checker.cot_format))
+            yield from ((number, row) for row in rows_of(source.section, checker.cot_format))
         except DataError as error:
             yield number, ("", partial(_unreadable, error))
 
@@ -87,11 +87,11 @@ def _unreadable(error: DataError) -> Sample:
     raise DataError(replace(problem, kind="source_unreadable") for problem in error.problems)
 
 
-def check_rows(parts: Sequence[Part], checker: Checker, workers: int | None = None) -> Iterator[list[CheckedRow]]:
-    """Every row of the parts in order, checked, chunk by chunk, with a progress bar on standard error.
+def check_rows(sources: Sequence[RecipeSource], checker: Checker, workers: int | None = None) -> Iterator[list[CheckedRow]]:
+    """Every row of the sources in order, checked, chunk by chunk, with a progress bar on standard error.
 
     Args:
-        parts: the sources.
+        sources: of a recipe, or the one of a file.
         checker: looks at each sample.
         workers: processes; as many as cores, four at most, if not given; 0 does it in this one.
     """
@@ -100,8 +100,8 @@ def check_rows(parts: Sequence[Part], checker: Checker, workers: int | None = No
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(4, cores)
-    total = sum(1 for _ in all_rows(parts, checker))
-    loader: Any = DataLoader(_Chunks(parts, checker), batch_size=None, collate_fn=list, num_workers=workers)
+    total = sum(1 for _ in all_rows(sources, checker))
+    loader: Any = DataLoader(_Chunks(sources, checker), batch_size=None, collate_fn=list, num_workers=workers)
     often = 0.5 if sys.stderr.isatty() else 10
     with tqdm(total=total, desc="checking", unit="row", file=sys.stderr, mininterval=often, delay=2) as bar:
         for chunk in loader:

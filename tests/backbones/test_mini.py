@@ -61,6 +61,25 @@ def test_a_base_is_built_once_and_found_again(tmp_path, monkeypatch):
     assert build.locate("small") != folder
 
 
+def test_a_base_that_is_built_twice_at_once_is_the_first(tmp_path, monkeypatch):
+    """Ranks that find none all build it: each goes on with the one that was there first."""
+    monkeypatch.setenv("LORA_COT_CACHE", str(tmp_path))
+    monkeypatch.setitem(MINIS, "small", SMALL)
+    made = build.random_base
+
+    def meanwhile(spec):
+        monkeypatch.setattr(build, "random_base", made)
+        first.append(build.locate("small", taught=False))
+        (first[0] / "first").touch()
+        return made(spec)
+
+    first = []
+    monkeypatch.setattr(build, "random_base", meanwhile)
+    folder = build.locate("small", taught=False)
+    assert [folder] == first and (folder / "first").is_file()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 @pytest.mark.parametrize("name", ["llava", "t5_diffusion"])
 def test_the_shipped_base_is_what_its_specification_makes(name):
     """The base that comes along was made from the specification in the code; it is small."""

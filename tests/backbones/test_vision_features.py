@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers.integrations import deepspeed
 
 from lora_cot.backbones import feature_cache, vision_features
-from lora_cot.backbones.feature_cache import Memory
+from lora_cot.backbones.feature_cache import FeatureMemory
 from lora_cot.backbones.vision_features import KINDS, VisionFeatures
 from lora_cot.data.images import open_image
 from lora_cot.errors import BackboneError, DataError
@@ -165,7 +165,7 @@ def test_what_is_kept_is_what_would_be_computed(make, tmp_path, decoded, capsys)
     images = [picture(seed, (20 + seed, 30)) for seed in range(5)]
     alone = [make(cache=tmp_path / "elsewhere").of(image) for image in images]
     filling = make()
-    filling._memory = Memory(limit=1000)
+    filling._memory = FeatureMemory(limit=1000)
     assert filling.fill([*images, images[0]]) == 5 and len(entries(tmp_path)) == 5
     decoded.clear()
     for features in (filling, make(), pickle.loads(pickle.dumps(filling))):
@@ -370,7 +370,7 @@ def test_without_a_folder_to_keep_them_in(make, tmp_path, capsys):
     images = [picture(seed) for seed in range(4)]
     true = [make(cache=tmp_path / "fresh").of(image) for image in images]
     assert features.fill(images) == 4 and features.fill(images) == 0
-    features._memory = Memory(limit=2 * 17 * 32 * 2)
+    features._memory = FeatureMemory(limit=2 * 17 * 32 * 2)
     assert features.fill(images) == 2, "no more than memory holds: the rest would be thrown away"
     assert all(torch.equal(features.of(image), own) for image, own in zip(images, true, strict=True))
     assert capsys.readouterr().err.count("vision features are not kept") == 1
@@ -394,7 +394,7 @@ def test_a_full_disk(make, tmp_path, monkeypatch, capsys):
 
 def test_memory_forgets_what_was_not_asked_for_the_longest():
     """And holds no more bytes than it may."""
-    memory = Memory(limit=250)
+    memory = FeatureMemory(limit=250)
     for name in "abc":
         memory.put(name, torch.zeros(50, dtype=torch.float16))
         memory.get("a")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lora_cot.data.images import image_size, open_image
 from lora_cot.data.rows import collect
-from lora_cot.data.sources import load_data, load_mixture, rows_of
+from lora_cot.data.sources import load_data, rows_of
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import DataSection
@@ -464,12 +464,12 @@ def test_a_missing_file_is_refused(folder, name):
 def test_a_weight_is_the_number_of_passes(source, weight, times):
     """Weight 1 takes every row once, 2 twice; a fraction takes so many different rows, the same in every run."""
     rows = [plain(number) for number in range(10)]
-    section = source("jsonl", *rows, weight=weight)
-    ids = [sample.id for sample in load_mixture([section], FOUR_STAGE)]
+    data = DataSection(train=[source("jsonl", *rows, weight=weight)])
+    ids = [sample.id for sample in load_data(data, FOUR_STAGE)[0]]
     taken = Counter(ids)
     assert Counter(taken[f"q{number}"] for number in range(10)) == times
-    assert ids == [sample.id for sample in load_mixture([section], FOUR_STAGE)]
-    others = {tuple(sample.id for sample in load_mixture([section], FOUR_STAGE, seed=seed)) for seed in range(9)}
+    assert ids == [sample.id for sample in load_data(data, FOUR_STAGE)[0]]
+    others = {tuple(sample.id for sample in load_data(data, FOUR_STAGE, seed=seed)[0]) for seed in range(9)}
     assert (len(others) > 1) == (weight % 1 > 0)
 
 
@@ -478,7 +478,7 @@ def test_sources_are_mixed(source):
     first = source("jsonl", *[plain(number) for number in range(4)], weight=2)
     second = source("llava_cot_100k", *[record("And?", REPLY, id=f"q{n}") for n in range(2)], name="b.jsonl")
     third = ShapesSource(source="shapes", limit=6, weight=0.5)
-    mixed = load_mixture([first, second, third], FOUR_STAGE)
+    mixed = load_data(DataSection(train=[first, second, third]), FOUR_STAGE)[0]
     questions = Counter("shapes" if s.id.startswith("train-") else s.last.question for s in mixed)
     assert questions == {"What is it?": 8, "And?": 2, "shapes": 3}
 
@@ -487,8 +487,8 @@ def test_a_mistake_names_its_source(source):
     """The source's place in the list and its kind come before file and line, also for what is only counted."""
     good, bad = source("jsonl", plain()), source("llava_cot_100k", *[{}] * 22, name="bad.jsonl")
     with pytest.raises(DataError) as error:
-        load_mixture([good, bad], FOUR_STAGE)
-    place = "data source 1 (llava_cot_100k)"
+        load_data(DataSection(train=[good, bad]), FOUR_STAGE)
+    place = "data.train.1 (llava_cot_100k)"
     assert problems(error)[0].startswith(f"{place} · bad.jsonl line 1 · conversations · Field required")
     assert problems(error)[-1] == f"{place} · and 2 more problems"
 
@@ -563,3 +563,12 @@ def test_plain_answers_in_llavas_form_serve_where_nothing_is_reasoned(tmp_path):
         path.write_text(json.dumps([row(text)]))
         with pytest.raises(DataError):
             load_data(data, FORMATS["direct"])
+
+
+@pytest.mark.parametrize(("keys", "row"), [({"id": 0}, "0"), ({"id": "7"}, "7"), ({"id": None}, "")])
+def test_a_problem_knows_the_id_of_its_row(source, keys, row):
+    """A number as well as a text, 0 among them; a row without one has none."""
+    (_, read), *_ = rows_of(source("jsonl", {**plain(), **keys, "answer": 3}), FOUR_STAGE)
+    with pytest.raises(DataError) as error:
+        read()
+    assert [problem.row for problem in error.value.problems] == [row]

@@ -20,7 +20,7 @@ from lora_cot.engines.retries import Retries
 from lora_cot.errors import DataError, SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.types import Exchange, Sample
 from tests.openai_fake import FakeOpenAI, odds
 from tests.scripted_server import KEY, Fault, serve

@@ -2,7 +2,7 @@
 
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import ScriptedEngine, by_stage, responses
 

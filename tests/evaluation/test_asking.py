@@ -22,7 +22,8 @@ from lora_cot.evaluation.benchmarks import BENCHMARKS
 from lora_cot.evaluation.remote import Server, open_remote
 from lora_cot.recipe.load import dump
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import STRATEGIES, answer
+from lora_cot.search.run import answer
+from lora_cot.search.strategies import STRATEGIES
 from tests.openai_fake import FakeOpenAI
 from tests.scripted_server import Fault, serve
 

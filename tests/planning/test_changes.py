@@ -34,12 +34,12 @@ def modelled(recipe):
     if section is not None and section.library.get("bnb_4bit_use_double_quant"):
         bits -= 0.4
     vision = 16.0 if section is None or len(section.skip_parts) > 1 else bits
-    weights = Item("language_model", 7 * bits / 8 + 0.3 * vision / 8)
-    state = Item("optimizer", recipe.lora.r * (0.01 if str(keys.get("optim")).endswith("8bit") else 0.04))
+    weights = Item("weights", "language_model", 7 * bits / 8 + 0.3 * vision / 8)
+    state = Item("optimizer", "optimizer", recipe.lora.r * (0.01 if str(keys.get("optim")).endswith("8bit") else 0.04))
     tokens = keys["per_device_train_batch_size"] * keys["max_length"] / 1000
-    made = Item("activations", tokens * (0.1 if keys["gradient_checkpointing"] else 1.0), comes_and_goes=True)
+    made = Item("passing", "activations", tokens * (0.1 if keys["gradient_checkpointing"] else 1.0))
     candidates = recipe.search.candidates if recipe.search.strategy == "stage_beam" else 1
-    cache = Item("cache", 0.3 * recipe.evaluation.batch_size * candidates, comes_and_goes=True)
+    cache = Item("passing", "cache", 0.3 * recipe.evaluation.batch_size * candidates)
     return Estimate(True, [Phase("training", [weights, state, made]), Phase("answering", [weights, cache])], None)
 
 

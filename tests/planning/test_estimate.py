@@ -107,7 +107,7 @@ def test_the_interval_leaves_room_for_the_allocator(recipe):
     """A tenth of what comes and goes, and the driver; a CPU has no driver, but a process."""
     found = total(recipe())
     for phase in found.phases:
-        passing = sum(item.size for item in phase.items if item.comes_and_goes)
+        passing = sum(item.size for item in phase.items if item.kind == "passing")
         assert phase.high(gpu=True) == pytest.approx(phase.low + GAPS_GPU * passing + DRIVER)
         assert 0 < passing < phase.low
     on_cpu = total(recipe(), gpu=False)

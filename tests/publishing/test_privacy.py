@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_cot.publishing.privacy import public_prose, secrets
+from lora_cot.publishing.privacy import public_prose, secret_problems
 
 TOKENS = (
     "hf_" + "a1B2" * 8,
@@ -37,14 +37,14 @@ HARMLESS = (
 @pytest.mark.parametrize("text", TOKENS)
 def test_what_looks_like_a_key_is_found_in_any_text(text):
     """By its line, and not shown."""
-    (problem,) = secrets("README.md", f"one\ntwo {text}\n", None)
+    (problem,) = secret_problems("README.md", f"one\ntwo {text}\n", None)
     assert problem.where == "README.md line 2" and "a1B2" not in str(problem) and "hunter22" not in str(problem)
 
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_what_is_none_is_not(text):
     """Words about tokens, places for one, hashes, addresses."""
-    assert secrets("README.md", text, None) == []
+    assert secret_problems("README.md", text, None) == []
 
 
 SECRET_KEYS = """
@@ -63,19 +63,19 @@ def test_a_secret_is_known_by_its_key(key):
     """However it is spelled, in YAML and JSON, at any depth."""
     values = {"a": [{key: "odd"}]}
     for name in ("recipe.yaml", "config.json"):
-        (problem,) = secrets(name, json.dumps(values), None)
+        (problem,) = secret_problems(name, json.dumps(values), None)
         assert problem.where == f"{name} · a.0.{key}" and "odd" not in problem.what
 
 
 @pytest.mark.parametrize("key", PLAIN_KEYS.split())
 def test_a_key_that_only_sounds_like_it_is_none(key):
     """The vocabulary's tokens above all."""
-    assert secrets("tokenizer_config.json", json.dumps({key: "odd", "b": {key: "<pad>"}}), None) == []
+    assert secret_problems("tokenizer_config.json", json.dumps({key: "odd", "b": {key: "<pad>"}}), None) == []
 
 
 def test_a_secret_that_is_not_set_is_none():
     """An empty text, a number or nothing."""
-    assert secrets("recipe.yaml", json.dumps({"hub_token": "", "password": None, "api_key": 1}), None) == []
+    assert secret_problems("recipe.yaml", json.dumps({"hub_token": "", "password": None, "api_key": 1}), None) == []
 
 
 PRIVATE = ("client/acme_corp.jsonl", "/data/acme/images", "../rows.jsonl", "./x")

@@ -10,9 +10,9 @@ from lora_cot import errors
 from lora_cot.errors import LoraCotError, Problem, RecipeError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import dump, load_recipe, load_saved
-from lora_cot.recipe.libraries import OWNED
-from lora_cot.recipe.load import change_search
-from lora_cot.recipe.schema import NOT_LORA, SearchSection
+from lora_cot.recipe.libraries import OWNED, key_model
+from lora_cot.recipe.load import LIBRARY_SECTIONS, change_search
+from lora_cot.recipe.schema import NOT_LORA, DataSection, ModelSection, SearchSection
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -77,7 +77,7 @@ evaluation: {batch_size: 0}
         "data.train.0.limt": "unknown key · did you mean 'limit'? allowed: ",
         "lora.lora_alfa": "unknown key · did you mean 'lora_alpha'? allowed: ",
         "lora.parts.vision": "'vision_encoder', 'projector', 'language_model', 'vae' or 'unet' (got 'vision')",
-        "training.packing": "not a recipe's to set · not possible with images",
+        "training.packing": "not a recipe's to set: not possible with images · set training.train_sampling",
         "training.learning_rate": "valid number, unable to parse string as a number (got 'abc')",
         "training.stage_weights.SUMARY": "no such stage · did you mean 'SUMMARY'? allowed: CAPTION, CONCLUSION,",
         "search.stages.CAPTION.candidats": "unknown key · did you mean 'candidates'? allowed: candidates, keep",
@@ -181,11 +181,22 @@ def test_a_value_in_place_of_a_section_is_refused(write, override, key):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "remedy"), [(section, key, keys[key]) for section, keys in OWNED.items() for key in keys]
+    ("section", "key", "why", "remedy"), [(section, key, *keys[key]) for section, keys in OWNED.items() for key in keys]
 )
-def test_a_key_of_ours_is_refused_with_its_remedy(write, section, key, remedy):
-    """A library's key that the project sets itself is refused, saying what to do instead."""
-    assert remedy in refusal(write(SMALL), f"{section}.{key}=true")[f"{section}.{key}"]
+def test_a_key_of_ours_is_refused_with_its_remedy(write, section, key, why, remedy):
+    """A library's key that the project sets itself is refused, saying why, and what to do instead."""
+    told = refusal(write(SMALL), f"{section}.{key}=true")[f"{section}.{key}"]
+    assert told == f"this key is not a recipe's to set: {why} · {remedy}"
+
+
+def test_keys_that_a_remedy_names_are_a_recipes():
+    """Each can be set: it is one of ours, or of a library's and not refused too."""
+    sections = {**LIBRARY_SECTIONS, "model": ModelSection, "data": DataSection}
+    for keys in OWNED.values():
+        for _, remedy in keys.values():
+            for section, key in re.findall(r"\b(model|data|training|lora|quantization)\.(\w+)", remedy):
+                fields = sections[section].model_fields
+                assert key in fields or key in key_model(section).model_fields, remedy
 
 
 @pytest.mark.parametrize(
@@ -327,7 +338,7 @@ def test_initialisations_that_can_be_undone_are_allowed(write, value, rewrites):
 def test_initialisations_that_cannot_are_refused_with_the_reason(write, value):
     """What needs the data, or another base, is refused saying so."""
     found = refusal(write(SMALL), f"lora.init_lora_weights={value}")
-    assert f"{value} is not possible: {NOT_LORA[value]}" in found["lora.init_lora_weights"]
+    assert f"{value} is not possible: {NOT_LORA[value]}; allowed: true, false, gaussian" in found["lora.init_lora_weights"]
 
 
 def test_parts_are_a_list_or_a_mapping(write):

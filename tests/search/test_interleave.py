@@ -20,8 +20,8 @@ from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import change_search, load_recipe
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.interleave import interleave
+from lora_cot.search.run import answer, prepare
 from lora_cot.search.selectors import GROUP, at_random, attention, boxes, selector
-from lora_cot.search.strategies import answer, prepare
 from lora_cot.search.swires import calibrate
 from tests.conftest import ROOT
 from tests.search.scripted import ScriptedEngine

@@ -10,7 +10,7 @@ from lora_cot.search.budget import Budget
 from lora_cot.search.contests import Contest
 from lora_cot.search.judging import self_judge
 from lora_cot.search.published import MAX_NEW_TOKENS, published_judge
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import Clock, ScriptedEngine, check_accounts, responses
 

@@ -10,7 +10,7 @@ from lora_cot.engines.remote import RemoteEngine
 from lora_cot.engines.retries import Circuit
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.types import Exchange, Sample
 from tests.openai_fake import FakeOpenAI
 from tests.scripted_server import Fault, serve

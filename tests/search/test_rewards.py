@@ -13,7 +13,7 @@ from lora_cot.errors import AccessError, SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.search import SearchSection
 from lora_cot.search import scorers
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.serving.errors import of_failure
 from lora_cot.types import Exchange, Sample
 from tests.scripted_server import Fault, serve

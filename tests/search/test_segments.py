@@ -11,7 +11,8 @@ from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search import budget
-from lora_cot.search.strategies import STRATEGIES, answer
+from lora_cot.search.run import answer
+from lora_cot.search.strategies import STRATEGIES
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import Clock, ScriptedEngine, by_stage, check_accounts, responses
 

@@ -15,8 +15,9 @@ from lora_cot.formats import FORMATS
 from lora_cot.recipe import load as recipe_load
 from lora_cot.recipe.schema import AnySource, EvaluationSection, SearchSection
 from lora_cot.recipe.search import ScorerName
+from lora_cot.search.run import answer
 from lora_cot.search.scorers import SCORERS
-from lora_cot.search.strategies import STRATEGIES, answer
+from lora_cot.search.strategies import STRATEGIES
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import ScriptedEngine, by_stage, check_accounts, plain, responses
 

@@ -8,7 +8,7 @@ from lora_cot.errors import SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.contests import Verdict, logprob
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.search.swires import RELEASED_CUTOFF, calibrate, cutoff
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import ScriptedEngine, check_accounts

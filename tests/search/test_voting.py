@@ -12,7 +12,7 @@ from lora_cot.formats import FORMATS
 from lora_cot.formats.answers import ballot
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search import budget
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.search.voting import is_safe, lead
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import Clock, ScriptedEngine, check_accounts

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search import budget
-from lora_cot.search import strategies as entry
-from lora_cot.search.strategies import STRATEGIES, answer
+from lora_cot.search.run import answer
+from lora_cot.search.strategies import STRATEGIES
 from lora_cot.types import Exchange, Sample
 from tests.search.scripted import Clock, ScriptedEngine, check_accounts, plain
 
@@ -127,4 +127,4 @@ def test_searches_share_calls():
     engine = made(1, False, None)
     found = answer(engine, FORMATS["four_stage"], [question(name) for name in "abcdefgh"], config)
     assert len(engine.calls) == max(len(completion.trace) for completion in found)
-    assert entry.answer(engine, FORMATS["four_stage"], [], config) == []
+    assert answer(engine, FORMATS["four_stage"], [], config) == []

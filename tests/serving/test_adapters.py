@@ -12,7 +12,7 @@ from lora_cot.errors import RunError, SearchError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer, prepare
+from lora_cot.search.run import answer, prepare
 from lora_cot.serving.app import make_app
 from lora_cot.serving.limits import Limits
 from lora_cot.serving.opening import open_models

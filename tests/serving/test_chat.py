@@ -8,7 +8,7 @@ from lora_cot.engines.cache import KeyValues
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.serving.models import ServedModel
 from lora_cot.types import Exchange, Sample
 from tests.serving.conftest import SHORT, chat, chunks, data_uri

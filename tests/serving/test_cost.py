@@ -11,8 +11,8 @@ from lora_cot.recipe.schema import SearchSection
 from lora_cot.search import published
 from lora_cot.search.cost import most_tokens
 from lora_cot.search.drive import drive
+from lora_cot.search.run import prepare, run
 from lora_cot.search.selectors import at_random
-from lora_cot.search.strategies import prepare, run
 from lora_cot.serving.engine import ScheduledEngine
 from lora_cot.serving.local import served_local
 from lora_cot.serving.tickets import Ticket

@@ -5,7 +5,7 @@ import base64
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.schema import SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.serving.app import make_app
 from lora_cot.serving.limits import Limits
 from lora_cot.serving.local import served_local

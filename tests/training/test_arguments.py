@@ -6,6 +6,7 @@ from lora_cot.backbones import FAMILIES
 from lora_cot.errors import RecipeError
 from lora_cot.formats import FORMATS
 from lora_cot.training import run as training
+from lora_cot.training import samples
 from lora_cot.training.arguments import sft_config
 from lora_cot.training.run import train
 
@@ -26,7 +27,7 @@ def arguments(make_recipe, tmp_path):
 def test_float16_is_refused_where_it_breaks(make_recipe, make_base, tmp_path, monkeypatch, name):
     """Before anything is loaded, with the reason and what to set instead; the folder is free again."""
     monkeypatch.setattr(training, "load_backbone", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr(training, "load_counted", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(samples, "load_counted", lambda *_: pytest.fail("read"))
     recipe = make_recipe(tmp_path, f"model.base={make_base(name)}", "training.fp16=true")
     reason = r"cannot be trained in float16: its activations exceed .* NaN"
     with pytest.raises(RecipeError, match=rf"training\.fp16 · a qwen2_vl model {reason} · set training\.bf16: true"):

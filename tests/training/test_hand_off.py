@@ -12,7 +12,7 @@ from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError, RunError
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import load_saved
-from lora_cot.training import hand_off, run
+from lora_cot.training import hand_off, run, samples
 from lora_cot.training.hand_off import NOTHING, handed_on, write_texts
 from lora_cot.types import Exchange, Sample
 
@@ -147,13 +147,13 @@ def test_what_a_later_pass_would_stop_at_is_told_before_the_first(two_stage, tmp
 def test_ids_that_two_sources_share_matter_only_where_they_are_handed_on(two_stage, tmp_path, monkeypatch):
     """Of training rows only with predicted rationales; and it is told before the first pass."""
     monkeypatch.setattr(run, "_run_pass", lambda *_: (_ for _ in ()).throw(StoppedError))
-    real = run.load_counted
+    real = samples.load_counted
 
     def twins(*given):
         found = real(*given)
         return replace(found, train=[*found.train, replace(found.train[1], id=found.train[0].id)])
 
-    monkeypatch.setattr(run, "load_counted", twins)
+    monkeypatch.setattr(samples, "load_counted", twins)
     with pytest.raises(StoppedError):
         run.train(two_stage(), tmp_path / "gold")
     with pytest.raises(DataError, match=r"data\.train · .*two samples have this id"):

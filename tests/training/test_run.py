@@ -12,16 +12,18 @@ from lora_cot.checkpoints import folders, opening
 from lora_cot.checkpoints.opening import find_adapter, open_model, saved_recipe
 from lora_cot.data.collate import batch, encode
 from lora_cot.data.images import open_image
+from lora_cot.data.lengths import Kept
 from lora_cot.data.shapes import make_sample
 from lora_cot.engines.local import LocalEngine
 from lora_cot.errors import AdapterError, DataError, RecipeError, RunError
 from lora_cot.evaluation.ask import ask
 from lora_cot.formats import FORMATS
 from lora_cot.merging.merge import merge
-from lora_cot.search.strategies import answer
-from lora_cot.training import console
+from lora_cot.search.run import answer
+from lora_cot.training.console import sample_counts
 from lora_cot.training.losses import stage_loss, stage_sums
 from lora_cot.training.run import train
+from lora_cot.validation.show import mark_trained, spans
 from tests.conftest import TRAINED, TRAINED_CHAT
 
 
@@ -198,11 +200,19 @@ def test_no_data_is_an_error(make_recipe, tmp_path):
         train(make_recipe(tmp_path, data={"train": []}), tmp_path)
 
 
+def test_what_became_of_long_samples_is_told_of_held_out_ones_too():
+    """Those that are dropped, and those whose images are made smaller."""
+    one, two = (make_sample(number, "train", 0) for number in range(2))
+    text = sample_counts(Kept([one, two], [5, 7], [1.0, 0.9], ["a"]), Kept([one], [5], [0.5], ["b"]))
+    assert "2 samples to train on" in text and "of 5 to 7 tokens; 1 held out" in text
+    assert "2 dropped, too long: a, b" in text and "the images of 2 samples are made smaller" in text
+
+
 @pytest.mark.parametrize("name", TRAINED_CHAT)
 def test_the_preview_marks_what_is_trained(load_tiny, name):
     """The run shows one sample with its answer between marks."""
     encoder = load_tiny(name).encoder(FORMATS["four_stage"])
-    text = console.mark_trained(encode(encoder, make_sample(0, "train", 0), True), encoder)
+    text = mark_trained(spans(encode(encoder, make_sample(0, "train", 0), True), encoder))
     assert text.count("⟦") == 1 and "<|assistant|>⟦<SUMMARY>" in text and text.endswith("</CONCLUSION><|end|>⟧")
 
 

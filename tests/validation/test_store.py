@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 
 from lora_cot.validation.checks import Keys, RowFacts
 from lora_cot.validation.store import BUCKETS, RowStore, bucket_width
-from lora_cot.validation.stream import CheckedRow, Part
+from lora_cot.validation.stream import CheckedRow, RecipeSource
 
-PARTS = [Part("train", 0, None), Part("train", 1, None), Part("eval", 0, None)]
+SOURCES = [RecipeSource("train", 0, None), RecipeSource("train", 1, None), RecipeSource("eval", 0, None)]
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5000), st.integers(0, 9)), min_size=1, max_size=60)
 
 
 def store_of(rows):
-    """A store of rows (part, tokens, picture); 0 is none."""
-    store = RowStore(PARTS)
-    for number, (part, tokens, picture) in enumerate(rows):
+    """A store of rows (source, tokens, picture); 0 is none."""
+    store = RowStore(SOURCES)
+    for number, (source, tokens, picture) in enumerate(rows):
         keys = Keys((picture,) if picture else (), picture, picture * tokens)
         facts = RowFacts((), str(number), int(picture > 0), 1, keys, tokens, picture, tokens // 2, tokens, fits=1)
-        store.add(CheckedRow(part, f"line {number}", facts), "used", True)
+        store.add(CheckedRow(source, f"line {number}", facts), "used", True)
     return store
 
 
@@ -29,8 +29,8 @@ def store_of(rows):
 def test_statistics(rows):
     """Counts, quantiles, histogram and shares, for each split."""
     store = store_of(rows)
-    for split, parts in (("train", (0, 1)), ("eval", (2,))):
-        mine = [row for row in rows if row[0] in parts]
+    for split, sources in (("train", (0, 1)), ("eval", (2,))):
+        mine = [row for row in rows if row[0] in sources]
         found = store.statistics(split)
         assert (found["rows"], found["with_image"]) == (len(mine), sum(picture > 0 for *_, picture in mine))
         if not mine:
@@ -71,7 +71,7 @@ def test_twins(rows):
 
 @given(ROWS, st.sets(st.integers(0, 59)))
 def test_held_out_rows(rows, numbers):
-    """Numbers count through the samples of train, part by part, whatever order they came in."""
+    """Numbers count through the samples of train, source by source, whatever order they came in."""
     rows = sorted(rows)
     store = store_of(rows)
     store.hold_out(numbers)
@@ -80,7 +80,7 @@ def test_held_out_rows(rows, numbers):
     assert store.statistics("held_out")["rows"] == len(held)
     if held:
         assert store.statistics("held_out")["tokens"]["total"] == sum(tokens for _, tokens, _ in held)
-    assert store.samples("train") == [sum(row[0] == part for row in rows) for part in (0, 1)]
+    assert store.samples("train") == [sum(row[0] == source for row in rows) for source in (0, 1)]
 
 
 @given(st.integers(1, 10**7))

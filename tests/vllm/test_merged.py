@@ -16,13 +16,13 @@ import httpx2
 import pytest
 
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.data.sources import load_mixture
+from lora_cot.data.sources import load_data
 from lora_cot.engines.image_parts import image_part
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.model import ModelSection
 from lora_cot.recipe.schema import DataSection, SearchSection
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from tests.merging.conftest import PUBLISHED, layers_of, make_adapter, merge_files, rewrite, tensors_of
 
 SERVE = shutil.which(os.environ.get("VLLM_SERVE", ""))
@@ -101,7 +101,7 @@ def test_vllm_serves_what_was_merged(make_base, tmp_path, name):
     merged = merge_files(base, tmp_path / "adapter", tmp_path / "merged")
     assert set(tensors_of(merged)) == set(tensors_of(base))
     data = DataSection.model_validate({"train": [{"source": "shapes", "split": "test", "limit": 4}]})
-    samples = load_mixture(data.train, FORMATS["direct"])
+    samples = load_data(data, FORMATS["direct"])[0]
     wanted = ours(merged, samples)
     assert wanted != ours(base, samples) and all(wanted)
     with served(merged, tmp_path / "vllm.log") as address:

@@ -9,15 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_cot.backbones.cache_root import cache_root
+from lora_cot.backbones.cache_root import appearing, cache_root
 from lora_cot.backbones.mini.teaching import Phase, family_of_model, teach
 from lora_cot.data.images import open_image
 from lora_cot.errors import BackboneError, Problem, nearest
@@ -111,12 +109,10 @@ def _built_from(folder: Path) -> str:
 
 
 def build(spec: MiniSpec, folder: Path, taught: bool = True) -> None:
-    """Train a base and write it in bf16, or all of it but its weights. The folder appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        import torch
+    """Train a base and write it in bf16, or all of it but its weights; see `appearing`."""
+    import torch
 
+    with appearing(folder) as staging:
         model, processor = random_base(spec)
         if taught:
             if (teach_first := architecture(spec.family).teach_first) is not None:
@@ -130,10 +126,6 @@ def build(spec: MiniSpec, folder: Path, taught: bool = True) -> None:
         family_of_model(model).save_whole(processor, staging)
         made_from = {"fingerprint": spec.fingerprint(), **dataclasses.asdict(spec)}
         (staging / "built_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
-        staging.chmod(0o755)  # mkdtemp makes it private
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def chat_template(image: str) -> str:
@@ -224,4 +216,7 @@ def make_tokenizer(vocab_size: int, image: str, special_tokens: tuple[str, ...])
 
 
 if __name__ == "__main__":
-    build(MINIS[sys.argv[1]], Path(sys.argv[2]))
+    wanted = Path(sys.argv[2])
+    if wanted.exists():
+        sys.exit(str(Problem(str(wanted), "there is something at this place already", "name another, or remove it")))
+    build(MINIS[sys.argv[1]], wanted)
