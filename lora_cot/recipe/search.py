@@ -35,9 +35,6 @@ NO_CUTOFF = Problem(
     "set search.swires.mean and std to what lora_cot.calibrate measures, or a cutoff",
 )
 
-UNSCORED = ("greedy", "sample", "two_pass")
-"""They choose nothing, so no scorer is made for them."""
-
 
 class StageSearch(Section):
     """Settings of one stage that differ from the rest."""
