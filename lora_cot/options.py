@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,10 +157,10 @@ def recipe_or_path(path: Path) -> Any:
     return load_recipe(path)
 
 
-def print_rows(values: dict[str, Any], as_json: bool, rows: list[tuple[str, Any]]) -> None:
-    """Print what a verb found: one JSON object, or rows for people."""
+def print_found(values: dict[str, Any], as_json: bool, lines: Sequence[str] | Sequence[tuple[str, Any]]) -> None:
+    """Print what a verb found: one JSON object, or lines for people, names in a column of their own."""
     if as_json:
         print(json.dumps(values, ensure_ascii=False))
         return
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
+    width = max((len(line[0]) for line in lines if not isinstance(line, str)), default=0)
+    print(*(line if isinstance(line, str) else f"{line[0].ljust(width)}  {line[1]}" for line in lines), sep="\n")

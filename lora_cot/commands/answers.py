@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from lora_cot.options import (
     Settings,
     Split,
     Strategy,
-    print_rows,
+    print_found,
     quantization_name,
     search_keys,
     server_of,
@@ -75,7 +74,7 @@ def evaluate(
     check_looks(model, search, server)
     asked = (model, benchmark, split, limit, search, output, how, data, server, cot_format, demonstrations)
     report = run(*asked, grader, page)
-    print_rows(report.to_json(), as_json, report.lines())
+    print_found(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
     if failed := [f"{name}: {why}" for name, why in report.grading.failed.items()]:
         shown = [*failed[:20], *["…"] * (len(failed) > 20)]
@@ -97,7 +96,7 @@ def compare(
     if len(places) < 2:
         raise RunError(Problem("A B", "one evaluation is nothing to compare", "name two or more"))
     report = run(*places, output=output)
-    print(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    print_found(report.to_json(), as_json, report.lines())
 
 
 def score(
@@ -118,7 +117,7 @@ def score(
         if ids:
             print(f"{gap.replace('_', ' ')}: {len(ids)}", *ids[:20], *["…"] * (len(ids) > 20), sep="\n  ", file=sys.stderr)
     counts = [(gap.replace("_", " "), len(ids)) for gap, ids in report.gaps.items()]
-    print_rows(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
+    print_found(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
 
 
 def ask(

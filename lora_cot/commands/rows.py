@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from lora_cot.errors import Problem, RunError
 from lora_cot.options import (
     AsJson,
     KeyFile,
-    print_rows,
+    print_found,
     recipe_or_path,
 )
 
@@ -63,7 +62,7 @@ def validate(
     from lora_cot.validation.run import validate as run
 
     report = run(what, cot_format, bad or Path(f"{name}.bad.jsonl"), workers)
-    print(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    print_found(report.to_json(), as_json, report.lines())
     if not report.valid:
         raise typer.Exit(1)
 
@@ -100,7 +99,7 @@ def annotate(
     what = recipe_or_path(path)
     chosen = Selection(part, source, split, everything, limit)
     report = run(what, asked, output, cot_format, chosen, faithful, retry_aside, concurrency)
-    print_rows(report.to_json(), as_json, report.lines())
+    print_found(report.to_json(), as_json, report.lines())
     if report.failed:
         raise typer.Exit(1)
 
@@ -113,7 +112,7 @@ def _count_demonstrations(path: Path, as_json: bool) -> None:
     steps = [step for one in shown for step in one.steps]
     regions = sum(isinstance(step, Region) for step in steps)
     values = {"demonstrations": len(shown), "texts": len(steps) - regions, "regions": regions}
-    print_rows(values, as_json, list(values.items()))
+    print_found(values, as_json, list(values.items()))
 
 
 def _count_predictions(path: Path, cot_format: CotFormat, field: str | None, as_json: bool) -> None:
@@ -123,15 +122,15 @@ def _count_predictions(path: Path, cot_format: CotFormat, field: str | None, as_
     counts = count_outcomes(path, cot_format, field or PREDICTION)
     rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
     rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
-    print_rows(counts, as_json, rows)
+    print_found(counts, as_json, rows)
 
 
 def _show(recipe: Any, count: int, page: Path, as_json: bool) -> None:
     """Print samples as the model sees them, and write them to a page."""
-    from lora_cot.validation.show import lines, show_samples, write_page
+    from lora_cot.validation.show import show_samples, write_page
 
     shown = show_samples(recipe, count)
     write_page(shown, recipe, page)
     values = {"recipe": recipe.name, "html": str(page), "samples": [sample.to_json() for sample in shown]}
-    print(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines(shown)))
+    print_found(values, as_json, [line for sample in shown for line in sample.lines()])
     print(f"page: {page}", file=sys.stderr)
