@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ import typer
 from lora_cot.errors import Problem, RecipeError, RunError, nearest
 
 if TYPE_CHECKING:
-    from lora_cot.evaluation.remote import Server
+    from lora_cot.engines.opening import Server
 
 Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
@@ -107,12 +107,7 @@ def quantization_name(name: str) -> Any:
 
 
 def server_of(
-    engine: str | None,
-    model: str | None,
-    key_file: Path | None,
-    quantization: str,
-    others: Mapping[str, object] | None = None,
-    key_option: str = "--api-key-file",
+    engine: str | None, model: str | None, key_file: Path | None, key_option: str = "--api-key-file"
 ) -> Server | None:
     """The server that runs the model; None if this process does.
 
@@ -120,26 +115,20 @@ def server_of(
         engine: its address, if there is one.
         model: its name there.
         key_file: holds its key.
-        quantization: of the base, as this process loads it.
-        others: further options that say how this process runs a model; None where one is not given.
         key_option: the one that names the key's file.
 
     Raises:
-        RunError: options that do not go with the others.
+        RunError: it is said how a server is asked, and none is named.
         AccessError: the file holds no key.
     """
     if engine is None:
         what, remedy = "it says how a server is asked, and none is named", "add --engine URL"
-        odd: Mapping[str, object] = {"--engine-model": model, key_option: key_file}
-    else:
-        what, remedy = "the server has loaded the model as it was started", "drop it, or --engine"
-        odd = {"--quantization": None if quantization == "auto" else quantization, **(others or {})}
-    if problems := [Problem(option, what, remedy) for option, given in odd.items() if given is not None]:
-        raise RunError(problems)
-    if engine is None:
+        odd = {"--engine-model": model, key_option: key_file}
+        if problems := [Problem(option, what, remedy) for option, given in odd.items() if given is not None]:
+            raise RunError(problems)
         return None
     from lora_cot.engines.chat import read_key
-    from lora_cot.evaluation.remote import Server
+    from lora_cot.engines.opening import Server
 
     return Server(engine, model, read_key(key_file), key_option=key_option)
 

@@ -64,10 +64,10 @@ def evaluate(
     """Measure a model and a strategy on a benchmark."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
     how = quantization_name(quantization)
-    server = server_of(engine, engine_model, api_key_file, how)
+    server = server_of(engine, engine_model, api_key_file)
     grader = _judge(judge, judge_model, judge_key_file)
+    from lora_cot.engines.opening import check_looks
     from lora_cot.evaluation.comparing import check_page
-    from lora_cot.evaluation.remote import check_looks
     from lora_cot.evaluation.run import evaluate as run
 
     check_page(page)
@@ -141,10 +141,10 @@ def ask(
     """Ask one question about one image; stages are printed as they are decided."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
     how = quantization_name(quantization)
-    server = server_of(engine, engine_model, api_key_file, how)
+    server = server_of(engine, engine_model, api_key_file)
+    from lora_cot.engines.opening import check_looks, open_any
     from lora_cot.evaluation.ask import ask as run
     from lora_cot.evaluation.ask import check_trace
-    from lora_cot.evaluation.remote import check_looks, open_any
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))

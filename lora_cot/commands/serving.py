@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +15,6 @@ KvGib = Annotated[
     float | None,
     typer.Option(min=0.001, help="GiB that keys and values may take, else rows wait; 0.75 of what is free if not given."),
 ]
-ROWS = 64
-"""Candidates that decode at once, if nothing is said of them."""
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 
@@ -51,28 +48,17 @@ def serve(
     """Serve a model as OpenAI's API does, with searches inside."""
     _see_extra()
     how, adapters = quantization_name(quantization), _named(adapter or [])
-    local = {"--adapter": adapter or None, "--kv-gib": kv_gib, "--context": context, "--rows": rows}
-    server = server_of(engine, engine_model, engine_key_file, how, local, "--engine-key-file")
+    server = server_of(engine, engine_model, engine_key_file, "--engine-key-file")
     from lora_cot.engines.chat import read_key
     from lora_cot.serving.fetching import Fetching
     from lora_cot.serving.limits import Limits
-    from lora_cot.serving.opening import open_models, open_served
     from lora_cot.serving.run import serve as run
-    from lora_cot.serving.scheduler import Scheduler
-    from lora_cot.serving.service import Service
 
     key = read_key(api_key_file) if api_key_file else None  # before a model is loaded for nothing
     bounds = {"max_tokens": queue_tokens, "max_request_tokens": queue_tokens // 2}
     fetching = Fetching(frozenset(image_host or ()))
     limits = Limits(**bounds, max_candidates=candidates, fetching=fetching, drain_seconds=drain_seconds)
-    if server is None:
-        scheduler = Scheduler(rows or ROWS)
-        models, said = open_models(model, name, adapters, how, context, scheduler, kv_gib)
-    else:
-        scheduler = None
-        models, said = open_served(model, name, server)
-    print(said, file=sys.stderr)
-    run(Service(models, limits, scheduler), host, port, key)
+    run(model, name, adapters, host, port, key, how, server, rows, kv_gib, context, limits)
 
 
 def _see_extra() -> None:

@@ -115,7 +115,7 @@ def evaluate(monkeypatch):
         monkeypatch.setattr(
             run,
             "open_any",
-            lambda *_: SimpleNamespace(recipe=recipe, said="", family=ANY_FAMILY),
+            lambda *_: SimpleNamespace(recipe=recipe, model="a model", quantization="auto", family=ANY_FAMILY),
         )
         monkeypatch.setattr(run, "answers", lambda *given: zip(given[2], answered or written(*given), strict=True))
         return run.evaluate("a model", **keys)

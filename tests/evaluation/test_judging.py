@@ -39,7 +39,8 @@ def evaluate(monkeypatch, tmp_path):
     published.table_of("mmvet", tmp_path / "mmvet", "test", [published.mmvet_row(number) for number in range(8)])
     recipe = Recipe(name="x", model=ModelSection(base="x"), format={"name": "direct"})
     family = SimpleNamespace(most_images=None, tag_style="xml")
-    monkeypatch.setattr(run, "open_any", lambda *_: SimpleNamespace(recipe=recipe, said="", family=family))
+    opened = SimpleNamespace(recipe=recipe, model="m", quantization="auto", family=family)
+    monkeypatch.setattr(run, "open_any", lambda *_: opened)
     asked = []
 
     def written(_opened, cot_format, samples, _config):
