@@ -8,62 +8,60 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_cot.errors import DataError, Problem, RunError, nearest
-from lora_cot.options import (
-    AsJson,
-    Candidates,
-    Data,
-    Demonstrations,
-    Engine,
-    EngineModel,
-    Format,
-    Interleave,
-    Judge,
-    JudgeAdapter,
-    JudgeKeyFile,
-    JudgeModel,
-    KeyFile,
-    Model,
-    Quantize,
-    Scorer,
-    Settings,
-    Split,
-    Strategy,
+from lora_cot.commands.options import (
+    CandidatesOption,
+    DataOption,
+    DemonstrationsOption,
+    EngineModelOption,
+    EngineOption,
+    FormatOption,
+    InterleaveOption,
+    JsonOption,
+    JudgeAdapterOption,
+    JudgeKeyFileOption,
+    JudgeModelOption,
+    JudgeOption,
+    KeyFileOption,
+    ModelArgument,
+    QuantizationOption,
+    ScorerOption,
+    SettingsOption,
+    SplitOption,
+    StrategyOption,
     print_found,
-    quantization_name,
     search_keys,
     server_of,
 )
+from lora_cot.errors import DataError, Problem, RunError, nearest
 
 
 def evaluate(
-    model: Model,
+    model: ModelArgument,
     benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
-    data: Data = None,
-    split: Split = None,
-    cot_format: Format = None,
-    demonstrations: Demonstrations = None,
-    strategy: Strategy = None,
-    candidates: Candidates = None,
-    scorer: Scorer = None,
-    judge_adapter: JudgeAdapter = None,
-    interleave: Interleave = None,
-    settings: Settings = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    cot_format: FormatOption = None,
+    demonstrations: DemonstrationsOption = None,
+    strategy: StrategyOption = None,
+    candidates: CandidatesOption = None,
+    scorer: ScorerOption = None,
+    judge_adapter: JudgeAdapterOption = None,
+    interleave: InterleaveOption = None,
+    settings: SettingsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
-    quantization: Quantize = "auto",
-    engine: Engine = None,
-    engine_model: EngineModel = None,
-    api_key_file: KeyFile = None,
-    judge: Judge = None,
-    judge_model: JudgeModel = None,
-    judge_key_file: JudgeKeyFile = None,
+    quantization: QuantizationOption = "auto",
+    engine: EngineOption = None,
+    engine_model: EngineModelOption = None,
+    api_key_file: KeyFileOption = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModelOption = None,
+    judge_key_file: JudgeKeyFileOption = None,
     page: Annotated[Path | None, typer.Option("--report", help="HTML page of the figures, with plots.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
-    how = quantization_name(quantization)
     server = server_of(engine, engine_model, api_key_file)
     grader = _judge(judge, judge_model, judge_key_file)
     from lora_cot.engines.opening import check_looks
@@ -72,8 +70,8 @@ def evaluate(
 
     check_page(page)
     check_looks(model, search, server)
-    asked = (model, benchmark, split, limit, search, output, how, data, server, cot_format, demonstrations)
-    report = run(*asked, grader, page)
+    asked = (model, benchmark, split, limit, search, output, quantization, data, server, cot_format, demonstrations)
+    report = run(*asked, grader, page)  # type: ignore[arg-type]
     print_found(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
     if failed := [f"{name}: {why}" for name, why in report.grading.failed.items()]:
@@ -88,7 +86,7 @@ def evaluate(
 def compare(
     places: Annotated[list[str], typer.Argument(metavar="A B …", help="Files of eval --output, or measured runs.")],
     output: Annotated[Path | None, typer.Option(help="HTML page of tables and plots.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Hold evaluations of the same questions against the first of them, question by question."""
     from lora_cot.evaluation.comparing import compare as run
@@ -102,10 +100,10 @@ def compare(
 def score(
     benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")],
     predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's, A-OKVQA's or M3CoT's own form.")],
-    data: Data = None,
-    split: Split = None,
+    data: DataOption = None,
+    split: SplitOption = None,
     rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge answers that were made elsewhere. Questions and predictions that have no partner are listed, not judged."""
     from lora_cot.evaluation.predictions import score as run
@@ -121,26 +119,25 @@ def score(
 
 
 def ask(
-    model: Model,
+    model: ModelArgument,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    cot_format: Format = None,
-    demonstrations: Demonstrations = None,
-    strategy: Strategy = None,
-    candidates: Candidates = None,
-    scorer: Scorer = None,
-    judge_adapter: JudgeAdapter = None,
-    interleave: Interleave = None,
-    settings: Settings = None,
+    cot_format: FormatOption = None,
+    demonstrations: DemonstrationsOption = None,
+    strategy: StrategyOption = None,
+    candidates: CandidatesOption = None,
+    scorer: ScorerOption = None,
+    judge_adapter: JudgeAdapterOption = None,
+    interleave: InterleaveOption = None,
+    settings: SettingsOption = None,
     trace: Annotated[Path | None, typer.Option(help="File of all candidates and verdicts: .html or .json.")] = None,
-    quantization: Quantize = "auto",
-    engine: Engine = None,
-    engine_model: EngineModel = None,
-    api_key_file: KeyFile = None,
+    quantization: QuantizationOption = "auto",
+    engine: EngineOption = None,
+    engine_model: EngineModelOption = None,
+    api_key_file: KeyFileOption = None,
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
-    how = quantization_name(quantization)
     server = server_of(engine, engine_model, api_key_file)
     from lora_cot.engines.opening import check_looks, open_any
     from lora_cot.evaluation.ask import ask as run
@@ -150,7 +147,7 @@ def ask(
         raise DataError(Problem(str(image), "no such image file"))
     check_trace(trace)
     check_looks(model, search, server)
-    opened = open_any(model, how, server, cot_format)
+    opened = open_any(model, quantization, server, cot_format)  # type: ignore[arg-type]
 
     def show(_number: int, stage: Any) -> None:
         print(next(c.text for c in stage.candidates if c.chosen).strip(), flush=True)

@@ -8,22 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_cot.errors import LoraCotError, Problem, RunError
-from lora_cot.options import (
-    AsJson,
-    Onto,
-    Public,
-    Push,
-    Verify,
+from lora_cot.commands.options import (
+    JsonOption,
+    OntoOption,
+    PublicOption,
+    PushOption,
+    VerifyOption,
     print_found,
 )
+from lora_cot.errors import LoraCotError, Problem, RunError
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to change.")] = None,
-    push: Push = None,
-    public: Public = False,
+    push: PushOption = None,
+    public: PublicOption = False,
 ) -> None:
     """Train a recipe into runs/NAME. To use several GPUs: accelerate launch train.py RECIPE."""
     from lora_cot.recipe import load_recipe
@@ -53,7 +53,7 @@ def plan(
         float | None, typer.Option(min=0.1, help="Memory of the GPU it is to fit; without, this machine's.")
     ] = None,
     tokens_per_second: Annotated[float | None, typer.Option(min=0.001, help="Rate; an earlier run's if not given.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell before training whether a recipe fits, what would make it fit, and how long it takes. Nothing is loaded."""
     from lora_cot.recipe import load_recipe
@@ -68,11 +68,11 @@ def plan(
 def merge(
     run: Annotated[str, typer.Argument(help="A run, an adapter folder or a hub id.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the merged model; RUN/merged if not given.")] = None,
-    onto: Onto = "auto",
-    verify: Verify = True,
-    push: Push = None,
-    public: Public = False,
-    as_json: AsJson = False,
+    onto: OntoOption = "auto",
+    verify: VerifyOption = True,
+    push: PushOption = None,
+    public: PublicOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into its base and prove that the result is the same model. A merge that was stopped goes on."""
     _check_public(push, public)
@@ -95,9 +95,9 @@ def merge(
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run (its adapter), an adapter or a merged folder.")],
     repo: Annotated[str, typer.Argument(help="NAMESPACE/NAME on the hub.")],
-    public: Public = False,
+    public: PublicOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing: list what would be, and what would not.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Push an adapter or a merged model to the hub, checked, in one commit; to a private repository unless --public."""
     from lora_cot.publishing.push import push as run

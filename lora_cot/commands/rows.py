@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_cot.errors import Problem, RunError
-from lora_cot.options import (
-    AsJson,
-    KeyFile,
+from lora_cot.commands.options import (
+    JsonOption,
+    KeyFileOption,
     print_found,
     recipe_or_path,
 )
+from lora_cot.errors import Problem, RunError
 
 if TYPE_CHECKING:
     from lora_cot.formats import CotFormat
@@ -32,7 +32,7 @@ def validate(
         int | None, typer.Option("--show", min=1, help="Show so many samples of a recipe as the model sees them instead.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Page that --show writes; NAME.samples.html here if not given.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check every row as training would meet it: exit 1 where training would stop.
 
@@ -81,13 +81,13 @@ def annotate(
         bool, typer.Option("--faithful", help="As LLaVA-CoT: it sees the gold answer, and judges its own.")
     ] = False,
     retry_aside: Annotated[bool, typer.Option("--retry-aside", help="Ask again for rows kept aside.")] = False,
-    api_key_file: KeyFile = None,
+    api_key_file: KeyFileOption = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows that lack reasoning.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; the stages' budgets if not given.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Of the teacher.")] = 0.0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one answer.")] = 300.0,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Have a teacher write the reasoning that rows lack; only what agrees with their gold answers is used."""
     from lora_cot.annotation.rows import Selection

@@ -16,39 +16,43 @@ from lora_cot.errors import Problem, RecipeError, RunError, nearest
 if TYPE_CHECKING:
     from lora_cot.engines.opening import Server
 
-Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
-Data = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
-Split = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
-Strategy = Annotated[str | None, typer.Option(help="greedy, stage_beam, majority, …; the recipe's if not given.")]
-Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn at each step.")]
-Scorer = Annotated[str | None, typer.Option(help="logprob, self_judge, reward or package.module:function.")]
-JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
-Interleave = Annotated[
+ModelArgument = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+DataOption = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
+SplitOption = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
+StrategyOption = Annotated[str | None, typer.Option(help="greedy, stage_beam, majority, …; the recipe's if not given.")]
+CandidatesOption = Annotated[int | None, typer.Option(min=1, help="Texts drawn at each step.")]
+ScorerOption = Annotated[str | None, typer.Option(help="logprob, self_judge, reward or package.module:function.")]
+JudgeAdapterOption = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
+InterleaveOption = Annotated[
     str | None,
     typer.Option(help="Show patches of the image again as it reasons: attention, random, boxes, package.module:function."),
 ]
-Settings = Annotated[
+SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of a recipe's search section, as keep=2; repeatable."),
 ]
-Onto = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
-Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")]
-Push = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
-Public = Annotated[bool, typer.Option("--public", help="Of a push: open to everybody; private if not given.")]
-Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
-Format = Annotated[str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")]
-Demonstrations = Annotated[
+OntoOption = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
+VerifyOption = Annotated[
+    bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")
+]
+PushOption = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
+PublicOption = Annotated[bool, typer.Option("--public", help="Of a push: open to everybody; private if not given.")]
+QuantizationOption = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
+FormatOption = Annotated[str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")]
+DemonstrationsOption = Annotated[
     Path | None, typer.Option(help="File of worked examples, text and image regions in turn, shown before each question.")
 ]
-Engine = Annotated[str | None, typer.Option(help="Address of a server that runs the model; this process if not given.")]
-EngineModel = Annotated[
+EngineOption = Annotated[str | None, typer.Option(help="Address of a server that runs the model; this process if not given.")]
+EngineModelOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Its name there; PASS=NAME,base=NAME of several; the only one if not given.")
 ]
-KeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")]
-Judge = Annotated[str | None, typer.Option(help="Address of a server that grades the answers of mmvet and mathvista.")]
-JudgeModel = Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name there.")]
-JudgeKeyFile = Annotated[Path | None, typer.Option(help="The judge's key, one line; OPENAI_API_KEY if not given.")]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")
+]
+JudgeOption = Annotated[str | None, typer.Option(help="Address of a server that grades the answers of mmvet and mathvista.")]
+JudgeModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name there.")]
+JudgeKeyFileOption = Annotated[Path | None, typer.Option(help="The judge's key, one line; OPENAI_API_KEY if not given.")]
 
 
 def search_keys(
@@ -92,18 +96,6 @@ def search_keys(
     except RecipeError as error:
         raise RunError([replace(p, where=p.where.replace("search.", "--set ", 1)) for p in error.problems]) from None
     return keys
-
-
-def quantization_name(name: str) -> Any:
-    """The name.
-
-    Raises:
-        RunError: there is no such quantisation.
-    """
-    allowed = ("auto", "nf4", "none")
-    if name not in allowed:
-        raise RunError(Problem("--quantization", f"no quantisation '{name}'", nearest(name, allowed)))
-    return name
 
 
 def server_of(
