@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,9 @@ from lora_cot.commands.options import (
     server_of,
 )
 from lora_cot.errors import DataError, Problem, RunError, nearest
+
+if TYPE_CHECKING:
+    from lora_cot.evaluation.judging import Grading
 
 
 def evaluate(
@@ -74,12 +77,10 @@ def evaluate(
     report = run(*asked, grader, page)  # type: ignore[arg-type]
     print_found(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
-    if failed := [f"{name}: {why}" for name, why in report.grading.failed.items()]:
-        shown = [*failed[:20], *["…"] * (len(failed) > 20)]
-        print(f"error: {len(failed)} answers got no grade, and count as wrong:", *shown, sep="\n  ", file=sys.stderr)
+    _tell_of_grades(report.grading)
     if report.failed:
         print(f"error: the engine gave no text for {report.failed} questions", file=sys.stderr)
-    if report.failed or failed:
+    if report.failed or report.grading.failed:
         raise typer.Exit(1)
 
 
@@ -103,6 +104,9 @@ def score(
     data: DataOption = None,
     split: SplitOption = None,
     rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModelOption = None,
+    judge_key_file: JudgeKeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge answers that were made elsewhere. Questions and predictions that have no partner are listed, not judged."""
@@ -110,12 +114,14 @@ def score(
 
     if rationale not in (None, "LE", "E"):
         raise RunError(Problem("--rationale", f"no rationale '{rationale}'", nearest(rationale, ("LE", "E"))))
-    report = run(benchmark, predictions, data, split, rationale)
+    report = run(benchmark, predictions, data, split, rationale, _judge(judge, judge_model, judge_key_file))
     for gap, ids in report.gaps.items():
         if ids:
             print(f"{gap.replace('_', ' ')}: {len(ids)}", *ids[:20], *["…"] * (len(ids) > 20), sep="\n  ", file=sys.stderr)
-    counts = [(gap.replace("_", " "), len(ids)) for gap, ids in report.gaps.items()]
-    print_found(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
+    print_found(report.to_json(), as_json, report.lines())
+    _tell_of_grades(report.grading)
+    if report.grading.failed:
+        raise typer.Exit(1)
 
 
 def ask(
@@ -164,6 +170,13 @@ def ask(
 def _warn_of_judging(scorer: str, failures: float) -> None:
     if failures:
         print(f"the scorer {scorer} gave no verdict {failures:g} times: likelihood decided instead", file=sys.stderr)
+
+
+def _tell_of_grades(grading: Grading) -> None:
+    """Name the answers that got none."""
+    if failed := [f"{name}: {why}" for name, why in grading.failed.items()]:
+        shown = [*failed[:20], *["…"] * (len(failed) > 20)]
+        print(f"error: {len(failed)} answers got no grade, and count as wrong:", *shown, sep="\n  ", file=sys.stderr)
 
 
 def _judge(url: str | None, model: str | None, key_file: Path | None) -> Any:
