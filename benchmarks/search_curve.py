@@ -28,9 +28,9 @@ from curve_report import page_lines, summarise, write_docs  # beside this file
 from measuring import processor  # beside this file
 
 from lora_cot.checkpoints.opening import open_model
+from lora_cot.engines.opening import engine_of
 from lora_cot.evaluation.benchmarks import find
 from lora_cot.evaluation.questions import Wanted
-from lora_cot.evaluation.remote import engine_of
 from lora_cot.evaluation.run import evaluate
 from lora_cot.recipe import load_recipe
 from lora_cot.recipe.schema import SearchSection

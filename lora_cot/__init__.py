@@ -17,26 +17,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_cot.annotation.rows import Selection
     from lora_cot.annotation.run import annotate
     from lora_cot.checkpoints.opening import open_model
+    from lora_cot.engines.opening import Server, open_remote
+    from lora_cot.engines.teacher import Teacher
     from lora_cot.errors import LoraCotError
     from lora_cot.evaluation.after import train
     from lora_cot.evaluation.ask import ask
     from lora_cot.evaluation.calibration import calibrate
     from lora_cot.evaluation.comparing import compare
     from lora_cot.evaluation.predictions import score
-    from lora_cot.evaluation.remote import open_remote
     from lora_cot.evaluation.run import evaluate
     from lora_cot.merging.merge import merge
     from lora_cot.planning.plan import plan
     from lora_cot.publishing.push import push
     from lora_cot.recipe.load import load_recipe
+    from lora_cot.serving.limits import Limits
     from lora_cot.serving.run import serve
     from lora_cot.validation.run import validate
 
 __version__ = "0.1.0"
 __all__ = [
+    "Limits",
     "LoraCotError",
+    "Selection",
+    "Server",
+    "Teacher",
     "annotate",
     "ask",
     "calibrate",
@@ -55,7 +62,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Limits": "serving.limits",
     "LoraCotError": "errors",
+    "Selection": "annotation.rows",
+    "Server": "engines.opening",
+    "Teacher": "engines.teacher",
     "annotate": "annotation.run",
     "ask": "evaluation.ask",
     "calibrate": "evaluation.calibration",
@@ -64,7 +75,7 @@ _HOMES = {
     "load_recipe": "recipe.load",
     "merge": "merging.merge",
     "open_model": "checkpoints.opening",
-    "open_remote": "evaluation.remote",
+    "open_remote": "engines.opening",
     "plan": "planning.plan",
     "push": "publishing.push",
     "score": "evaluation.predictions",

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from lora_cot.cli import main
+from lora_cot.commands.options import search_keys
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import RunError
-from lora_cot.options import search_keys
 from tests import published
 
 ROOT = Path(__file__).resolve().parents[1]

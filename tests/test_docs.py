@@ -20,8 +20,8 @@ import yaml
 
 import lora_cot
 from lora_cot import cli, plan
+from lora_cot.commands.options import search_keys
 from lora_cot.data.jsonl import JsonlRow
-from lora_cot.options import search_keys
 from lora_cot.recipe import load_recipe
 from lora_cot.recipe.schema import Recipe
 from tests import published

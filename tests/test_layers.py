@@ -20,7 +20,6 @@ ORDER = [
     "search",
     "training merging annotation",
     "evaluation planning publishing",
-    "options",
     "serving",
     "commands",
     "cli",

@@ -33,6 +33,10 @@ class Opened:
     recipe: Recipe
     said: str
     """How it was loaded, for the user."""
+    model: str
+    """As it was named."""
+    quantization: Quantization
+    """As it was asked for."""
 
     @property
     def family(self) -> Family:
@@ -84,10 +88,11 @@ def open_model(model: str, quantization: Quantization = "auto") -> Opened:
         for name, folder in pass_folders(adapter, recipe).items():
             backbone = load_adapter(backbone, folder, name)
         name = str(adapter) if Path(model).exists() else f"{model} (commit {adapter.name[:7]})"
-        return Opened(backbone, recipe, f"adapter {name} on {recipe.model.base}, {_precision(section, backbone)}")
+        said = f"adapter {name} on {recipe.model.base}, {_precision(section, backbone)}"
+        return Opened(backbone, recipe, said, model, quantization)
     section = NF4 if quantization == "nf4" else None
     recipe, backbone = _open_whole(model, section)
-    return Opened(backbone, recipe, f"{model}, {_precision(section, backbone)}")
+    return Opened(backbone, recipe, f"{model}, {_precision(section, backbone)}", model, quantization)
 
 
 def know_model(model: str) -> tuple[Recipe, Family]:

@@ -2,94 +2,92 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_cot.errors import DataError, Problem, RunError, nearest
-from lora_cot.options import (
-    AsJson,
-    Candidates,
-    Data,
-    Demonstrations,
-    Engine,
-    EngineModel,
-    Format,
-    Interleave,
-    Judge,
-    JudgeAdapter,
-    JudgeKeyFile,
-    JudgeModel,
-    KeyFile,
-    Model,
-    Quantize,
-    Scorer,
-    Settings,
-    Split,
-    Strategy,
-    print_rows,
-    quantization_name,
+from lora_cot.commands.options import (
+    CandidatesOption,
+    DataOption,
+    DemonstrationsOption,
+    EngineModelOption,
+    EngineOption,
+    FormatOption,
+    InterleaveOption,
+    JsonOption,
+    JudgeAdapterOption,
+    JudgeKeyFileOption,
+    JudgeModelOption,
+    JudgeOption,
+    KeyFileOption,
+    ModelArgument,
+    QuantizationOption,
+    ScorerOption,
+    SettingsOption,
+    SplitOption,
+    StrategyOption,
+    print_found,
     search_keys,
     server_of,
 )
+from lora_cot.errors import DataError, Problem, RunError, nearest
+
+if TYPE_CHECKING:
+    from lora_cot.evaluation.judging import Grading
 
 
 def evaluate(
-    model: Model,
+    model: ModelArgument,
     benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
-    data: Data = None,
-    split: Split = None,
-    cot_format: Format = None,
-    demonstrations: Demonstrations = None,
-    strategy: Strategy = None,
-    candidates: Candidates = None,
-    scorer: Scorer = None,
-    judge_adapter: JudgeAdapter = None,
-    interleave: Interleave = None,
-    settings: Settings = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    cot_format: FormatOption = None,
+    demonstrations: DemonstrationsOption = None,
+    strategy: StrategyOption = None,
+    candidates: CandidatesOption = None,
+    scorer: ScorerOption = None,
+    judge_adapter: JudgeAdapterOption = None,
+    interleave: InterleaveOption = None,
+    settings: SettingsOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL of every question with its text and verdict.")] = None,
-    quantization: Quantize = "auto",
-    engine: Engine = None,
-    engine_model: EngineModel = None,
-    api_key_file: KeyFile = None,
-    judge: Judge = None,
-    judge_model: JudgeModel = None,
-    judge_key_file: JudgeKeyFile = None,
+    quantization: QuantizationOption = "auto",
+    engine: EngineOption = None,
+    engine_model: EngineModelOption = None,
+    api_key_file: KeyFileOption = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModelOption = None,
+    judge_key_file: JudgeKeyFileOption = None,
     page: Annotated[Path | None, typer.Option("--report", help="HTML page of the figures, with plots.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
-    how = quantization_name(quantization)
-    server = server_of(engine, engine_model, api_key_file, how)
+    server = server_of(engine, engine_model, api_key_file)
     grader = _judge(judge, judge_model, judge_key_file)
+    from lora_cot.engines.opening import check_looks
     from lora_cot.evaluation.comparing import check_page
-    from lora_cot.evaluation.remote import check_looks
     from lora_cot.evaluation.run import evaluate as run
 
     check_page(page)
     check_looks(model, search, server)
-    asked = (model, benchmark, split, limit, search, output, how, data, server, cot_format, demonstrations)
-    report = run(*asked, grader, page)
-    print_rows(report.to_json(), as_json, report.lines())
+    asked = (model, benchmark, split, limit, search, output, quantization, data, server, cot_format, demonstrations)
+    report = run(*asked, grader, page)  # type: ignore[arg-type]
+    print_found(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
-    if failed := [f"{name}: {why}" for name, why in report.grading.failed.items()]:
-        shown = [*failed[:20], *["…"] * (len(failed) > 20)]
-        print(f"error: {len(failed)} answers got no grade, and count as wrong:", *shown, sep="\n  ", file=sys.stderr)
+    _tell_of_grades(report.grading)
     if report.failed:
         print(f"error: the engine gave no text for {report.failed} questions", file=sys.stderr)
-    if report.failed or failed:
+    if report.failed or report.grading.failed:
         raise typer.Exit(1)
 
 
 def compare(
     places: Annotated[list[str], typer.Argument(metavar="A B …", help="Files of eval --output, or measured runs.")],
     output: Annotated[Path | None, typer.Option(help="HTML page of tables and plots.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Hold evaluations of the same questions against the first of them, question by question."""
     from lora_cot.evaluation.comparing import compare as run
@@ -97,61 +95,65 @@ def compare(
     if len(places) < 2:
         raise RunError(Problem("A B", "one evaluation is nothing to compare", "name two or more"))
     report = run(*places, output=output)
-    print(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    print_found(report.to_json(), as_json, report.lines())
 
 
 def score(
     benchmark: Annotated[str, typer.Option(help="Name of a benchmark.")],
     predictions: Annotated[Path, typer.Option(help="JSONL of id and output, or ScienceQA's, A-OKVQA's or M3CoT's own form.")],
-    data: Data = None,
-    split: Split = None,
+    data: DataOption = None,
+    split: SplitOption = None,
     rationale: Annotated[str | None, typer.Option(help="ScienceQA's gold rationale: LE (with the lecture) or E.")] = None,
-    as_json: AsJson = False,
+    judge: JudgeOption = None,
+    judge_model: JudgeModelOption = None,
+    judge_key_file: JudgeKeyFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge answers that were made elsewhere. Questions and predictions that have no partner are listed, not judged."""
     from lora_cot.evaluation.predictions import score as run
 
     if rationale not in (None, "LE", "E"):
         raise RunError(Problem("--rationale", f"no rationale '{rationale}'", nearest(rationale, ("LE", "E"))))
-    report = run(benchmark, predictions, data, split, rationale)
+    report = run(benchmark, predictions, data, split, rationale, _judge(judge, judge_model, judge_key_file))
     for gap, ids in report.gaps.items():
         if ids:
             print(f"{gap.replace('_', ' ')}: {len(ids)}", *ids[:20], *["…"] * (len(ids) > 20), sep="\n  ", file=sys.stderr)
-    counts = [(gap.replace("_", " "), len(ids)) for gap, ids in report.gaps.items()]
-    print_rows(report.to_json(), as_json, [("scored", report.scored), *report.summary.lines(), *counts])
+    print_found(report.to_json(), as_json, report.lines())
+    _tell_of_grades(report.grading)
+    if report.grading.failed:
+        raise typer.Exit(1)
 
 
 def ask(
-    model: Model,
+    model: ModelArgument,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    cot_format: Format = None,
-    demonstrations: Demonstrations = None,
-    strategy: Strategy = None,
-    candidates: Candidates = None,
-    scorer: Scorer = None,
-    judge_adapter: JudgeAdapter = None,
-    interleave: Interleave = None,
-    settings: Settings = None,
+    cot_format: FormatOption = None,
+    demonstrations: DemonstrationsOption = None,
+    strategy: StrategyOption = None,
+    candidates: CandidatesOption = None,
+    scorer: ScorerOption = None,
+    judge_adapter: JudgeAdapterOption = None,
+    interleave: InterleaveOption = None,
+    settings: SettingsOption = None,
     trace: Annotated[Path | None, typer.Option(help="File of all candidates and verdicts: .html or .json.")] = None,
-    quantization: Quantize = "auto",
-    engine: Engine = None,
-    engine_model: EngineModel = None,
-    api_key_file: KeyFile = None,
+    quantization: QuantizationOption = "auto",
+    engine: EngineOption = None,
+    engine_model: EngineModelOption = None,
+    api_key_file: KeyFileOption = None,
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
-    how = quantization_name(quantization)
-    server = server_of(engine, engine_model, api_key_file, how)
+    server = server_of(engine, engine_model, api_key_file)
+    from lora_cot.engines.opening import check_looks, open_any
     from lora_cot.evaluation.ask import ask as run
     from lora_cot.evaluation.ask import check_trace
-    from lora_cot.evaluation.remote import check_looks, open_any
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))
     check_trace(trace)
     check_looks(model, search, server)
-    opened = open_any(model, how, server, cot_format)
+    opened = open_any(model, quantization, server, cot_format)  # type: ignore[arg-type]
 
     def show(_number: int, stage: Any) -> None:
         print(next(c.text for c in stage.candidates if c.chosen).strip(), flush=True)
@@ -168,6 +170,13 @@ def ask(
 def _warn_of_judging(scorer: str, failures: float) -> None:
     if failures:
         print(f"the scorer {scorer} gave no verdict {failures:g} times: likelihood decided instead", file=sys.stderr)
+
+
+def _tell_of_grades(grading: Grading) -> None:
+    """Name the answers that got none."""
+    if failed := [f"{name}: {why}" for name, why in grading.failed.items()]:
+        shown = [*failed[:20], *["…"] * (len(failed) > 20)]
+        print(f"error: {len(failed)} answers got no grade, and count as wrong:", *shown, sep="\n  ", file=sys.stderr)
 
 
 def _judge(url: str | None, model: str | None, key_file: Path | None) -> Any:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lora_cot.errors import LoraCotError, Problem, RunError
-from lora_cot.options import (
-    AsJson,
-    Onto,
-    Public,
-    Push,
-    Verify,
-    print_rows,
+from lora_cot.commands.options import (
+    JsonOption,
+    OntoOption,
+    PublicOption,
+    PushOption,
+    VerifyOption,
+    print_found,
 )
+from lora_cot.errors import LoraCotError, Problem, RunError
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to change.")] = None,
-    push: Push = None,
-    public: Public = False,
+    push: PushOption = None,
+    public: PublicOption = False,
 ) -> None:
     """Train a recipe into runs/NAME. To use several GPUs: accelerate launch train.py RECIPE."""
     from lora_cot.recipe import load_recipe
@@ -54,31 +53,28 @@ def plan(
         float | None, typer.Option(min=0.1, help="Memory of the GPU it is to fit; without, this machine's.")
     ] = None,
     tokens_per_second: Annotated[float | None, typer.Option(min=0.001, help="Rate; an earlier run's if not given.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell before training whether a recipe fits, what would make it fit, and how long it takes. Nothing is loaded."""
     from lora_cot.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from lora_cot.planning.plan import lines
     from lora_cot.planning.plan import plan as run
 
     found = run(loaded, vram_gb, tokens_per_second)
-    print(json.dumps(found.to_json(), ensure_ascii=False) if as_json else "\n".join(lines(found)))
+    print_found(found.to_json(), as_json, found.lines())
 
 
 def merge(
     run: Annotated[str, typer.Argument(help="A run, an adapter folder or a hub id.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the merged model; RUN/merged if not given.")] = None,
-    onto: Onto = "auto",
-    verify: Verify = True,
-    push: Push = None,
-    public: Public = False,
-    as_json: AsJson = False,
+    onto: OntoOption = "auto",
+    verify: VerifyOption = True,
+    push: PushOption = None,
+    public: PublicOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into its base and prove that the result is the same model. A merge that was stopped goes on."""
-    from dataclasses import asdict
-
     _check_public(push, public)
     if push:
         from lora_cot.checkpoints.opening import find_adapter, saved_recipe
@@ -86,31 +82,28 @@ def merge(
 
         adapter = find_adapter(run)
         check_ready(push, public, "merged", saved_recipe(adapter) if adapter else None, verify)
-    from lora_cot.merging.merge import lines
     from lora_cot.merging.merge import merge as run_merge
 
-    reports = run_merge(run, output, onto, verify)  # type: ignore[arg-type]
-    values = asdict(reports[0]) if len(reports) == 1 else {"passes": [asdict(report) for report in reports]}
-    rows = [row for report in reports for row in lines(report)]
+    merged = run_merge(run, output, onto, verify)  # type: ignore[arg-type]
+    values, rows = merged.to_json(), merged.lines()
     if push:
-        pushed = _pushed(_whole(Path(reports[0].folder)), push, public)
+        pushed = _pushed(merged.folder, push, public)
         values, rows = values | {"push": pushed.to_json()}, [*rows, ("pushed", f"{pushed.url} (commit {pushed.commit})")]
-    print_rows(values, as_json, rows)
+    print_found(values, as_json, rows)
 
 
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run (its adapter), an adapter or a merged folder.")],
     repo: Annotated[str, typer.Argument(help="NAMESPACE/NAME on the hub.")],
-    public: Public = False,
+    public: PublicOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing: list what would be, and what would not.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Push an adapter or a merged model to the hub, checked, in one commit; to a private repository unless --public."""
-    from lora_cot.publishing.push import lines
     from lora_cot.publishing.push import push as run
 
     report = run(folder, repo, public, dry_run)
-    print_rows(report.to_json(), as_json, lines(report))
+    print_found(report.to_json(), as_json, report.lines())
     if report.refused:
         raise RunError(report.refused)
 
@@ -119,11 +112,6 @@ def _check_public(push: str | None, public: bool) -> None:
     if public and not push:
         what = "there is no push whose repository it could open"
         raise RunError(Problem("--public", what, "add --push REPO, or leave it out"))
-
-
-def _whole(folder: Path) -> Path:
-    """The folder of a merge's output, of which a split format's passes have a part each."""
-    return folder if (folder / "recipe.yaml").is_file() else folder.parent
 
 
 def _pushed(folder: Path, repo: str, public: bool) -> Any:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_cot.errors import Problem, RunError
-from lora_cot.options import (
-    AsJson,
-    KeyFile,
-    print_rows,
+from lora_cot.commands.options import (
+    JsonOption,
+    KeyFileOption,
+    print_found,
     recipe_or_path,
 )
+from lora_cot.errors import Problem, RunError
 
 if TYPE_CHECKING:
     from lora_cot.formats import CotFormat
@@ -33,7 +32,7 @@ def validate(
         int | None, typer.Option("--show", min=1, help="Show so many samples of a recipe as the model sees them instead.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Page that --show writes; NAME.samples.html here if not given.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check every row as training would meet it: exit 1 where training would stop.
 
@@ -63,7 +62,7 @@ def validate(
     from lora_cot.validation.run import validate as run
 
     report = run(what, cot_format, bad or Path(f"{name}.bad.jsonl"), workers)
-    print(json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    print_found(report.to_json(), as_json, report.lines())
     if not report.valid:
         raise typer.Exit(1)
 
@@ -82,13 +81,13 @@ def annotate(
         bool, typer.Option("--faithful", help="As LLaVA-CoT: it sees the gold answer, and judges its own.")
     ] = False,
     retry_aside: Annotated[bool, typer.Option("--retry-aside", help="Ask again for rows kept aside.")] = False,
-    api_key_file: KeyFile = None,
+    api_key_file: KeyFileOption = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows that lack reasoning.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; the stages' budgets if not given.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Of the teacher.")] = 0.0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one answer.")] = 300.0,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Have a teacher write the reasoning that rows lack; only what agrees with their gold answers is used."""
     from lora_cot.annotation.rows import Selection
@@ -100,7 +99,7 @@ def annotate(
     what = recipe_or_path(path)
     chosen = Selection(part, source, split, everything, limit)
     report = run(what, asked, output, cot_format, chosen, faithful, retry_aside, concurrency)
-    print_rows(report.to_json(), as_json, report.lines())
+    print_found(report.to_json(), as_json, report.lines())
     if report.failed:
         raise typer.Exit(1)
 
@@ -113,7 +112,7 @@ def _count_demonstrations(path: Path, as_json: bool) -> None:
     steps = [step for one in shown for step in one.steps]
     regions = sum(isinstance(step, Region) for step in steps)
     values = {"demonstrations": len(shown), "texts": len(steps) - regions, "regions": regions}
-    print_rows(values, as_json, list(values.items()))
+    print_found(values, as_json, list(values.items()))
 
 
 def _count_predictions(path: Path, cot_format: CotFormat, field: str | None, as_json: bool) -> None:
@@ -123,15 +122,15 @@ def _count_predictions(path: Path, cot_format: CotFormat, field: str | None, as_
     counts = count_outcomes(path, cot_format, field or PREDICTION)
     rows = [(name, counts[name]) for name in ("rows", "complete", "partial", "none")]
     rows += [(f"  {fault}", number) for fault, number in counts["faults"].items()]
-    print_rows(counts, as_json, rows)
+    print_found(counts, as_json, rows)
 
 
 def _show(recipe: Any, count: int, page: Path, as_json: bool) -> None:
     """Print samples as the model sees them, and write them to a page."""
-    from lora_cot.validation.show import lines, show_samples, write_page
+    from lora_cot.validation.show import show_samples, write_page
 
     shown = show_samples(recipe, count)
     write_page(shown, recipe, page)
     values = {"recipe": recipe.name, "html": str(page), "samples": [sample.to_json() for sample in shown]}
-    print(json.dumps(values, ensure_ascii=False) if as_json else "\n".join(lines(shown)))
+    print_found(values, as_json, [line for sample in shown for line in sample.lines()])
     print(f"page: {page}", file=sys.stderr)

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lora_cot.commands.options import EngineModelOption, EngineOption, ModelArgument, QuantizationOption, server_of
 from lora_cot.errors import Problem, RunError
-from lora_cot.options import Engine, EngineModel, Model, Quantize, quantization_name, server_of
 
-KvGib = Annotated[
+KvGibOption = Annotated[
     float | None,
     typer.Option(min=0.001, help="GiB that keys and values may take, else rows wait; 0.75 of what is free if not given."),
 ]
-ROWS = 64
-"""Candidates that decode at once, if nothing is said of them."""
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
 
 def serve(
-    model: Model,
+    model: ModelArgument,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="A further run or adapter of the same base; repeatable.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="What requests call MODEL; its run's name if not given.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
-    engine: Engine = None,
-    engine_model: EngineModel = None,
+    engine: EngineOption = None,
+    engine_model: EngineModelOption = None,
     engine_key_file: Annotated[Path | None, typer.Option(help="That server's key; OPENAI_API_KEY if not given.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="One line; clients must send it.")] = None,
-    quantization: Quantize = "auto",
+    quantization: QuantizationOption = "auto",
     rows: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Candidates that decode at once, of all requests; 64 if not given.")
     ] = None,
-    kv_gib: KvGib = None,
+    kv_gib: KvGibOption = None,
     queue_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that all requests together may still take; beyond, 503.")
     ] = 2_000_000,
@@ -50,29 +47,19 @@ def serve(
 ) -> None:
     """Serve a model as OpenAI's API does, with searches inside."""
     _see_extra()
-    how, adapters = quantization_name(quantization), _named(adapter or [])
-    local = {"--adapter": adapter or None, "--kv-gib": kv_gib, "--context": context, "--rows": rows}
-    server = server_of(engine, engine_model, engine_key_file, how, local, "--engine-key-file")
+    adapters = _named(adapter or [])
+    server = server_of(engine, engine_model, engine_key_file, "--engine-key-file")
     from lora_cot.engines.chat import read_key
     from lora_cot.serving.fetching import Fetching
     from lora_cot.serving.limits import Limits
-    from lora_cot.serving.opening import open_models, open_served
     from lora_cot.serving.run import serve as run
-    from lora_cot.serving.scheduler import Scheduler
-    from lora_cot.serving.service import Service
 
     key = read_key(api_key_file) if api_key_file else None  # before a model is loaded for nothing
     bounds = {"max_tokens": queue_tokens, "max_request_tokens": queue_tokens // 2}
     fetching = Fetching(frozenset(image_host or ()))
     limits = Limits(**bounds, max_candidates=candidates, fetching=fetching, drain_seconds=drain_seconds)
-    if server is None:
-        scheduler = Scheduler(rows or ROWS)
-        models, said = open_models(model, name, adapters, how, context, scheduler, kv_gib)
-    else:
-        scheduler = None
-        models, said = open_served(model, name, server)
-    print(said, file=sys.stderr)
-    run(Service(models, limits, scheduler), host, port, key)
+    how = (quantization, server, rows, kv_gib, context, limits)
+    run(model, name, adapters, host, port, key, *how)  # type: ignore[arg-type]
 
 
 def _see_extra() -> None:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_cot.checkpoints.opening import Opened
+from lora_cot.checkpoints.opening import Opened, Quantization
 from lora_cot.data.demonstrations import load_demonstrations, preface
 from lora_cot.data.images import open_image
+from lora_cot.engines.opening import AnyOpened, Server, engine_of, open_any
 from lora_cot.engines.sight import covered
 from lora_cot.errors import Problem, RunError
-from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.evaluation.trace_page import trace_page
 from lora_cot.pages import image_uri
 from lora_cot.recipe.load import change_search
@@ -21,18 +21,21 @@ from lora_cot.types import Exchange, Sample
 
 
 def ask(
-    opened: Opened | OpenedRemote,
+    model: str | AnyOpened,
     image: Path,
     question: str,
     search: dict[str, Any] | None = None,
     on_stage: OnStage = lambda _number, _stage: None,
     trace: Path | None = None,
     demonstrations: Path | None = None,
+    quantization: Quantization = "auto",
+    server: Server | None = None,
+    format_name: str | None = None,
 ) -> Completion:
     """The model's answer to a question about an image.
 
     Args:
-        opened: the model, here or on a server: `open_model`, `open_remote`.
+        model: run, adapter, merged folder or hub id; or what `open_model` or `open_remote` gave.
         image: a file.
         question: as a user would type it.
         search: values by key of the recipe's search section, inner ones dotted.
@@ -40,14 +43,19 @@ def ask(
         trace: a file of all candidates, verdicts and winners: a page if its name ends with .html, `Completion.to_json` if
             with .json.
         demonstrations: a file of worked examples that the prompt shows before the question.
+        quantization: with the two after it, how a model that is named is opened; see `open_any`.
+        server: what runs it, if not this process.
+        format_name: a built-in format to ask in.
 
     Raises:
         RecipeError: the search has no such key or value.
         DataError: the image cannot be opened; see `load_demonstrations` and `preface`.
         SearchError: the strategy is not defined for the model's format.
         RunError: the trace's name ends with something else.
+        LoraCotError: see `open_any`.
     """
     check_trace(trace)
+    opened = open_any(model, quantization, server, format_name)
     config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)

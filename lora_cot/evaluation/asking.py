@@ -12,9 +12,9 @@ from typing import Any
 from lora_cot.checkpoints.opening import Opened
 from lora_cot.data.images import image_size
 from lora_cot.data.labels import Encoded
+from lora_cot.engines.opening import AnyOpened, OpenedRemote, engine_of
 from lora_cot.engines.retries import Circuit
 from lora_cot.errors import DataError, EngineError, Problem
-from lora_cot.evaluation.remote import OpenedRemote, engine_of
 from lora_cot.formats import CotFormat
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.run import answer
@@ -30,7 +30,7 @@ Ask = Callable[[Sequence[Sample]], list[Completion]]
 
 
 def answers(
-    opened: Opened | OpenedRemote, cot_format: CotFormat, samples: Sequence[Sample], config: SearchSection
+    opened: AnyOpened, cot_format: CotFormat, samples: Sequence[Sample], config: SearchSection
 ) -> Iterator[tuple[Sample, Completion]]:
     """Each sample with its answer, as soon as its batch is done.
 

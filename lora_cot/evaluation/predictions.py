@@ -18,8 +18,10 @@ from typing import Any
 from pydantic import Field
 
 from lora_cot.data.rows import Row, StrictRow, checked, read_json_rows, shortened
+from lora_cot.engines.teacher import Teacher
 from lora_cot.errors import DataError, Problem, RunError
 from lora_cot.evaluation.benchmarks import check_split, find
+from lora_cot.evaluation.judging import Grading, check_judge, grade
 from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
 from lora_cot.formats import FORMATS
@@ -51,6 +53,13 @@ class ScoreReport:
     gaps: dict[str, list[str]]
     """no_prediction: questions of the split without one; no_question: predictions for others; no_problem: ids of the split
     that are no question that can be scored; repeated: rows of M3CoT's form whose id an earlier row has."""
+    grading: Grading
+    """Who decided what the answers are worth."""
+
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people."""
+        counts = [(gap.replace("_", " "), len(ids)) for gap, ids in self.gaps.items()]
+        return [("scored", self.scored), *self.summary.lines(), self.grading.line(), *counts]
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; each class is a key of it."""
@@ -67,6 +76,7 @@ class ScoreReport:
             "figures": self.summary.figures,
             "shares": {name: share.to_json() for name, share in shares.items()},
             "gaps": self.gaps,
+            "grading": self.grading.to_json(),
         }
 
 
@@ -85,7 +95,12 @@ class MessagesRow(StrictRow):
 
 
 def score(
-    benchmark: str, predictions: Path, data: str | None = None, split: str | None = None, rationale: str | None = None
+    benchmark: str,
+    predictions: Path,
+    data: str | None = None,
+    split: str | None = None,
+    rationale: str | None = None,
+    judge: Teacher | None = None,
 ) -> ScoreReport:
     """The questions of a split that a file answers, judged; those that are on one side only are listed, not judged.
 
@@ -95,11 +110,14 @@ def score(
         data: where the benchmark's files are; not needed for predictions that bring their questions along.
         split: its first if not given; such predictions have none.
         rationale: of ScienceQA, LE or E: what the gold rationale is; LE if not given.
+        judge: a served model that grades the answers, where the benchmark has them graded; its rule alone, if not given.
 
     Raises:
-        RunError: no such benchmark or split.
+        RunError: no such benchmark or split, or one that takes no judge.
         DataError: a file that is in none of the forms.
+        AccessError, EngineError: the judge takes no request, or gives no answer any more.
     """
+    check_judge(benchmark, judge)  # before anything is read for nothing
     chosen = find(benchmark)
     asked = check_split(benchmark, split)
     keys = {} if rationale is None else {"rationale": rationale}
@@ -111,10 +129,11 @@ def score(
     else:
         split = asked
         found = chosen.load(Wanted(asked, None, data, "scoring", keys))
+    answered = [(sample, read[sample.id]) for sample in found.samples if sample.id in read]
+    grading = grade(benchmark, judge, [(sample, one.answer) for sample, one in answered], predictions)
     judged = [
-        Judged(sample, chosen.judge(read[sample.id].answer, sample), read[sample.id].rationale)
-        for sample in found.samples
-        if sample.id in read
+        Judged(sample, grading.verdicts.get(sample.id) or chosen.judge(one.answer, sample), one.rationale)
+        for sample, one in answered
     ]
     known = {sample.id for sample in found.samples}
     gaps = {
@@ -123,7 +142,7 @@ def score(
         "no_problem": [str(problem) for problem in found.problems],
         "repeated": repeated,
     }
-    return ScoreReport(benchmark, split, len(judged), summarise(chosen, judged), gaps)
+    return ScoreReport(benchmark, split, len(judged), summarise(chosen, judged), gaps, grading)
 
 
 def read_predictions(path: Path) -> tuple[dict[str, Prediction], list[str]]:

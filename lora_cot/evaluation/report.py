@@ -14,6 +14,7 @@ from lora_cot.evaluation.judging import Grading
 from lora_cot.evaluation.metrics import Share
 from lora_cot.evaluation.summary import Judged, Summary, summarise
 from lora_cot.recipe.schema import SearchSection
+from lora_cot.recipe.search import UNSCORED
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class EvalReport:
         count = self.format_validity.total
         return {f"{name}_per_question": self.totals[total] / count for name, total in names.items()}
 
+    @property
+    def _search(self) -> str:
+        chosen = "" if self.strategy in UNSCORED else f"{self.candidates} candidates, scorer {self.scorer}, "
+        return f"{self.strategy}, {chosen}seed {self.seed}"
+
     def lines(self) -> list[tuple[str, Any]]:
         """For people: accuracy, and beside it tokens and seconds."""
         spent = self.totals
@@ -84,7 +90,7 @@ class EvalReport:
         rows: list[tuple[str, Any]] = [
             *self.summary.lines(),
             self.grading.line(),
-            ("search", f"{self.strategy}, {self.candidates} candidates, scorer {self.scorer}, seed {self.seed}"),
+            ("search", self._search),
             ("valid format", self.format_validity),
             ("left out", self.left_out),
             ("tokens a question", f"{tokens:.1f} ({kept:.1f} kept), {spent['generated_tokens']} in all"),

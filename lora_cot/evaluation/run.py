@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.checkpoints.fingerprints import data_print
-from lora_cot.checkpoints.opening import Opened, Quantization
+from lora_cot.checkpoints.opening import Quantization
 from lora_cot.data.demonstrations import Preface, load_demonstrations, preface
 from lora_cot.data.kept import KeptRows
 from lora_cot.data.rows import shortened
+from lora_cot.engines.opening import AnyOpened, OpenedRemote, Server, open_any
 from lora_cot.engines.teacher import Teacher
 from lora_cot.errors import DataError, EngineError, Problem, StoppedError
 from lora_cot.evaluation.answered import Answered, answered, judged, known, row_of, weights_date, write_verdicts
@@ -22,7 +23,6 @@ from lora_cot.evaluation.benchmarks import Benchmark, check_split, find
 from lora_cot.evaluation.comparing import Entry, comparison, write_page
 from lora_cot.evaluation.judging import Grading, check_judge, grade
 from lora_cot.evaluation.questions import Wanted
-from lora_cot.evaluation.remote import OpenedRemote, Server, open_any
 from lora_cot.evaluation.report import EvalReport, report_of
 from lora_cot.evaluation.summary import Judged
 from lora_cot.recipe import Recipe
@@ -32,7 +32,7 @@ from lora_cot.types import Sample
 
 
 def evaluate(
-    model: str,
+    model: str | AnyOpened,
     benchmark: str | None = None,
     split: str | None = None,
     limit: int | None = None,
@@ -49,17 +49,17 @@ def evaluate(
     """A model on a benchmark.
 
     Args:
-        model: run, adapter, merged folder or hub id.
+        model: run, adapter, merged folder or hub id; or what `open_model` or `open_remote` gave.
         benchmark: name of a benchmark; the recipe's if not given, its split and limit too.
         split: one of its splits; its first if not given.
         limit: first so many questions.
         search: values by key of the recipe's search section, inner ones dotted: `{"keep": 2, "swires.mean": -0.1}`.
         output: JSONL with each question's text, answer and verdict, written as they come. What is there of the same
             model, questions and search is not asked again.
-        quantization: how the base is loaded.
+        quantization: how the base of a model that is named is loaded; for `server` and `format_name` too, see `open_any`.
         data: where the benchmark's files are; where the recipe's data are, if not given and they are the same questions.
-        server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
-        format_name: a built-in format to ask in; the recipe's if not given; see `in_format`.
+        server: what runs it, if not this process.
+        format_name: a built-in format to ask in; the recipe's if not given.
         demonstrations: a file of worked examples that every prompt shows before its question.
         judge: a served model that grades the answers, where the benchmark has them graded; its rule alone, if not given.
         page: an HTML file of the figures and plots; see `comparing.compare`.
@@ -80,13 +80,13 @@ def evaluate(
     config = change_search(recipe.search, search or {}, recipe.format)
     shown = preface(examples, recipe.format.build(), recipe.data.max_pixels) if examples else None
     samples, left_out = _questions(opened, benchmark, wanted, shown)
-    setting = _setting(benchmark, wanted, model, quantization, server, config, recipe, shown)
+    setting = _setting(benchmark, wanted, opened, config, shown)
     with KeptRows(output, setting) if output else nullcontext() as kept:
         done = _answered(opened, find(benchmark), samples, config, kept)
         grading, verdicts, rows = _graded(benchmark, recipe, judge, done, kept)
     if page:
-        write_page(comparison([Entry(Path(model).name, setting, rows)]), page)
-    return report_of((benchmark, wanted.split, model), config, verdicts, left_out, done, grading)
+        write_page(comparison([Entry(Path(opened.model).name, setting, rows)]), page)
+    return report_of((benchmark, wanted.split, opened.model), config, verdicts, left_out, done, grading)
 
 
 def _wanted(
@@ -114,25 +114,24 @@ def _graded(
 
 
 def _setting(
-    benchmark: str,
-    wanted: Wanted,
-    model: str,
-    quantization: Quantization,
-    server: Server | None,
-    config: SearchSection,
-    recipe: Recipe,
-    shown: Preface | None,
+    benchmark: str, wanted: Wanted, opened: AnyOpened, config: SearchSection, shown: Preface | None
 ) -> dict[str, Any]:
     """What must be the same for answers that one report counts together."""
+    quantization, engine = "auto", "this process"
+    if isinstance(opened, OpenedRemote):
+        engine = f"server, {opened.server.model or 'its only model'}"
+    else:
+        quantization = opened.quantization
     asked = {"benchmark": benchmark, "split": wanted.split, "data": wanted.data, "quantization": quantization}
-    engine = "this process" if server is None else f"server, {server.model or 'its only model'}"
     search = {f"search.{key}": value for key, value in config.model_dump(mode="json").items()}
-    told = {"model": model, "weights": weights_date(model), "engine": engine, "format": recipe.format.model_dump(mode="json")}
-    return asked | told | search | ({"demonstrations": data_print([shown.before(Sample("", ()))])} if shown else {})
+    told = {"model": opened.model, "weights": weights_date(opened.model), "engine": engine}
+    told_format = {"format": opened.recipe.format.model_dump(mode="json")}
+    examples = {"demonstrations": data_print([shown.before(Sample("", ()))])} if shown else {}
+    return asked | told | told_format | search | examples
 
 
 def _answered(
-    opened: Opened | OpenedRemote, chosen: Benchmark, samples: Sequence[Sample], config: SearchSection, kept: KeptRows | None
+    opened: AnyOpened, chosen: Benchmark, samples: Sequence[Sample], config: SearchSection, kept: KeptRows | None
 ) -> list[Answered]:
     """All questions with their answers, those that are kept already among them."""
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
@@ -154,7 +153,7 @@ def _answered(
     return [found[sample.id] for sample in samples]
 
 
-def _questions(opened: Opened | OpenedRemote, name: str, wanted: Wanted, shown: Preface | None) -> tuple[list[Sample], int]:
+def _questions(opened: AnyOpened, name: str, wanted: Wanted, shown: Preface | None) -> tuple[list[Sample], int]:
     """What can be asked, what is shown before it included, and how many problems the rest has, which are told."""
     found, most_images = find(name).load(wanted), opened.family.most_images
     limit = math.inf if most_images is None else most_images

@@ -60,9 +60,8 @@ class Summary:
 
 
 def reasoning(parsed: Parsed, cot_format: CotFormat) -> str | None:
-    """The text of the stages that are not the answer; None where there is none."""
-    answer = cot_format.answer_stage.name
-    return "\n".join(stage.text for stage in parsed.stages if stage.name != answer and stage.text) or None
+    """The text of what led to the answer; None where there is none."""
+    return "\n".join(cot_format.reasoning(parsed)) or None
 
 
 def summarise(benchmark: Benchmark, judged: Sequence[Judged]) -> Summary:

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from lora_cot.errors import DataError, FormatError, Problem
 from lora_cot.formats.answers import letter
-from lora_cot.formats.parser import Parsed, StageParser
+from lora_cot.formats.parser import Parsed, StageParser, last_line
 from lora_cot.types import Exchange
 
 TAG_STYLES = {"xml": ("<{}>", "</{}>"), "brackets": ("[{}]", "[/{}]")}
@@ -216,6 +216,14 @@ class CotFormat:
             what = f"the text of {name} holds the tag {found[0]}"
             raise DataError(Problem("", what, "remove it, or rename the stage", kind="tags"))
         return text
+
+    def reasoning(self, parsed: Parsed) -> list[str]:
+        """The texts that led to the answer: of the other stages; or, before the answer in its own, where it ends in it."""
+        answer = self.answer_stage
+        texts = [stage.text for stage in parsed.stages if stage.name != answer.name]
+        if answer.ends_in_answer:
+            texts = [last_line(stage.text)[0] for stage in parsed.stages]
+        return [text for text in texts if text]
 
     def parser(self) -> StageParser:
         """A fresh streaming parser of generated text."""

@@ -53,6 +53,12 @@ class Parsed:
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
+def last_line(text: str) -> tuple[str, str]:
+    """What stands before the last line of a text that says something, and that line; both stripped."""
+    before, _, line = text.strip().rpartition("\n")
+    return before.strip(), line.strip()
+
+
 class StageParser:
     """Takes generated text in pieces of any size and tells the stages as soon as they are certain.
 
@@ -114,7 +120,7 @@ class StageParser:
         )
         answer = next((stage.text for stage in stages if stage.name == self._answer), None)
         if answer and self._in_last_line:
-            answer = answer.rpartition("\n")[2].strip()
+            _, answer = last_line(answer)
         outcome, fault = self._outcome()
         return Parsed(stages, outcome, answer or None, "".join(self._outside).strip(), fault)
 

@@ -6,9 +6,9 @@ import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,9 @@ from lora_cot.merging.verify import Probes, Recorded, choose_probes, compare, re
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.model import ModelSection
 from lora_cot.types import Sample
+
+LEARN = "train it for longer, or with a higher training.learning_rate"
+"""What is to be done about an adapter that changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def refused_file(output: Path) -> Path:
 
 def _refused(output: Path, reports: Mapping[str, MergeReport], problems: Sequence[Problem]) -> UnprovenError:
     """The error of a merge that did not hold; what was measured is left beside where it would have appeared."""
-    passes = [{"pass": name, **asdict(report), "folder": None, "verified": False} for name, report in reports.items()]
+    passes = [{"pass": name, **report.to_json(), "folder": None, "verified": False} for name, report in reports.items()]
     values = {"refused": [str(problem) for problem in problems], "passes": passes}
     replace_text(refused_file(output), json.dumps(values, indent=2) + "\n")
     told = Problem(
@@ -153,12 +156,32 @@ def _as_trained(recipe: Recipe, adapter: Path, quantized: bool) -> Backbone:
 def _unmeasured(recipe: Recipe, made: Made) -> MergeReport:
     """The report of a model that was only written."""
     ((way, one),) = made.items()
-    ready = one.ready
-    about = (str(one.folder), recipe.model.base, ready.family.name, way, ready.dtype)
-    counts = (0, None, 0, len(one.changed), sum(one.changed.values()))
     return MergeReport(
-        *about, *counts, None, bound_of(ready.dtype), None, None, None, False, SUPPORT[ready.family.name].to_json()
+        **_written(recipe, way, one),
+        probes=0,
+        probes_from=None,
+        with_images=0,
+        adapter_vs_merged=None,
+        bound=bound_of(one.ready.dtype),
+        base_vs_merged=None,
+        trained_vs_merged=None,
+        losses=None,
+        verified=False,
     )
+
+
+def _written(recipe: Recipe, way: Onto, one: Written) -> dict[str, Any]:
+    """What a report says of a model that nothing was measured for."""
+    return {
+        "folder": str(one.folder),
+        "base": recipe.model.base,
+        "family": one.ready.family.name,
+        "onto": way,
+        "dtype": one.ready.dtype,
+        "changed_tensors": len(one.changed),
+        "changed_values": sum(one.changed.values()),
+        "engines": SUPPORT[one.ready.family.name].to_json(),
+    }
 
 
 def _report(
@@ -172,17 +195,26 @@ def _report(
 ) -> tuple[MergeReport, list[Problem]]:
     """The report of the model that is kept, the one of the lower loss; and why it must not be."""
     kept = min(made, key=lambda way: measured[way].merged.loss)
-    ready, records = made[kept].ready, measured[kept]
+    records = measured[kept]
     own, moved = compare(records.adapter, records.merged), compare(records.base, records.merged)
-    bound = bound_of(ready.dtype, records.adapter.dtype, records.merged.dtype).beside(moved.kl)
+    bound = bound_of(made[kept].ready.dtype, records.adapter.dtype, records.merged.dtype).beside(moved.kl)
     problems = [Problem(str(adapter), what) for what in bound.broken(own)]
     if moved.max_logit_difference == 0:
-        problems.append(Problem(str(adapter), "the merged model answers as its base does: the adapter changes nothing"))
+        what = "the merged model answers as its base does: the adapter changes nothing"
+        problems.append(Problem(str(adapter), what, LEARN))
     drift = compare(trained, records.merged) if trained else None
     losses: dict[str, float] = {way: one.merged.loss for way, one in measured.items()}
     losses["adapter"] = (trained or records.adapter).loss
-    about = (str(made[kept].folder), recipe.model.base, ready.family.name, kept, ready.dtype)
-    changed = made[kept].changed
-    counts = (len(probes.samples), probes_from, probes.with_images, len(changed), sum(changed.values()))
-    engines = SUPPORT[ready.family.name].to_json()
-    return MergeReport(*about, *counts, own, bound, moved, drift, losses, not problems, engines), problems
+    report = MergeReport(
+        **_written(recipe, kept, made[kept]),
+        probes=len(probes.samples),
+        probes_from=probes_from,
+        with_images=probes.with_images,
+        adapter_vs_merged=own,
+        bound=bound,
+        base_vs_merged=moved,
+        trained_vs_merged=drift,
+        losses=losses,
+        verified=not problems,
+    )
+    return report, problems

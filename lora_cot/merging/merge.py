@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,14 +15,12 @@ from lora_cot.checkpoints.opening import find_adapter, saved_recipe
 from lora_cot.checkpoints.store import make_durable
 from lora_cot.data.sources import load_data
 from lora_cot.errors import DataError, MergeError, Problem, RunError, nearest
-from lora_cot.merging.measure import Held, Written, prove, refused_file
+from lora_cot.merging.measure import LEARN, Held, Written, prove, refused_file
 from lora_cot.merging.onto import Onto, Ready, make_ready, write_model
 from lora_cot.merging.plan import MergePlan
-from lora_cot.merging.report import MergeReport, lines
+from lora_cot.merging.report import Merged, MergeReport
 from lora_cot.merging.staging import KEPT, begin, check_room, fingerprint, keep, put_back, staged
 from lora_cot.recipe import Recipe
-
-__all__ = ["MergeReport", "lines", "merge"]
 
 
 def merge(
@@ -30,8 +28,8 @@ def merge(
     output: Path | None = None,
     onto: Literal["auto", "full", "dequantized"] = "auto",
     verify: bool = True,
-) -> list[MergeReport]:
-    """Merge a run's adapter into its base and write the model beside it.
+) -> Merged:
+    """A run's adapter merged into its base, written beside it and reported on.
 
     A merge that was stopped goes on where it was when it is called again. One that was refused leaves what was measured in
     OUTPUT.refused.json, and its finished files for the next call, which may ask for something else.
@@ -48,9 +46,6 @@ def merge(
             names no others, and the report says so. Without it no model is loaded, so auto cannot choose for a quantised
             base: that is refused, for either choice would be a guess. Some rows of every tensor are held against PEFT's own
             merge either way.
-
-    Returns:
-        One report for each pass; a single one unless the format is split.
 
     Raises:
         RunError: no adapter there; the output exists, or is being written; no room on the disk; nothing to choose by.
@@ -70,18 +65,18 @@ def merge(
         written = _write_all(recipe, sources, ways, staging)
         reports = prove(recipe, sources, held, written, output)
         for name, report in reports.items():
-            values = {key: value for key, value in asdict(report).items() if key != "folder"}  # it says where it is itself
+            values = {key: value for key, value in report.to_json().items() if key != "folder"}  # it says where it is itself
             keep(written[name, report.onto].folder, pass_folders(staging / KEPT, recipe)[name], values)
         folders = pass_folders(output, recipe)
-        found = [replace(report, folder=str(folders[name])) for name, report in reports.items()]
+        found = tuple(replace(report, folder=str(folders[name])) for name, report in reports.items())
         _finish(recipe, adapter, found, staging / KEPT, output)
-    return found
+    return Merged(output, found)
 
 
 def _finish(recipe: Recipe, adapter: Path, reports: Sequence[MergeReport], kept: Path, output: Path) -> None:
     """Put the card and the recipe beside the models, and let the folder appear."""
     write_recipe(recipe, kept)
-    write_merged_card(kept, recipe, Facts.read(adapter), [asdict(report) for report in reports])
+    write_merged_card(kept, recipe, Facts.read(adapter), [report.to_json() for report in reports])
     make_durable(kept)
     kept.rename(output)
     refused_file(output).unlink(missing_ok=True)
@@ -152,7 +147,7 @@ def _check_changes(plans: Sequence[MergePlan]) -> None:
 
 def _nothing(adapter: Path, how: str = "") -> MergeError:
     what = f"the merged model would equal its base: the adapter changes nothing{how}"
-    return MergeError(Problem(str(adapter), what, "train it for longer, or with a higher training.learning_rate"))
+    return MergeError(Problem(str(adapter), what, LEARN))
 
 
 def _samples(recipe: Recipe, ways: Sequence[Onto]) -> Held:

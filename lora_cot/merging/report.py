@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lora_cot.cards.support import SUPPORT
@@ -99,30 +100,53 @@ class MergeReport:
     engines: Mapping[str, str]
     """Which of them can serve its family."""
 
+    @property
+    def _compared(self) -> list[tuple[str, Agreement]]:
+        """The comparisons that were made, each with what it says."""
+        names = ("adapter = merged", "base ≠ merged", "drift from the quantised base")
+        found = (self.adapter_vs_merged, self.base_vs_merged, self.trained_vs_merged)
+        return [(name, agreement) for name, agreement in zip(names, found, strict=True) if agreement]
 
-def measured(report: MergeReport) -> list[tuple[str, Agreement]]:
-    """The comparisons that were made, each with what it says."""
-    names = ("adapter = merged", "base ≠ merged", "drift from the quantised base")
-    found = (report.adapter_vs_merged, report.base_vs_merged, report.trained_vs_merged)
-    return [(name, agreement) for name, agreement in zip(names, found, strict=True) if agreement]
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object."""
+        return asdict(self)
+
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people."""
+        what = {"full": "its own weights", "dequantized": "its dequantised 4-bit weights"}[self.onto]
+        rows = [("merged into", f"{self.base}, {what} ({self.dtype})"), ("folder", self.folder)]
+        if self.losses:
+            rows.append(("loss on gold answers", ", ".join(f"{name} {loss:.4f}" for name, loss in self.losses.items())))
+        rows.append(("changed", f"{self.changed_values:,} values in {self.changed_tensors} tensors"))
+        if self.probes_from:
+            rows.append(("measured on", probes_words(self.probes, self.probes_from, self.with_images)))
+        rows += [(name, _words(agreement)) for name, agreement in self._compared]
+        if not self.verified:
+            rows.append(("verified", "no model was loaded; some rows of each tensor were held against PEFT's"))
+        own, moved = self.adapter_vs_merged, self.base_vs_merged
+        if own and moved and own.kl > 0.1 * moved.kl:
+            what = f"rounding to {self.dtype} takes {own.kl:.2g} nats a token"
+            rows.append(("note", f"{what}, where the adapter's own effect is {moved.kl:.2g}"))
+        return [*rows, ("serve it with", SUPPORT[self.family].line())]
 
 
-def lines(report: MergeReport) -> list[tuple[str, Any]]:
-    """The report as rows for people."""
-    what = {"full": "its own weights", "dequantized": "its dequantised 4-bit weights"}[report.onto]
-    rows = [("merged into", f"{report.base}, {what} ({report.dtype})"), ("folder", report.folder)]
-    if report.losses:
-        rows.append(("loss on gold answers", ", ".join(f"{name} {loss:.4f}" for name, loss in report.losses.items())))
-    rows.append(("changed", f"{report.changed_values:,} values in {report.changed_tensors} tensors"))
-    if report.probes_from:
-        rows.append(("measured on", probes_words(report.probes, report.probes_from, report.with_images)))
-    rows += [(name, _words(agreement)) for name, agreement in measured(report)]
-    rows += [] if report.verified else [("verified", "no model was loaded; some rows of each tensor were held against PEFT's")]
-    own, moved = report.adapter_vs_merged, report.base_vs_merged
-    if own and moved and own.kl > 0.1 * moved.kl:
-        what = f"rounding to {report.dtype} takes {own.kl:.2g} nats a token, where the adapter's own effect is {moved.kl:.2g}"
-        rows.append(("note", what))
-    return [*rows, ("serve it with", SUPPORT[report.family].line())]
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` wrote."""
+
+    folder: Path
+    """The whole model: what is opened, served or pushed."""
+    reports: tuple[MergeReport, ...]
+    """Of each pass; a single one unless the format is split."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report of the one model, or those of the passes."""
+        values = [report.to_json() for report in self.reports]
+        return values[0] if len(values) == 1 else {"passes": values}
+
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people."""
+        return [row for report in self.reports for row in report.lines()]
 
 
 def probes_words(probes: int, probes_from: str, with_images: int) -> str:

@@ -144,15 +144,15 @@ def simulate(recipe: Recipe, gpu: bool) -> Simulated:
     backbone = outline(recipe, base, dtype, torch.bfloat16 if cast else torch.float32)
     works = workloads(recipe, backbone)
     return Simulated(
-        works,
-        weights(backbone),
-        {line.part: line.parameters for line in report(backbone)},
-        sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
-        cast,
-        max((training_step(backbone, recipe, work, gpu) for work in works), key=lambda step: sum(step.values())),
-        Reader(backbone, max(works, key=lambda work: work.length), gpu),
-        _largest_quantized(backbone, dtype),
-        largest_block(backbone.base_model),
+        works=works,
+        weights=weights(backbone),
+        parameters={line.part: line.parameters for line in report(backbone)},
+        trained=sum(p.numel() for p in backbone.model.parameters() if p.requires_grad),
+        cast=cast,
+        step=max((training_step(backbone, recipe, work, gpu) for work in works), key=lambda step: sum(step.values())),
+        reader=Reader(backbone, max(works, key=lambda work: work.length), gpu),
+        largest_quantized=_largest_quantized(backbone, dtype),
+        block=largest_block(backbone.base_model),
     )
 
 

@@ -41,6 +41,14 @@ class Duration:
         """None if the rate or the tokens are not known."""
         return self.tokens / self.tokens_per_second / 3600 if self.tokens and self.tokens_per_second else None
 
+    def line(self) -> str:
+        """For people."""
+        steps = f"{self.steps:,} steps" if self.steps else "steps not known, the data cannot be read"
+        tokens = f", {self.tokens / 1e6:,.1f} million tokens" if self.tokens else ""
+        rate = f"{self.tokens_per_second:,.0f} tokens/s ({self.said})" if self.tokens_per_second else self.said
+        hours = f"{self.hours:.1f} hours at " if self.hours else ""
+        return f"time: {steps}{tokens}; {hours}{rate}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,6 +97,55 @@ class Plan:
             "zero": [_in_gb(share) for share in self.shares],
             "time": {**asdict(self.duration), "hours": self.duration.hours},
         }
+
+    def lines(self) -> list[str]:
+        """For people, a table."""
+        one = self.estimate
+        text = [f"{self.recipe.name} on {self.recipe.model.base}, planned for {'a GPU' if one.gpu else 'this CPU'}"]
+        text += [f"  {_length(work)}; {work.said}" for work in one.made.works]
+        held = sum(item.size for item in one.always)
+        text += ["", f"{'memory (GB of 10⁹ bytes)':<46}{'at least':>9}{'at most':>9}"]
+        text += [f"{'in all phases':<46}{held / GB:>9.2f}", *(_item(item) for item in one.always if item.size >= SHOWN)]
+        text += [line for phase in one.phases for line in _phase(phase, one)]
+        reader, longest = one.made.reader, max(work.length for work in one.made.works)
+        cache = SERVED * (reader.per_token * longest + reader.per_image)
+        image = f", {reader.per_image / 2**20:.0f} MiB an image" if reader.per_image else ""
+        size = f"keys and values of {reader.per_token / 1024:.0f} KiB a token{image}"
+        text += ["", f"serving: {size}; {SERVED} texts of {longest} tokens at once: {cache / GB:.2f} GB"]
+        text += ["", self._verdict(), *self._changes()]
+        if self.shares:
+            text += ["", *self._zero()]
+        return [*text, "", self.duration.line()]
+
+    def _verdict(self) -> str:
+        one = self.estimate
+        takes = f"{one.low / GB:.1f} to {one.high / GB:.1f} GB"
+        said = {"yes": "it fits", "perhaps": "it may not fit", "no": "it does not fit", None: ""}[self.fits]
+        return f"needs {takes}" + (f" of {self.vram_gb:g} GB: {said}" if said else "")
+
+    def _changes(self) -> list[str]:
+        if not self.changes or self.changed is None or self.vram_gb is None:
+            return ["no change that is known of makes it smaller"] if self.fits in ("no", "perhaps") else []
+        then = f"{self.changed.low / GB:.1f} to {self.changed.high / GB:.1f} GB"
+        enough = self.changed.high <= self.vram_gb * GB
+        sections: dict[str, dict[str, Any]] = {}
+        for change in self.changes:
+            for key, value in change.keys.items():
+                section, _, name = key.partition(".")
+                sections.setdefault(section, {})[name] = value
+        text = [f"{'with these lines it fits' if enough else 'these lines help, but are not enough'} ({then}):", ""]
+        text += [f"  {line}" for line in yaml.safe_dump(sections, sort_keys=False, default_flow_style=None).splitlines()]
+        return [*text, "", *(f"  {', '.join(change.keys)}: costs {change.cost}" for change in self.changes)]
+
+    def _zero(self) -> list[str]:
+        text = [
+            "training on several GPUs, GB each (and of the host's memory, for each GPU):",
+            f"{'GPUs':<6}" + "".join(f"{name:>20}" for name in STAGES),
+        ]
+        for gpus in sorted({share.gpus for share in self.shares}):
+            cells = [share for share in self.shares if share.gpus == gpus]
+            text.append(f"{gpus:<6}" + "".join(f"{_cell(share):>20}" for share in cells))
+        return text
 
 
 def plan(
@@ -179,26 +236,6 @@ def _measured_rate(report: Path) -> tuple[float | None, str]:
     return (sorted(rates)[len(rates) // 2] if rates else None), f"measured in {report}"
 
 
-def lines(found: Plan) -> list[str]:
-    """The plan as a table for people."""
-    one = found.estimate
-    text = [f"{found.recipe.name} on {found.recipe.model.base}, planned for {'a GPU' if one.gpu else 'this CPU'}"]
-    text += [f"  {_length(work)}; {work.said}" for work in one.made.works]
-    held = sum(item.size for item in one.always)
-    text += ["", f"{'memory (GB of 10⁹ bytes)':<46}{'at least':>9}{'at most':>9}"]
-    text += [f"{'in all phases':<46}{held / GB:>9.2f}", *(_item(item) for item in one.always if item.size >= SHOWN)]
-    text += [line for phase in one.phases for line in _phase(phase, one)]
-    reader, longest = one.made.reader, max(work.length for work in one.made.works)
-    cache = SERVED * (reader.per_token * longest + reader.per_image)
-    image = f", {reader.per_image / 2**20:.0f} MiB an image" if reader.per_image else ""
-    size = f"keys and values of {reader.per_token / 1024:.0f} KiB a token{image}"
-    text += ["", f"serving: {size}; {SERVED} texts of {longest} tokens at once: {cache / GB:.2f} GB"]
-    text += ["", _verdict(found), *_changes(found)]
-    if found.shares:
-        text += ["", *_zero(found)]
-    return [*text, "", _time(found.duration)]
-
-
 def _length(work: Any) -> str:
     images = ", ".join(f"{width}×{height}" for width, height in work.sizes) or "none"
     return f"longest sample {work.length} tokens, {work.answer} of them trained, mean {work.mean_length:.0f}; images: {images}"
@@ -215,47 +252,6 @@ def _item(item: Item) -> str:
     return f"  {item.what:<44}{item.size / GB:>9.3f}  {item.detail}".rstrip()
 
 
-def _verdict(found: Plan) -> str:
-    one = found.estimate
-    takes = f"{one.low / GB:.1f} to {one.high / GB:.1f} GB"
-    said = {"yes": "it fits", "perhaps": "it may not fit", "no": "it does not fit", None: ""}[found.fits]
-    return f"needs {takes}" + (f" of {found.vram_gb:g} GB: {said}" if said else "")
-
-
-def _changes(found: Plan) -> list[str]:
-    if not found.changes or found.changed is None or found.vram_gb is None:
-        return ["no change that is known of makes it smaller"] if found.fits in ("no", "perhaps") else []
-    then = f"{found.changed.low / GB:.1f} to {found.changed.high / GB:.1f} GB"
-    enough = found.changed.high <= found.vram_gb * GB
-    sections: dict[str, dict[str, Any]] = {}
-    for change in found.changes:
-        for key, value in change.keys.items():
-            section, _, name = key.partition(".")
-            sections.setdefault(section, {})[name] = value
-    text = [f"{'with these lines it fits' if enough else 'these lines help, but are not enough'} ({then}):", ""]
-    text += [f"  {line}" for line in yaml.safe_dump(sections, sort_keys=False, default_flow_style=None).splitlines()]
-    return [*text, "", *(f"  {', '.join(change.keys)}: costs {change.cost}" for change in found.changes)]
-
-
-def _zero(found: Plan) -> list[str]:
-    text = [
-        "training on several GPUs, GB each (and of the host's memory, for each GPU):",
-        f"{'GPUs':<6}" + "".join(f"{name:>20}" for name in STAGES),
-    ]
-    for gpus in sorted({share.gpus for share in found.shares}):
-        cells = [share for share in found.shares if share.gpus == gpus]
-        text.append(f"{gpus:<6}" + "".join(f"{_cell(share):>20}" for share in cells))
-    return text
-
-
 def _cell(share: Share) -> str:
     host = f" (+{share.host / GB:.1f})" if share.host else ""
     return f"{share.low / GB:.1f}–{share.high / GB:.1f}{host}"
-
-
-def _time(duration: Duration) -> str:
-    steps = f"{duration.steps:,} steps" if duration.steps else "steps not known, the data cannot be read"
-    tokens = f", {duration.tokens / 1e6:,.1f} million tokens" if duration.tokens else ""
-    rate = f"{duration.tokens_per_second:,.0f} tokens/s ({duration.said})" if duration.tokens_per_second else duration.said
-    hours = f"{duration.hours:.1f} hours at " if duration.hours else ""
-    return f"time: {steps}{tokens}; {hours}{rate}"

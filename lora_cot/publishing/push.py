@@ -78,6 +78,24 @@ class PushReport:
             "refused": [str(problem) for problem in self.refused],
         }
 
+    def lines(self) -> list[tuple[str, Any]]:
+        """For people."""
+        contents, sent = self.contents, self.sent
+        rows: list[tuple[str, Any]] = [(f"{contents.kind} folder", str(contents.folder))]
+        rows.append(("repository", f"{self.url} ({_visibility(self.public)})"))
+        if self.found:
+            rows.append(("now there", self.found))
+        for file in contents.files:
+            same = ", there already" if sent is not None and file.name not in sent else ""
+            rows.append((f"  {file.name}", f"{_bytes(file.size)}{same}"))
+        rows.append(("in all", f"{len(contents.files)} files, {_bytes(sum(file.size for file in contents.files))}"))
+        rows += [("deleted" if not self.dry_run else "to delete", name) for name in self.deleted]
+        rows += [("left out", f"{name}: {reason}") for name, reason in contents.left_out]
+        rows += [("note", note) for note in contents.notes]
+        if self.dry_run:
+            return [*rows, ("sent", "nothing: this was a dry run")]
+        return [*rows, ("commit", f"{self.commit}{'' if self.new_commit else ', as it was: nothing has changed'}")]
+
 
 def push(folder: str | Path, repo: str, public: bool = False, dry_run: bool = False) -> PushReport:
     """Push an adapter or a merged model. All of it is one commit; a push that stopped before leaves the repository as it was.
@@ -261,25 +279,6 @@ def _preview(hub: Hub, contents: Contents, public: bool) -> PushReport:
     except LoraCotError as error:
         known["found"] = f"not looked at: {error.problems[0].what}"
     return PushReport(contents, hub.repo, hub.url, public, True, None, **known)
-
-
-def lines(report: PushReport) -> list[tuple[str, Any]]:
-    """The report as rows for people."""
-    contents, sent = report.contents, report.sent
-    rows: list[tuple[str, Any]] = [(f"{contents.kind} folder", str(contents.folder))]
-    rows.append(("repository", f"{report.url} ({_visibility(report.public)})"))
-    if report.found:
-        rows.append(("now there", report.found))
-    for file in contents.files:
-        same = ", there already" if sent is not None and file.name not in sent else ""
-        rows.append((f"  {file.name}", f"{_bytes(file.size)}{same}"))
-    rows.append(("in all", f"{len(contents.files)} files, {_bytes(sum(file.size for file in contents.files))}"))
-    rows += [("deleted" if not report.dry_run else "to delete", name) for name in report.deleted]
-    rows += [("left out", f"{name}: {reason}") for name, reason in contents.left_out]
-    rows += [("note", note) for note in contents.notes]
-    if report.dry_run:
-        return [*rows, ("sent", "nothing: this was a dry run")]
-    return [*rows, ("commit", f"{report.commit}{'' if report.new_commit else ', as it was: nothing has changed'}")]
 
 
 def _visibility(public: bool) -> str:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lora_cot.formats import FORMATS, CotFormat, Stage
+from lora_cot.errors import Problem, RunError
+from lora_cot.formats import FORMATS, CotFormat, Stage, format_called
 from lora_cot.recipe.model import ModelSection
 from lora_cot.recipe.search import SearchSection
 from lora_cot.recipe.sections import LibrarySection, Section
@@ -222,6 +223,19 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     versions: dict[str, str] | None = None
     """Written into a run's own copy: the packages it ran with."""
+
+    def in_format(self, name: str | None) -> Recipe:
+        """The recipe with a built-in format in place of its own; as it is where none is named.
+
+        Raises:
+            RunError: there is none of that name, or one of both is generated in passes, each by an adapter of its own.
+        """
+        if name is None:
+            return self
+        if format_called(name).split or self.format.build().split:
+            what = "a format that is generated in passes needs the adapters that were trained in it"
+            raise RunError(Problem("--format", what, "leave it out"))
+        return self.model_copy(update={"format": FormatSection(name=name)})
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:

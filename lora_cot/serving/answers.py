@@ -123,9 +123,9 @@ def _reasoning(cot_format: CotFormat, completion: Completion) -> int:
     """Tokens of the stages before the answer: exact where each was drawn alone, else in proportion to the text."""
     names = {stage.name for stage in cot_format.stages}
     chosen = [(step.stage_name, c.tokens) for step in completion.trace for c in step.candidates if c.chosen]
-    if chosen and all(name in names for name, _ in chosen):
-        answer = cot_format.answer_stage.name
-        return sum(tokens for name, tokens in chosen if name != answer)
+    answer = cot_format.answer_stage
+    if chosen and all(name in names for name, _ in chosen) and not answer.ends_in_answer:
+        return sum(tokens for name, tokens in chosen if name != answer.name)
     reasoning, content = whole(cot_format, completion.text)
     seen = len(reasoning) + len(content)
     return round(completion.kept_tokens * len(reasoning) / seen) if seen else 0

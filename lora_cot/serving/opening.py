@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 from lora_cot.adapters.lora import load_adapter
 from lora_cot.backbones import Backbone
 from lora_cot.checkpoints.layout import pass_folders
-from lora_cot.checkpoints.opening import Opened, Quantization, find_adapter, open_model, saved_recipe
+from lora_cot.checkpoints.opening import Opened, find_adapter, saved_recipe
 from lora_cot.engines.local import LocalEngine
+from lora_cot.engines.opening import AnyOpened, OpenedRemote
 from lora_cot.errors import Problem, RunError, SearchError
-from lora_cot.evaluation.remote import Server, open_remote
 from lora_cot.formats import CotFormat
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.interleave import UNSERVED
@@ -26,21 +27,19 @@ from lora_cot.serving.scheduler import Scheduler
 
 
 def open_models(
-    model: str,
+    opened: Opened,
     name: str | None,
     adapters: Mapping[str, str],
-    quantization: Quantization,
     context: int | None,
     scheduler: Scheduler,
     kv_gib: float | None = None,
-) -> tuple[list[ServedModel], str]:
-    """The models to serve, and how the first one was loaded.
+) -> list[ServedModel]:
+    """The models to serve; what their keys and values may take is printed.
 
     Args:
-        model: see `open_model`.
+        opened: the first one.
         name: that requests call it by; its run's name, or that of its folder, if not given.
         adapters: further runs or adapters by name; all of the same base, which is loaded once.
-        quantization: of the base.
         context: tokens of a prompt and its answer; the model's own if not given.
         scheduler: the thread that will own the model; it is told how much memory keys and values may take.
         kv_gib: that memory, in GiB; see `room_of`.
@@ -49,8 +48,7 @@ def open_models(
         RunError, BackboneError, AdapterError: one of them cannot be opened, or is of another base.
         SearchError: one cannot do the search of its recipe.
     """
-    opened = open_model(model, quantization)
-    first = _name(name, opened.recipe, model)
+    first = _name(name, opened)
     if first in adapters:
         raise RunError(Problem("--adapter", f"two models are called '{first}'", "name MODEL otherwise: --name"))
     is_bare = not hasattr(opened.backbone.model, "peft_config")  # asked first: a further adapter marks the base too
@@ -61,26 +59,25 @@ def open_models(
         engine = LocalEngine(backbone, cot_format, recipe.data.max_pixels, adapter=not is_base)
         _check(served, engine, cot_format, recipe.search)
         models.append(served_local(served, engine, cot_format, recipe.search, scheduler, context or context_length(engine)))
-    scheduler.kv_bytes = room_of(opened.backbone.device, kv_gib)
-    return models, f"{opened.said}; keys and values may take {scheduler.kv_bytes / GIB:.3g} GiB"
+    scheduler.kv_bytes = room = room_of(opened.backbone.device, kv_gib)
+    print(f"keys and values may take {room / GIB:.3g} GiB", file=sys.stderr)
+    return models
 
 
-def open_served(model: str, name: str | None, server: Server) -> tuple[list[ServedModel], str]:
+def open_served(opened: OpenedRemote, name: str | None) -> ServedModel:
     """A model that another server runs.
 
     Args:
-        model: its recipe is read, its weights are not.
+        opened: with what is known of it here.
         name: see `open_models`.
-        server: that has it loaded.
 
     Raises:
-        RunError, BackboneError, EngineError: see `open_remote`.
+        RunError: its recipe shows patches of the image again.
     """
-    opened = open_remote(model, server)
     if opened.recipe.search.interleave:
         raise RunError(UNSERVED)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
-    return [served_remote(_name(name, opened.recipe, model), opened.engine, cot_format, opened.recipe.search)], opened.said
+    return served_remote(_name(name, opened), opened.engine, cot_format, opened.recipe.search)
 
 
 def _backbones(opened: Opened, first: str, is_bare: bool, adapters: Mapping[str, str]) -> dict[str, tuple[Backbone, Recipe]]:
@@ -113,8 +110,9 @@ def _check(name: str, engine: LocalEngine, cot_format: CotFormat, search: Search
         raise error.at(name) from None
 
 
-def _name(name: str | None, recipe: Recipe, model: str) -> str:
-    return name or (recipe.name if recipe.name != "base" else Path(model.partition("@")[0]).name)
+def _name(name: str | None, opened: AnyOpened) -> str:
+    own = opened.recipe.name
+    return name or (own if own != "base" else Path(opened.model.partition("@")[0]).name)
 
 
 def _beside(backbone: Backbone, opened: Opened, name: str, path: str) -> tuple[Backbone, Backbone, Recipe]:

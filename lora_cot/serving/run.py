@@ -1,4 +1,4 @@
-"""A server as a process: its address, its signals, its end."""
+"""`serve`: models, and a server of them as a process: its address, its signals, its end."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 import uvicorn
 
+from lora_cot.checkpoints.opening import Quantization
+from lora_cot.engines.opening import AnyOpened, OpenedRemote, Server, check_unloaded, open_any
 from lora_cot.errors import Problem, RunError
 from lora_cot.serving.app import make_app
 from lora_cot.serving.errors import place_of
 from lora_cot.serving.gate import LOCAL_HOSTS, log
+from lora_cot.serving.limits import Limits
+from lora_cot.serving.opening import open_models, open_served
+from lora_cot.serving.scheduler import Scheduler
 from lora_cot.serving.service import Service
 
 GRACE_SECONDS = 5.0
 """After the drain's end, for streams to tell their clients; and again for what was told to be taken."""
 KEEP_ALIVE_SECONDS = 30
+ROWS = 64
+"""Candidates that decode at once, if nothing is said of them."""
 
 
 class _Server(uvicorn.Server):
@@ -71,13 +78,61 @@ def _log_fault(error: BaseException | None) -> None:
     log.error("a fault outside of any request: %s", "unknown" if error is None else place_of(error))
 
 
-def serve(service: Service, host: str, port: int, key: str | None) -> None:
-    """Serve until a signal ends it.
+def serve(
+    model: str | AnyOpened,
+    name: str | None = None,
+    adapters: Mapping[str, str] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str | None = None,
+    quantization: Quantization = "auto",
+    server: Server | None = None,
+    rows: int | None = None,
+    kv_gib: float | None = None,
+    context: int | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve a model as OpenAI's API does, with searches inside, until a signal ends it.
+
+    Args:
+        model: run, adapter, merged folder or hub id; or what `open_model` or `open_remote` gave.
+        name: that requests call it by; its run's name, or that of its folder, if not given.
+        adapters: further runs or adapters of the same base, by name.
+        host: name or address to listen at. Without a key, a server on the loopback address answers to local names only.
+        port: 0 takes any that is free.
+        key: that clients must send.
+        quantization: how the base of a model that is named is loaded.
+        server: what runs it, if not this process.
+        rows: candidates that decode at once, of all requests; `ROWS` if not given.
+        kv_gib: GiB that keys and values may take; see `room_of`.
+        context: tokens of a prompt and its answer; the model's own if not given.
+        limits: of requests.
+
+    Raises:
+        LoraCotError: see `open_any`, `open_models`, `open_served`.
+        RunError: the address cannot be listened at; something is said of how this process runs what a server does.
+    """
+    if server or isinstance(model, OpenedRemote):
+        how = None if quantization == "auto" else quantization
+        local = {"--adapter": adapters or None, "--kv-gib": kv_gib, "--context": context, "--rows": rows}
+        check_unloaded({"--quantization": how, **local})
+    opened = open_any(model, quantization, server)
+    if isinstance(opened, OpenedRemote):
+        service = Service([open_served(opened, name)], limits or Limits(), None)
+    else:
+        scheduler = Scheduler(rows or ROWS)
+        models = open_models(opened, name, adapters or {}, context, scheduler, kv_gib)
+        service = Service(models, limits or Limits(), scheduler)
+    run(service, host, port, key)
+
+
+def run(service: Service, host: str, port: int, key: str | None) -> None:
+    """Listen until a signal ends it.
 
     Args:
         service: the models.
-        host: name or address to listen at. Without a key, a server on the loopback address answers to local names only.
-        port: 0 takes any that is free.
+        host: see `serve`, for the others too.
+        port: where to listen.
         key: that clients must send.
 
     Raises:

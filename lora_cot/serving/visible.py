@@ -1,5 +1,7 @@
 """What a client sees of a text with stages: the conclusion is the content, the stages before it are the reasoning.
 
+Of a text without tags that ends in its answer, the last line is the content, and the lines before it are the reasoning.
+
 The same for a stream, whatever pieces it comes in, and for a whole text. A text without a conclusion shows what comes after
 its last closed stage, so that it never looks empty when it is not.
 """
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lora_cot.formats import CotFormat
-from lora_cot.formats.parser import StageParser
+from lora_cot.formats.parser import StageParser, last_line
 from lora_cot.search.trace import TracedStage
 
 Kind = Literal["reasoning", "content"]
@@ -47,6 +49,8 @@ class Visible:
         """White space that is seen only if more follows."""
         self._fresh = True
         """Nothing of the stage was seen yet."""
+        self._lines = ""
+        """Of a stage that ends in the answer: all of it so far."""
         self._content = _Until(stops)
         self.reasoning = ""
 
@@ -74,7 +78,9 @@ class Visible:
         deltas = []
         for event in self._parser.feed(text):
             if event.kind == "text" and event.stage is not None:
-                deltas += self._of_stage(event.stage, event.text)
+                ends_in_answer = self._format.stage(event.stage).ends_in_answer
+                of_stage = self._of_lines if ends_in_answer else self._of_stage
+                deltas += of_stage(event.stage, event.text)
         return deltas
 
     def feed_step(self, step: TracedStage) -> list[Delta]:
@@ -95,6 +101,11 @@ class Visible:
             self.reasoning += rest
             deltas.append(Delta("reasoning", rest))
         return deltas + self._shown("content", _rest(self._content.fed, content), last=True)
+
+    def _of_lines(self, stage: str, text: str) -> list[Delta]:
+        """The lines before the last one so far: only the end shows which line is the answer."""
+        self._lines += text
+        return self._shown("reasoning", _rest(self.reasoning, last_line(self._lines)[0]), stage)
 
     def _of_stage(self, stage: str, text: str) -> list[Delta]:
         begins = stage != self._stage
@@ -125,9 +136,7 @@ class Visible:
 def whole(cot_format: CotFormat, text: str) -> tuple[str, str]:
     """Reasoning and content of a whole text."""
     parsed = cot_format.parse(text)
-    answer = cot_format.answer_stage.name
-    reasoning = GAP.join(stage.text for stage in parsed.stages if stage.name != answer and stage.text)
-    return reasoning, parsed.answer or _after_closed(cot_format, text)
+    return GAP.join(cot_format.reasoning(parsed)), parsed.answer or _after_closed(cot_format, text)
 
 
 def _after_closed(cot_format: CotFormat, text: str) -> str:

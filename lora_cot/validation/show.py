@@ -85,6 +85,19 @@ class ShownRow:
         ]
         return {"row": self.where, "id": self.id, "images": images, "passes": passes, "problem": self.problem or None}
 
+    def lines(self) -> list[str]:
+        """For the terminal, trained text between ⟦ and ⟧."""
+        name = f" ({printable(self.id)})" if self.id not in ("", self.where) else ""
+        found = [f"── {printable(self.where)}{name}"]
+        if self.problem:
+            found.append(f"cannot be shown: {printable(self.problem)}")
+        found += [f"image {number}: {image}" for number, image in enumerate(self.images, 1)]
+        for one in self.passes:
+            found.append(f"{one.name}: {one.tokens:,} tokens, {one.trained:,} of them trained")
+            found += [f"not trained on: {printable(one.problem)}"] if one.problem else []
+            found += [printable(line, len(line)) for line in mark_trained(one.spans).split("\n")]
+        return [*found, ""]
+
 
 def show_samples(recipe: Recipe, count: int) -> list[ShownRow]:
     """So many samples of what is trained on, evenly spread over its rows.
@@ -162,24 +175,6 @@ def spans(encoded: Encoded, encoder: Encoder) -> list[Span]:
 def mark_trained(pieces: Sequence[Span]) -> str:
     """The text of a sample, trained parts between ⟦ and ⟧."""
     return "".join(f"⟦{span.text}⟧" if span.trained else span.text for span in pieces)
-
-
-def lines(samples: Sequence[ShownRow]) -> list[str]:
-    """Samples for the terminal, trained text between ⟦ and ⟧."""
-    found: list[str] = []
-    for sample in samples:
-        found.append(
-            f"── {printable(sample.where)}" + (f" ({printable(sample.id)})" if sample.id not in ("", sample.where) else "")
-        )
-        if sample.problem:
-            found.append(f"cannot be shown: {printable(sample.problem)}")
-        found += [f"image {number}: {image}" for number, image in enumerate(sample.images, 1)]
-        for one in sample.passes:
-            found.append(f"{one.name}: {one.tokens:,} tokens, {one.trained:,} of them trained")
-            found += [f"not trained on: {printable(one.problem)}"] if one.problem else []
-            found += [printable(line, len(line)) for line in mark_trained(one.spans).split("\n")]
-        found.append("")
-    return found
 
 
 def write_page(samples: Sequence[ShownRow], recipe: Recipe, path: Path) -> None:

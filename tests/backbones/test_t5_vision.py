@@ -231,7 +231,7 @@ def test_what_is_trained_is_saved_merged_and_loaded_anywhere(make_recipe, plain,
     fusion = {name: tensor for name, tensor in adapter.items() if "fusion" in name}
     assert len(fusion) == 4 and {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     tuned = open_model(str(run), "none").backbone
-    (merged_report,) = merge(run, onto="full")
+    (merged_report,) = merge(run, onto="full").reports
     assert merged_report.adapter_vs_merged.top1_agreement >= 0.98
     merged = AutoModelForImageTextToText.from_pretrained(run / "merged")
     for name in ("image_projection", "gate"):

@@ -15,11 +15,11 @@ from lora_cot.data import shapes
 from lora_cot.data.collate import encode
 from lora_cot.data.rows import Collected
 from lora_cot.engines.chat import Patience
+from lora_cot.engines.opening import Server, open_remote
 from lora_cot.engines.retries import Circuit
 from lora_cot.errors import DataError, EngineError, RunError, StoppedError
-from lora_cot.evaluation import asking, remote, run
+from lora_cot.evaluation import asking, run
 from lora_cot.evaluation.benchmarks import BENCHMARKS
-from lora_cot.evaluation.remote import Server, open_remote
 from lora_cot.recipe.load import dump
 from lora_cot.recipe.schema import SearchSection
 from lora_cot.search.run import answer
@@ -76,7 +76,7 @@ def served(make_recipe, tmp_path, monkeypatch):
     state = SimpleNamespace(
         evaluate=evaluate, samples=SCENES, circuit=Circuit(), weights=adapter / "adapter_model.safetensors"
     )
-    monkeypatch.setattr(remote, "open_remote", opened)
+    monkeypatch.setattr("lora_cot.engines.opening.open_remote", opened)
     monkeypatch.setattr(asking, "time", SimpleNamespace(sleep=sleep))
     with serve(reply) as server:
         server.models, state.server = ["tiny"], server

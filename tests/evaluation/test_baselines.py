@@ -8,7 +8,6 @@ from PIL import Image as PILImage
 from lora_cot.data.chat import ChatEncoder
 from lora_cot.errors import DataError, RunError
 from lora_cot.evaluation.predictions import score
-from lora_cot.evaluation.remote import in_format
 from lora_cot.evaluation.run import evaluate
 from lora_cot.formats import FORMATS
 from lora_cot.recipe import Recipe
@@ -76,12 +75,12 @@ def test_every_prompt_shows_the_demonstrations(tiny_base, tmp_path, monkeypatch)
 def test_a_format_must_go_with_the_model():
     """One of passes needs adapters of its own; a name that does not exist is told."""
     recipe = Recipe(name="x", model=ModelSection(base="x"))
-    assert in_format(recipe, None) is recipe and in_format(recipe, "direct").format.build() == FORMATS["direct"]
+    assert recipe.in_format(None) is recipe and recipe.in_format("direct").format.build() == FORMATS["direct"]
     assert recipe.format.name == "four_stage"
     with pytest.raises(RunError, match="--format · no format 'stepbystep' · did you mean 'step_by_step'"):
-        in_format(recipe, "stepbystep")
+        recipe.in_format("stepbystep")
     with pytest.raises(RunError, match="--format · a format that is generated in passes needs the adapters"):
-        in_format(recipe, "two_stage")
+        recipe.in_format("two_stage")
     split = Recipe(name="x", model=ModelSection(base="x"), format=FormatSection(name="two_stage"))
     with pytest.raises(RunError, match="--format · a format that is generated in passes needs the adapters"):
-        in_format(split, "direct")
+        split.in_format("direct")

@@ -1,6 +1,7 @@
 """Benchmarks by name: their questions, what counts as right, and the groups they are told apart by."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -114,7 +115,7 @@ def evaluate(monkeypatch):
         monkeypatch.setattr(
             run,
             "open_any",
-            lambda *_: SimpleNamespace(recipe=recipe, said="", family=ANY_FAMILY),
+            lambda *_: SimpleNamespace(recipe=recipe, model="a model", quantization="auto", family=ANY_FAMILY),
         )
         monkeypatch.setattr(run, "answers", lambda *given: zip(given[2], answered or written(*given), strict=True))
         return run.evaluate("a model", **keys)
@@ -177,7 +178,9 @@ def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, 
     assert printed["seconds_per_question"] == report.totals["seconds"] / 5
     answers.evaluate("a model")
     told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(" "))
-    assert told["search"].strip() == "greedy, 6 candidates, scorer logprob, seed 0"
+    assert told["search"].strip() == "greedy, seed 0"
+    chosen = dict(replace(report, strategy="majority").lines())["search"]
+    assert chosen == "majority, 6 candidates, scorer logprob, seed 0"
     assert told["tokens a question"].strip() == "12.0 (3.0 kept), 60 in all"
     assert told["judge prompts a question"].strip() == "4.0 (10 flips (100.0% of pairs), 15 not needed, 5 failed in all)"
     assert told["seconds a question"].strip() == f"{report.totals['seconds'] / 5:.3f}, {report.totals['seconds']:.1f} in all"

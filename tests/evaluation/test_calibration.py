@@ -6,8 +6,8 @@ import pytest
 
 from lora_cot import calibrate
 from lora_cot.backbones import FAMILIES
+from lora_cot.engines.opening import OpenedRemote, Server
 from lora_cot.errors import RunError
-from lora_cot.evaluation.remote import OpenedRemote
 from tests.search.scripted import ScriptedEngine
 
 
@@ -21,7 +21,7 @@ def script(state, seed):
 def test_the_first_questions_of_a_benchmark_are_asked(make_recipe, tmp_path):
     """With the recipe's search and the keys over it; what is measured is what the recipe wants."""
     engine = ScriptedEngine(script)
-    opened = OpenedRemote(engine, make_recipe(tmp_path, "search.seed=3"), FAMILIES["llava"])
+    opened = OpenedRemote(engine, make_recipe(tmp_path, "search.seed=3"), FAMILIES["llava"], "m", Server("http://h"))
     found = calibrate(opened, "shapes", 6, "validation")
     assert found.count == 6 == len({state[0] for asks in engine.calls for state in [ask.state for ask in asks]})
     assert found.mean == pytest.approx(-2.0, abs=1.01) and math.isfinite(found.std)

@@ -12,6 +12,7 @@ from lora_cot.engines.teacher import Teacher
 from lora_cot.errors import AccessError, EngineError, RunError, StoppedError
 from lora_cot.evaluation import judging, run
 from lora_cot.evaluation.benchmarks import find
+from lora_cot.evaluation.predictions import score
 from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.model import ModelSection
@@ -39,7 +40,8 @@ def evaluate(monkeypatch, tmp_path):
     published.table_of("mmvet", tmp_path / "mmvet", "test", [published.mmvet_row(number) for number in range(8)])
     recipe = Recipe(name="x", model=ModelSection(base="x"), format={"name": "direct"})
     family = SimpleNamespace(most_images=None, tag_style="xml")
-    monkeypatch.setattr(run, "open_any", lambda *_: SimpleNamespace(recipe=recipe, said="", family=family))
+    opened = SimpleNamespace(recipe=recipe, model="m", quantization="auto", family=family)
+    monkeypatch.setattr(run, "open_any", lambda *_: opened)
     asked = []
 
     def written(_opened, cot_format, samples, _config):
@@ -205,3 +207,27 @@ def test_the_command_names_failed_grades(evaluate, capsys, tmp_path):
         answers.evaluate("m", "mmvet", judge_model="x")
     with pytest.raises(RunError, match="--judge-model · a judge has a name"):
         answers.evaluate("m", "mmvet", judge="http://127.0.0.1:1")
+
+
+def test_answers_that_were_made_elsewhere_are_graded_too(evaluate, tmp_path, capsys):
+    """`score` asks the same judge as `eval`, and again only for what it did not grade; without one the rule decides."""
+    path = published.json_lines(tmp_path / "p.jsonl", [{"id": f"v1_{n}", "output": f"answer {n}"} for n in range(4)])
+    key, bad = tmp_path / "key", {"answer 1": "no grade"}
+    key.write_text(KEY)
+    given = ("mmvet", path, str(tmp_path / "mmvet"))
+    with serve(lambda body, _: bad.get(said(body), grades(body, 0))) as server:
+        with pytest.raises(typer.Exit):
+            answers.score(*given, judge=server.url, judge_model="teacher", judge_key_file=key, as_json=True)
+        assert server.keys[-1] == f"Bearer {KEY}"
+        told = capsys.readouterr()
+        assert "1 answers got no grade, and count as wrong:\n  v1_1: the judge's reply cannot be read" in told.err
+        assert json.loads(told.out)["grading"]["by"] == "teacher"
+        bad.clear()
+        report = score(*given, judge=judge(server))
+        assert (report.grading.asked, len(server.requests), report.scored) == (1, 5, 4)
+        with pytest.raises(RunError, match="--judge · mmstar is graded by its rule alone"):
+            score("mmstar", path, judge=judge(server))
+    assert report.summary.accuracy.correct == pytest.approx(0.6)
+    line = "the judge teacher: 4 answers, 1 of them asked now, 0 failed; the rule decided on the rest"
+    assert ("graded by", line) in report.lines()
+    assert (score(*given).summary.accuracy.correct, score(*given).grading.by) == (0, "exact")

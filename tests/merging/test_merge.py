@@ -34,7 +34,7 @@ def run(tiny_base, tmp_path_factory):
 @pytest.fixture(scope="module")
 def merged(run):
     """The run, merged; a format of one pass has one report."""
-    (report,) = merge(run, onto="full")
+    (report,) = merge(run, onto="full").reports
     return report
 
 

@@ -14,7 +14,6 @@ from lora_cot.backbones.quantization import is_quantized, quantize_layers, quant
 from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.errors import MergeError, RunError
 from lora_cot.merging import arithmetic, measure
-from lora_cot.merging import merge as merging
 from lora_cot.merging.arithmetic import FourBit
 from lora_cot.merging.checkpoint import open_file
 from lora_cot.merging.merge import merge
@@ -132,7 +131,7 @@ def test_auto_keeps_the_lower_loss(make_base, tmp_path, monkeypatch, better):
         return replace(found, loss=1.0) if f"/{better}" in backbone.base else found
 
     monkeypatch.setattr(measure, "record", record)
-    (report,) = merge(adapter)
+    (report,) = merge(adapter).reports
     assert (report.onto, report.losses[better]) == (better, 1.0)
     assert set(report.losses) == {"full", "dequantized", "adapter"} and report.losses["adapter"] > 1
     drift = report.trained_vs_merged.max_logit_difference
@@ -154,9 +153,9 @@ def test_without_verification_nothing_is_loaded(make_base, tmp_path, monkeypatch
     monkeypatch.setattr(measure, "load_backbone", refuse)
     with pytest.raises(RunError, match="--no-verify loads none · take --onto full or --onto dequantized"):
         merge(adapter, verify=False)
-    (report,) = merge(adapter, onto="dequantized", verify=False)
+    (report,) = merge(adapter, onto="dequantized", verify=False).reports
     assert (report.onto, report.probes, report.losses, report.adapter_vs_merged) == ("dequantized", 0, None, None)
-    assert "no model was loaded" in dict(merging.lines(report))["verified"]
+    assert "no model was loaded" in dict(report.lines())["verified"]
 
 
 def test_what_cannot_be_merged_onto(make_base, tmp_path):

@@ -147,7 +147,7 @@ def different(base, merged):
 
 def test_changed_values_are_counted(published, half_run, tmp_path, monkeypatch, capsys):
     """Those that differ from what was merged onto, also of files that an earlier call finished."""
-    (report,) = merge(half_run, tmp_path / "merged", verify=False)
+    (report,) = merge(half_run, tmp_path / "merged", verify=False).reports
     wanted = different(half_run.parent / "base", tmp_path / "merged")
     assert (report.changed_tensors, report.changed_values) == (len(wanted), sum(wanted.values()))
     assert 0 < report.changed_values < sum(t.numel() for n, t in tensors_of(tmp_path / "merged").items() if n in wanted)

@@ -12,7 +12,7 @@ from lora_cot.checkpoints.folders import write_recipe
 from lora_cot.errors import MergeError, RunError, UnprovenError
 from lora_cot.merging import measure, onto, stream
 from lora_cot.merging.merge import merge
-from lora_cot.merging.report import BOUNDS, lines
+from lora_cot.merging.report import BOUNDS
 from lora_cot.merging.verify import Recorded, _mixed, _rows, compare
 from lora_cot.recipe.model import ModelSection
 from lora_cot.recipe.schema import DataSection, QuantizationSection, SearchSection
@@ -201,9 +201,9 @@ def test_samples_that_were_trained_on_are_named(make_base, tmp_path):
     adapter = adapter_of(make_base("llava"), tmp_path / "adapter")
     data = DataSection.model_validate({"train": [{"source": "shapes", "limit": 3}]})
     write_recipe(recipe_of(make_base("llava"), data=data, search=SHORT), adapter)
-    (report,) = merge(adapter)
+    (report,) = merge(adapter).reports
     assert (report.probes, report.probes_from) == (3, "train")
-    assert "3 samples that were trained on (none are held out)" in dict(lines(report))["measured on"]
+    assert "3 samples that were trained on (none are held out)" in dict(report.lines())["measured on"]
     assert "3 samples that it was trained on, for none are held out" in (tmp_path / "adapter-merged" / "README.md").read_text()
     section = QuantizationSection(load_in_4bit=True)
     write_recipe(recipe_of(make_base("llava"), data=data, quantization=section), adapter)
@@ -217,12 +217,12 @@ def test_samples_that_were_trained_on_are_named(make_base, tmp_path):
 def test_what_is_right_passes_with_all_figures(make_base, tmp_path):
     """In float32 to a billionth of a nat, every greedy answer the same; images were among the samples."""
     adapter = adapter_of(make_base("llava"), tmp_path / "adapter", modules_to_save=["multi_modal_projector"])
-    (report,) = merge(adapter)
+    (report,) = merge(adapter).reports
     own = report.adapter_vs_merged
     assert own.kl < 1e-10 and own.top1_agreement == 1 and own.answers_equal == own.questions == 6
     assert report.base_vs_merged.kl > 1e-4 and report.base_vs_merged.questions is None
     assert report.with_images == report.probes == 6 and report.probes_from == "held_out"
-    assert "6 held-out samples" in dict(lines(report))["measured on"]
+    assert "6 held-out samples" in dict(report.lines())["measured on"]
     card = (tmp_path / "adapter-merged" / "README.md").read_text()
     assert "6 held-out samples, 6 of them" in card and f"{report.changed_values:,} values in {report.changed_tensors}" in card
     kept = json.loads((tmp_path / "adapter-merged" / "merge_report.json").read_text())
@@ -243,7 +243,7 @@ def test_sixteen_bits_have_a_bound_of_their_own(make_base, tmp_path, monkeypatch
     """A right merge in bfloat16 passes it, also where only the adapter was computed so; a wrong scale does not."""
     base = half(make_base("llava"), tmp_path / "base")
     adapter = adapter_of(base, tmp_path / "adapter", "auto")
-    (report,) = merge(adapter, tmp_path / "right")
+    (report,) = merge(adapter, tmp_path / "right").reports
     half_bound = BOUNDS["bfloat16"]
     assert report.bound == half_bound.beside(report.base_vs_merged.kl) and 1e-10 < report.adapter_vs_merged.kl < 1e-5
     (report,) = merge(adapter_of(make_base("llava"), tmp_path / "mixed", "bfloat16"), tmp_path / "half")

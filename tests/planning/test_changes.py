@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lora_cot.planning.changes import Change, _offers, cheapest, with_keys
 from lora_cot.planning.estimate import Estimate, Item, Phase
-from lora_cot.planning.plan import lines, plan
+from lora_cot.planning.plan import plan
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.load import load_recipe
 
@@ -133,7 +133,7 @@ def test_the_lines_to_paste_make_it_fit(make_recipe, tmp_path):
     wanted = round((before.estimate.high - 0.006e9) / 1e9, 4)
     found = plan(recipe, vram_gb=wanted)
     assert found.fits in ("perhaps", "no") and found.changed.high <= wanted * 1e9
-    text = lines(found)
+    text = found.lines()
     begin = next(number for number, line in enumerate(text) if line.startswith("with these lines it fits"))
     sections = yaml.safe_load("\n".join(text[begin + 2 : text.index("", begin + 2)]))
     values = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
@@ -154,12 +154,12 @@ def test_what_nothing_reaches(make_recipe, tmp_path):
     found = plan(recipe, vram_gb=0.1)
     assert plan(changed(recipe, found.changes)).estimate.made.trained == found.changed.made.trained
     assert found.fits != "yes" and found.changed.high > 0.1e9
-    assert "these lines help, but are not enough" in "\n".join(lines(found))
+    assert "these lines help, but are not enough" in "\n".join(found.lines())
     keys = {key for change in found.changes for key in change.keys}
     assert {"training.gradient_checkpointing", "training.per_device_train_batch_size", "lora.r"} <= keys
     least = {"training.optim=paged_adamw_8bit", "training.gradient_checkpointing=true", "quantization.skip_parts=[lm_head]"}
     small = make_recipe(tmp_path, "training.per_device_train_batch_size=1", "evaluation.batch_size=1", *least)
-    assert "no change that is known of makes it smaller" in lines(plan(small, vram_gb=0.1))
+    assert "no change that is known of makes it smaller" in plan(small, vram_gb=0.1).lines()
 
 
 def test_changes_of_one_kind_are_one():

@@ -8,7 +8,7 @@ import yaml
 
 from lora_cot import cli
 from lora_cot.backbones.mini import build
-from lora_cot.planning.plan import lines, plan
+from lora_cot.planning.plan import plan
 from lora_cot.recipe.load import load_recipe
 from tests.conftest import ROOT
 
@@ -70,7 +70,7 @@ def test_the_table_can_be_read(recipe_file, capsys):
 def test_without_a_card_this_machine_is_planned_for(recipe_file):
     """Here, without a GPU: a process, no verdict, no table of GPUs."""
     found = plan(load_recipe(recipe_file))
-    text = "\n".join(lines(found))
+    text = "\n".join(found.lines())
     assert not found.estimate.gpu and found.fits is None and not found.shares
     assert "planned for this CPU" in text and "fits" not in text and "process" in text
 
@@ -91,7 +91,7 @@ def test_time_is_steps_times_tokens(make_recipe, tmp_path, options, steps, rows)
     time, works = found.duration, found.estimate.made.works
     assert time.steps == steps
     assert time.tokens == pytest.approx(steps / len(works) * rows * sum(work.mean_length for work in works))
-    assert time.hours == pytest.approx(time.tokens / 50 / 3600) and "as stated" in lines(found)[-1]
+    assert time.hours == pytest.approx(time.tokens / 50 / 3600) and "as stated" in found.lines()[-1]
 
 
 def test_a_rate_is_that_of_an_earlier_run(make_recipe, tmp_path):
@@ -191,4 +191,4 @@ def test_recipes_fit_the_card_in_their_name(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     card = float(path.stem.split("_")[-1].removesuffix("gb"))
     found = plan(load_recipe(path), vram_gb=card)
-    assert found.fits == "yes", lines(found)
+    assert found.fits == "yes", found.lines()

@@ -172,7 +172,7 @@ def test_merging_by_its_id(hub, adapter, tmp_path, monkeypatch):
     """The model is written here, under the repository's name."""
     push(adapter, REPO)
     monkeypatch.chdir(tmp_path)
-    (report,) = merge(REPO, verify=False)
+    (report,) = merge(REPO, verify=False).reports
     assert report.folder == "mine-merged"
     assert torch.allclose(logits("mine-merged"), logits(str(adapter)), atol=1e-4)
 

@@ -6,7 +6,7 @@ import pytest
 
 from lora_cot.errors import AccessError, HubError, RunError
 from lora_cot.publishing.contents import gather
-from lora_cot.publishing.push import check_ready, lines, push
+from lora_cot.publishing.push import check_ready, push
 from tests.publishing.hub_server import READ_ONLY, TOKEN
 
 REPO = "somebody/mine"
@@ -39,7 +39,7 @@ def test_the_same_again_makes_no_commit(hub, adapter):
     again = push(adapter, REPO)
     assert (again.commit, again.new_commit, again.sent) == (first.commit, False, frozenset())
     assert [method for method, _ in hub.requests[before:]] == ["GET"]
-    assert dict(lines(again))["commit"].endswith("nothing has changed")
+    assert dict(again.lines())["commit"].endswith("nothing has changed")
 
 
 def test_only_what_has_changed_is_sent(hub, adapter):
@@ -256,7 +256,7 @@ def test_a_dry_run_tells_all_and_sends_nothing(hub, adapter):
     assert not any(file["sent"] for file in push(adapter, REPO, dry_run=True).to_json()["files"])
     (refused,) = push(adapter, REPO, public=True, dry_run=True).refused
     assert "the repository is private" in refused.what
-    assert json.loads(json.dumps(values)) == values and ("left out", "optimizer.pt: a training state") in lines(report)
+    assert json.loads(json.dumps(values)) == values and ("left out", "optimizer.pt: a training state") in report.lines()
 
 
 def test_a_dry_run_needs_neither_network_nor_token(hub, adapter, monkeypatch):

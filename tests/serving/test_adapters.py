@@ -50,13 +50,13 @@ def alone(model):
 
 
 @pytest.mark.parametrize("base_first", [True, False], ids=["beside the base", "beside an adapter"])
-def test_each_name_answers_as_it_does_alone(folders, tiny_base, scheduler, base_first):
+def test_each_name_answers_as_it_does_alone(folders, tiny_base, scheduler, base_first, capsys):
     """Adapters, a two-stage run and the bare base, asked for at once."""
     model = str(tiny_base) if base_first else folders["first"]
     others = {name: path for name, path in folders.items() if path != model}
-    models, said = open_models(model, "main", others, "auto", None, scheduler, 0.25)
-    assert scheduler.kv_bytes == 2**28 and "0.25 GiB" in said
-    assert [served.name for served in models] == ["main", *others] and said
+    models = open_models(open_model(model), "main", others, None, scheduler, 0.25)
+    assert scheduler.kv_bytes == 2**28 and "0.25 GiB" in capsys.readouterr().err
+    assert [served.name for served in models] == ["main", *others]
     for served in models:  # what fails in one is refused in that one
         assert {
             one.engine.local.reader for one in prepare(served.engine(None), served.cot_format, served.search)
@@ -78,13 +78,13 @@ def test_what_cannot_be_beside_is_refused(folders, tiny_base, make_recipe, sched
     """A name twice, no adapter, another base."""
     for adapters, told in (({"main": folders["first"]}, "two models"), ({"x": str(tiny_base)}, "holds no adapter")):
         with pytest.raises(RunError, match=told):
-            open_models(folders["second"], "main", adapters, "auto", None, scheduler)
+            open_models(open_model(folders["second"]), "main", adapters, None, scheduler)
     other = tmp_path / "other" / "adapter"
     other.mkdir(parents=True)
     (other / "adapter_config.json").write_text(json.dumps({}))
     (other / "recipe.yaml").write_text(dump(make_recipe(tmp_path, "model.base=mini/llava")))
     with pytest.raises(RunError, match="was trained on"):
-        open_models(folders["second"], "main", {"x": str(tmp_path / "other")}, "auto", None, scheduler)
+        open_models(open_model(folders["second"]), "main", {"x": str(tmp_path / "other")}, None, scheduler)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_search_that_a_model_cannot_do_is_refused_at_the_start(make_recipe, ti
         paths[name] = str(tmp_path / name)
     for model, others in ((paths["bad"], {}), (paths["good"], {"bad": paths["bad"]})):
         with pytest.raises(SearchError, match=rf"^bad · .*{told}"):
-            open_models(model, None if others else "bad", others, "auto", None, scheduler, 0.1)
+            open_models(open_model(model), None if others else "bad", others, None, scheduler, 0.1)
 
 
 def test_a_model_whose_images_cannot_be_shown_again_is_refused_at_the_start(load_tiny):

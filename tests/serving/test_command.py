@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from lora_cot.commands import serving
+from lora_cot.engines.opening import OpenedRemote, Server
 from lora_cot.errors import AccessError, RunError
-from lora_cot.serving import opening, run
+from lora_cot.serving import run
 from tests.scripted_server import Fault
 from tests.scripted_server import serve as behind
 
@@ -17,12 +18,15 @@ URL = "http://localhost:9/v1"
 def begun(monkeypatch):
     """What would be served, each time."""
     seen = []
-    monkeypatch.setattr(opening, "open_models", lambda *given: (given, "here"))
-    monkeypatch.setattr(opening, "open_served", lambda *given: (given, "there"))
-    monkeypatch.setattr(run, "serve", lambda service, *_: seen.append(service))
-    monkeypatch.setattr(
-        "lora_cot.serving.service.Service", lambda *given: SimpleNamespace(models=given[0], scheduler=given[2])
-    )
+
+    def opened(_model, _how, server):
+        return OpenedRemote(None, None, None, "m", server) if server else SimpleNamespace()
+
+    monkeypatch.setattr(run, "open_any", opened)
+    monkeypatch.setattr(run, "open_models", lambda *_: [])
+    monkeypatch.setattr(run, "open_served", lambda *_: None)
+    monkeypatch.setattr(run, "Service", lambda *given: SimpleNamespace(scheduler=given[2]))
+    monkeypatch.setattr(run, "run", lambda service, *_: seen.append(service))
     return seen
 
 
@@ -43,6 +47,14 @@ def test_options_that_would_be_ignored_are_refused(begun, keys, told):
     lines = str(caught.value).splitlines()
     assert len(lines) == len(told) and not begun
     assert all(line.startswith(one) for line, one in zip(lines, told, strict=True))
+
+
+def test_a_function_refuses_what_the_command_does(begun):
+    """A model that is open on a server too."""
+    for model, keys in (("m", {"server": Server(URL)}), (OpenedRemote(None, None, None, "m", Server(URL)), {})):
+        with pytest.raises(RunError, match="--rows · the server has loaded the model as it was started"):
+            run.serve(model, rows=3, **keys)
+    assert not begun
 
 
 def test_rows_have_a_default(begun):

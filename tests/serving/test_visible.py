@@ -1,15 +1,19 @@
 """What a client sees of a text is the same whole and in pieces; nothing written is silently lost."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_cot.formats import FORMATS
+from lora_cot.search.trace import Completion, TracedCandidate, TracedStage
+from lora_cot.serving.answers import usage
 from lora_cot.serving.visible import Visible, whole
 
 FOUR, TWO, DIRECT = FORMATS["four_stage"], FORMATS["two_stage"], FORMATS["direct"]
+UNTAGGED = FORMATS["four_stage_untagged"]
 COMPLETE = (
     "<SUMMARY> plan </SUMMARY>\n\n<CAPTION> a <CONCLUSION> sign </CAPTION>\n\n<REASONING> so  on </REASONING>\n\n"
     "<CONCLUSION> B. It is </CONCLUSION>"
@@ -31,11 +35,14 @@ TEXTS = st.lists(st.sampled_from([*PIECES, " ", "\n", "a", "b c", "<", "</", "<s
         (FOUR, "<summary> x </summary>", "", "<summary> x </summary>"),
         (FOUR, "", "", ""),
         (DIRECT, " B. \n", "", "B."),
+        (UNTAGGED, " plan\na sign\n\nso on \n \n B. It is \n", "plan\na sign\n\nso on", "B. It is"),
+        (UNTAGGED, "B\n", "", "B"),
+        (UNTAGGED, " \n", "", ""),
         (TWO, "<RATIONALE> so </RATIONALE>\n\n<ANSWER> B </ANSWER>", "so", "B"),
     ],
 )
 def test_a_text_is_split_into_reasoning_and_content(cot_format, text, reasoning, content):
-    """The conclusion is the content; without one, what follows the last closed stage."""
+    """The conclusion is the content; else what follows the last closed stage; of a text without tags, its last line."""
     assert whole(cot_format, text) == (reasoning, content)
 
 
@@ -51,7 +58,7 @@ def cut(text, places):
     return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
-@given(TEXTS, st.lists(st.integers(0, 200), max_size=12), st.sampled_from([FOUR, DIRECT]))
+@given(TEXTS, st.lists(st.integers(0, 200), max_size=12), st.sampled_from([FOUR, DIRECT, UNTAGGED]))
 def test_a_stream_shows_what_the_whole_text_does(text, places, cot_format):
     """However it is cut, tags forged, doubled or unfinished."""
     assert collect(Visible(cot_format), cut(text, places), text) == whole(cot_format, text)
@@ -72,6 +79,30 @@ def test_stops_end_the_content_alone(text, places, stops):
 def test_without_reasoning_the_text_is_shown_as_it_is(text, places):
     """Tags included."""
     assert collect(Visible(FOUR, with_reasoning=False), cut(text, places), text) == ("", text)
+
+
+def test_lines_are_reasoning_once_another_follows():
+    """A stream of a text without tags tells each line as soon as it cannot be the answer, and the answer at its end."""
+    visible = Visible(UNTAGGED)
+    told = [visible.feed(piece) for piece in ("so\n", "it is", " \n\nB")]
+    assert [[(delta.kind, delta.text, delta.stage) for delta in deltas] for deltas in told] == [
+        [],
+        [("reasoning", "so", "TEXT")],
+        [("reasoning", "\nit is", "TEXT")],
+    ]
+    assert [(delta.kind, delta.text) for delta in visible.finish("so\nit is \n\nB")] == [("content", "B")]
+
+
+@pytest.mark.parametrize("stage", [None, "TEXT"])
+def test_tokens_of_lines_before_the_answer_are_those_of_reasoning(stage):
+    """In proportion to the text, whether it was drawn as a whole or as a stage."""
+    text, spent = "so it is\nB", ("generated_tokens", "judge_tokens", "judge_prompt_tokens", "looks", "shown_tokens")
+    ticket = SimpleNamespace(prompts={}, spent=SimpleNamespace(generate_calls=1, judge_calls=0, **dict.fromkeys(spent, 0)))
+    config, model = SimpleNamespace(strategy="greedy"), SimpleNamespace(cot_format=UNTAGGED)
+    step = TracedStage(stage, (TracedCandidate(text, 9, None, -0.1, closed=True, chosen=True),))
+    completion = Completion("", text, UNTAGGED.parse(text), "complete", [step], 9)
+    told = usage(SimpleNamespace(ticket=ticket, config=config, model=model), [completion])
+    assert told["completion_tokens_details"] == {"reasoning_tokens": 8}
 
 
 def test_passes_of_a_split_format_are_stages():

@@ -61,7 +61,7 @@ def test_a_run_logs_its_noise_loss_and_its_merged_model_is_the_adapters(recipe, 
     assert any("diffusion.unet" in name for name in adapter)
     assert any("diffusion.vae" in name for name in adapter) == (choice == "full")
     tuned = open_model(str(run), "none")
-    (report,) = merge(run, onto="full")
+    (report,) = merge(run, onto="full").reports
     assert report.adapter_vs_merged.top1_agreement >= (0.95 if choice == "nf4" else 1)
     (run / "merged" / "recipe.yaml").unlink()
     merged = open_model(str(run / "merged"))

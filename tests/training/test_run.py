@@ -318,9 +318,9 @@ def test_two_stages_are_two_adapters_on_one_base(make_recipe, make_base, tmp_pat
         assert loss < worse - 0.05 and (logits - others).abs().max() > 1e-2
         torch.testing.assert_close(again, logits, atol=0, rtol=0)
 
-    reports = merge(run, onto="full")
-    assert [report.folder for report in reports] == [str(run / "merged" / name) for name in ("rationale", "answer")]
-    merged = open_model(str(run / "merged"))
+    done = merge(run, onto="full")
+    assert [report.folder for report in done.reports] == [str(run / "merged" / name) for name in ("rationale", "answer")]
+    merged = open_model(str(done.folder))
     for one, backbone in ((rationale, first), (conclusion, second)):
         logits, expected = (outputs_of(model, one)[1] for model in (merged.backbone.for_pass(one.name), backbone))
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

@@ -37,7 +37,7 @@ def test_a_merged_model_is_the_adapters(recipe, tmp_path, choice):
     whole = any("vision_encoder" in name and "lora_" not in name for name in adapter)
     assert any("vision_encoder" in name for name in adapter) and whole == (choice == "full")
     tuned = open_model(str(run), "none")
-    (report,) = merge(run, onto="full")
+    (report,) = merge(run, onto="full").reports
     assert report.adapter_vs_merged.top1_agreement >= (0.95 if choice == "nf4" else 1)
     (run / "merged" / "recipe.yaml").unlink()
     merged = open_model(str(run / "merged"))

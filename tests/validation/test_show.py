@@ -11,7 +11,7 @@ from lora_cot.data.labels import IGNORE_INDEX
 from lora_cot.data.shapes import make_sample
 from lora_cot.errors import DataError, RunError
 from lora_cot.formats import FORMATS
-from lora_cot.validation.show import lines, show_samples, spans, write_page
+from lora_cot.validation.show import show_samples, spans, write_page
 from tests.validation.conftest import plain
 
 
@@ -55,7 +55,7 @@ def test_what_is_shown(recipe):
     assert [str(image) for image in good.images] == ["60×40 pixels → 4 tokens"] * 2
     assert "more than training.max_length=400" in long.passes[0].problem
     assert (broken.id, broken.passes) == ("q2", ()) and broken.problem.startswith("none.png · no such image file")
-    text = "\n".join(lines([good, long, broken]))
+    text = "\n".join(line for sample in (good, long, broken) for line in sample.lines())
     assert "\x1b" not in text and text.count("⟦<SUMMARY>") == 2 and "cannot be shown: none.png" in text
     told = json.loads(json.dumps(good.to_json()))
     assert told["images"] == [{"width": 60, "height": 40, "tokens": 4}] * 2

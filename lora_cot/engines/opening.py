@@ -1,4 +1,4 @@
-"""A model that a server runs, known here by its recipe alone."""
+"""MODEL, as it is asked, evaluated and served: loaded here, or run by a server and known here by its recipe alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from lora_cot.engines.chat import Patience
 from lora_cot.engines.local import LocalEngine
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import BackboneError, Problem, RunError, nearest
-from lora_cot.formats import FORMATS, CotFormat
+from lora_cot.formats import CotFormat, format_called
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.interleave import UNSERVED, unseen
-from lora_cot.recipe.schema import FormatSection
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,9 @@ class OpenedRemote:
     engine: RemoteEngine
     recipe: Recipe
     family: Family
+    model: str
+    """As it was named."""
+    server: Server
 
     @property
     def said(self) -> str:
@@ -49,53 +51,54 @@ class OpenedRemote:
         return str(self.engine)
 
 
-def check_format(name: str | None) -> None:
-    """See that there is a format of that name, if one is named.
-
-    Raises:
-        RunError: there is none.
-    """
-    if name is not None and name not in FORMATS:
-        raise RunError(Problem("--format", f"no format '{name}'", nearest(name, FORMATS)))
-
-
-def in_format(recipe: Recipe, name: str | None) -> Recipe:
-    """The recipe with a built-in format in place of its own; as it is where none is named.
-
-    Raises:
-        RunError: there is none of that name, or one of both is generated in passes, each by an adapter of its own.
-    """
-    check_format(name)
-    if name is None:
-        return recipe
-    if recipe.format.build().split or FORMATS[name].split:
-        what = "a format that is generated in passes needs the adapters that were trained in it"
-        raise RunError(Problem("--format", what, "leave it out"))
-    return recipe.model_copy(update={"format": FormatSection(name=name)})
+AnyOpened = Opened | OpenedRemote
+"""A model that can be asked, here or on a server."""
 
 
 def open_any(
-    model: str, quantization: Quantization = "auto", server: Server | None = None, format_name: str | None = None
-) -> Opened | OpenedRemote:
+    model: str | AnyOpened, quantization: Quantization = "auto", server: Server | None = None, format_name: str | None = None
+) -> AnyOpened:
     """A model, ready to answer; which, and with what precision, is printed.
 
     Args:
-        model: as `open_model` takes it.
+        model: as `open_model` takes it; or what is open already, for which the others are settled.
         quantization: how the base is loaded.
-        server: what runs the model, if not this process.
-        format_name: see `in_format`.
+        server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
+        format_name: see `Recipe.in_format`.
 
     Raises:
-        LoraCotError: see `open_model`, `open_remote`, `in_format`.
+        LoraCotError: see `open_model`, `open_remote`, `Recipe.in_format`.
+        RunError: something is said of a model that is settled.
     """
-    check_format(format_name)
+    if not isinstance(model, str):
+        if (quantization, server, format_name) != ("auto", None, None):
+            what = "it is open already: how it is loaded, run and asked is settled"
+            raise RunError(Problem(model.model, what, "name it as a text, or leave out quantization, server and format_name"))
+        return model
+    if format_name is not None:
+        format_called(format_name)  # before a model is loaded for nothing
     if server:
-        opened: Opened | OpenedRemote = open_remote(model, server, format_name)
+        check_unloaded({"--quantization": None if quantization == "auto" else quantization})
+        opened: AnyOpened = open_remote(model, server, format_name)
     else:
         loaded = open_model(model, quantization)
-        opened = loaded if format_name is None else replace(loaded, recipe=in_format(loaded.recipe, format_name))
+        opened = replace(loaded, recipe=loaded.recipe.in_format(format_name))
     print(opened.said, file=sys.stderr)
     return opened
+
+
+def check_unloaded(options: Mapping[str, object]) -> None:
+    """See that nothing is said of how this process would load a model that a server runs.
+
+    Args:
+        options: by name on the command line; None where one is not given.
+
+    Raises:
+        RunError: one is given; all of them.
+    """
+    what, remedy = "the server has loaded the model as it was started", "drop it, or --engine"
+    if problems := [Problem(option, what, remedy) for option, given in options.items() if given is not None]:
+        raise RunError(problems)
 
 
 def check_looks(model: str, search: Mapping[str, Any], server: Server | None) -> None:
@@ -126,14 +129,14 @@ def open_remote(model: str, server: Server, format_name: str | None = None) -> O
     Args:
         model: as `open_model` takes it: its recipe is read, its weights are not.
         server: which has it loaded.
-        format_name: see `in_format`.
+        format_name: see `Recipe.in_format`.
 
     Raises:
         RunError, BackboneError: there is no such model, or none that can be served; no such format.
         AccessError, EngineError: see `RemoteEngine.open`.
     """
     recipe, family = know_model(model)
-    recipe = in_format(recipe, format_name)
+    recipe = recipe.in_format(format_name)
     if family.is_encoder_decoder:
         what = f"chat servers run no model of the family {family.name}"
         raise BackboneError(Problem(model, what, "leave --engine out"))
@@ -141,7 +144,7 @@ def open_remote(model: str, server: Server, format_name: str | None = None) -> O
     name, others = served_names(server.model, cot_format)
     pixels = recipe.data.max_pixels
     engine = RemoteEngine.open(server.url, cot_format, name, server.key, server.patience, others, pixels, server.key_option)
-    return OpenedRemote(engine, recipe, family)
+    return OpenedRemote(engine, recipe, family, model, server)
 
 
 def served_names(text: str | None, cot_format: CotFormat) -> tuple[str | None, dict[str, str]]:
@@ -165,7 +168,7 @@ def served_names(text: str | None, cot_format: CotFormat) -> tuple[str | None, d
     return name, others
 
 
-def engine_of(opened: Opened | OpenedRemote, cot_format: CotFormat) -> Engine:
+def engine_of(opened: AnyOpened, cot_format: CotFormat) -> Engine:
     """What runs the model: this process, or the server."""
     if isinstance(opened, OpenedRemote):
         return opened.engine

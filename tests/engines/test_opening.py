@@ -1,4 +1,4 @@
-"""A model that a server runs: its recipe and family are read here, its weights are not."""
+"""MODEL, here or on a server: of one that a server runs the recipe and family are read here, and no weights."""
 
 import json
 import shutil
@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from lora_cot import open_remote
-from lora_cot.checkpoints import opening
 from lora_cot.commands import answers
+from lora_cot.engines import opening
 from lora_cot.engines.base import Ask
 from lora_cot.engines.chat import Patience
+from lora_cot.engines.opening import Server, check_looks, open_any, served_names
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import AccessError, BackboneError, RunError
-from lora_cot.evaluation import ask, asking, remote, run
-from lora_cot.evaluation.remote import Server, check_looks, served_names
+from lora_cot.evaluation import ask, asking, run
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
 from lora_cot.search.trace import Completion, TracedCandidate, TracedStage
@@ -28,7 +28,7 @@ QUICK = Patience(timeout_seconds=5, tries=1)
 @pytest.fixture
 def running(monkeypatch):
     """A server, as `open_remote` takes it; no weights can be loaded meanwhile."""
-    monkeypatch.setattr(opening, "load_backbone", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr("lora_cot.checkpoints.opening.load_backbone", lambda *_: pytest.fail("weights are loaded"))
     with serve(lambda body, number: FakeOpenAI(name=body["model"])(body, number)) as server:
         server.models = ["tiny", "base", "r", "a"]
         yield lambda names: Server(server.url, names, KEY, QUICK)
@@ -84,6 +84,15 @@ def test_what_cannot_be_served(running, make_base, tmp_path):
         open_remote(str(tmp_path), running("tiny"))
 
 
+def test_what_is_open_is_settled(running, folders):
+    """It is taken as it is; how it would be opened is said when it is."""
+    opened = open_remote(str(folders["run"]), running("tiny"))
+    assert open_any(opened) is opened
+    for keys in ({"quantization": "nf4"}, {"server": running("tiny")}, {"format_name": "direct"}):
+        with pytest.raises(RunError, match=r"it is open already: .* · name it as a text, or leave out quantization"):
+            open_any(opened, **keys)
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
@@ -128,8 +137,12 @@ def test_eval_and_ask_use_it(running, folders, monkeypatch, tmp_path, capsys):
     outputs = [json.loads(line)["output"] for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert all(text.startswith(" <SUMMARY>") for text in outputs)
     Image.new("RGB", (32, 32)).save(tmp_path / "i.png")
-    completion = ask.ask(open_remote(str(folders["run"]), running("tiny")), tmp_path / "i.png", "What?")
-    assert completion.parsed.outcome == "complete"
+    opened = open_remote(str(folders["run"]), running("tiny"))
+    for model, how in ((opened, {}), (str(folders["run"]), {"server": running("tiny")})):
+        assert ask.ask(model, tmp_path / "i.png", "What?", **how).parsed.outcome == "complete"
+    again = run.evaluate(opened, "shapes", limit=3, output=tmp_path / "o.jsonl")
+    assert "3 of 3 questions were answered before" in capsys.readouterr().err
+    assert (again.model, again.accuracy) == (report.model, report.accuracy)
 
 
 def test_options_of_the_command_line(monkeypatch, tmp_path):
@@ -142,6 +155,8 @@ def test_options_of_the_command_line(monkeypatch, tmp_path):
         seen.append(next(one for one in given if isinstance(one, Server)))
         raise RunError("noted")
 
+    with pytest.raises(RunError, match="--quantization · the server has loaded the model"):
+        answers.evaluate("m", engine="http://h/v1", quantization="nf4")
     monkeypatch.setattr(run, "evaluate", noted)
     with pytest.raises(RunError, match="noted"):
         answers.evaluate("m", engine="http://h/v1", engine_model="tiny", api_key_file=key)
@@ -149,7 +164,6 @@ def test_options_of_the_command_line(monkeypatch, tmp_path):
     for keys, told in (
         ({"engine_model": "x"}, "--engine-model · .* · add --engine URL"),
         ({"api_key_file": key}, "--api-key-file · .* · add --engine URL"),
-        ({"engine": "http://h/v1", "quantization": "nf4"}, "--quantization · the server has loaded the model"),
     ):
         with pytest.raises(RunError, match=told):
             answers.evaluate("m", **keys)
@@ -167,14 +181,14 @@ def test_a_trace_is_a_page_or_json(running, folders, tmp_path, monkeypatch, caps
     assert json.loads((tmp_path / "new" / "t.json").read_text()) == json.loads(json.dumps(found.to_json()))
     ask.ask(opened, image, "What?", trace=tmp_path / "t.html")
     assert (tmp_path / "t.html").read_text().lower().startswith("<!doctype html>")
-    monkeypatch.setattr(remote, "open_model", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(opening, "open_model", lambda *_: pytest.fail("a model is loaded"))
     for call in (
         lambda path: ask.ask(opened, image, "What?", trace=path),
         lambda path: answers.ask("m", image, "?", trace=path),
     ):
         with pytest.raises(RunError, match=r"t.txt · a trace is a page or JSON · name a file that ends with .html or .json"):
             call(tmp_path / "t.txt")
-    monkeypatch.setattr(remote, "open_any", lambda *_: opened)
+    monkeypatch.setattr(opening, "open_any", lambda *_: opened)
     monkeypatch.setattr(ask, "answer", lambda *_: [found])
     found.trace[0] = replace(found.trace[0], failures=3)
     capsys.readouterr()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,41 +14,45 @@ import typer
 from lora_cot.errors import Problem, RecipeError, RunError, nearest
 
 if TYPE_CHECKING:
-    from lora_cot.evaluation.remote import Server
+    from lora_cot.engines.opening import Server
 
-Model = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
-Data = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
-Split = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
-Strategy = Annotated[str | None, typer.Option(help="greedy, stage_beam, majority, …; the recipe's if not given.")]
-Candidates = Annotated[int | None, typer.Option(min=1, help="Texts drawn at each step.")]
-Scorer = Annotated[str | None, typer.Option(help="logprob, self_judge, reward or package.module:function.")]
-JudgeAdapter = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
-Interleave = Annotated[
+ModelArgument = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+DataOption = Annotated[str | None, typer.Option(help="Where the benchmark's files are; shapes has none.")]
+SplitOption = Annotated[str | None, typer.Option(help="The benchmark's first split if not given.")]
+StrategyOption = Annotated[str | None, typer.Option(help="greedy, stage_beam, majority, …; the recipe's if not given.")]
+CandidatesOption = Annotated[int | None, typer.Option(min=1, help="Texts drawn at each step.")]
+ScorerOption = Annotated[str | None, typer.Option(help="logprob, self_judge, reward or package.module:function.")]
+JudgeAdapterOption = Annotated[str | None, typer.Option(help="on: the fine-tuned model judges; off: its base.")]
+InterleaveOption = Annotated[
     str | None,
     typer.Option(help="Show patches of the image again as it reasons: attention, random, boxes, package.module:function."),
 ]
-Settings = Annotated[
+SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of a recipe's search section, as keep=2; repeatable."),
 ]
-Onto = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
-Verify = Annotated[bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")]
-Push = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
-Public = Annotated[bool, typer.Option("--public", help="Of a push: open to everybody; private if not given.")]
-Quantize = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
-Format = Annotated[str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")]
-Demonstrations = Annotated[
+OntoOption = Annotated[str, typer.Option(help="full, dequantized, or auto: of a 4-bit run, the better of both.")]
+VerifyOption = Annotated[
+    bool, typer.Option(" /--no-verify", help="Load no model: the result is not held against the adapter.")
+]
+PushOption = Annotated[str | None, typer.Option("--push", metavar="REPO", help="Then push it to this repository of the hub.")]
+PublicOption = Annotated[bool, typer.Option("--public", help="Of a push: open to everybody; private if not given.")]
+QuantizationOption = Annotated[str, typer.Option("--quantization", help="auto (as trained or saved), nf4 or none.")]
+FormatOption = Annotated[str | None, typer.Option("--format", help="Ask in a built-in format; the recipe's if not given.")]
+DemonstrationsOption = Annotated[
     Path | None, typer.Option(help="File of worked examples, text and image regions in turn, shown before each question.")
 ]
-Engine = Annotated[str | None, typer.Option(help="Address of a server that runs the model; this process if not given.")]
-EngineModel = Annotated[
+EngineOption = Annotated[str | None, typer.Option(help="Address of a server that runs the model; this process if not given.")]
+EngineModelOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Its name there; PASS=NAME,base=NAME of several; the only one if not given.")
 ]
-KeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")]
-Judge = Annotated[str | None, typer.Option(help="Address of a server that grades the answers of mmvet and mathvista.")]
-JudgeModel = Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name there.")]
-JudgeKeyFile = Annotated[Path | None, typer.Option(help="The judge's key, one line; OPENAI_API_KEY if not given.")]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")
+]
+JudgeOption = Annotated[str | None, typer.Option(help="Address of a server that grades the answers of mmvet and mathvista.")]
+JudgeModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name there.")]
+JudgeKeyFileOption = Annotated[Path | None, typer.Option(help="The judge's key, one line; OPENAI_API_KEY if not given.")]
 
 
 def search_keys(
@@ -94,25 +98,8 @@ def search_keys(
     return keys
 
 
-def quantization_name(name: str) -> Any:
-    """The name.
-
-    Raises:
-        RunError: there is no such quantisation.
-    """
-    allowed = ("auto", "nf4", "none")
-    if name not in allowed:
-        raise RunError(Problem("--quantization", f"no quantisation '{name}'", nearest(name, allowed)))
-    return name
-
-
 def server_of(
-    engine: str | None,
-    model: str | None,
-    key_file: Path | None,
-    quantization: str,
-    others: Mapping[str, object] | None = None,
-    key_option: str = "--api-key-file",
+    engine: str | None, model: str | None, key_file: Path | None, key_option: str = "--api-key-file"
 ) -> Server | None:
     """The server that runs the model; None if this process does.
 
@@ -120,26 +107,20 @@ def server_of(
         engine: its address, if there is one.
         model: its name there.
         key_file: holds its key.
-        quantization: of the base, as this process loads it.
-        others: further options that say how this process runs a model; None where one is not given.
         key_option: the one that names the key's file.
 
     Raises:
-        RunError: options that do not go with the others.
+        RunError: it is said how a server is asked, and none is named.
         AccessError: the file holds no key.
     """
     if engine is None:
         what, remedy = "it says how a server is asked, and none is named", "add --engine URL"
-        odd: Mapping[str, object] = {"--engine-model": model, key_option: key_file}
-    else:
-        what, remedy = "the server has loaded the model as it was started", "drop it, or --engine"
-        odd = {"--quantization": None if quantization == "auto" else quantization, **(others or {})}
-    if problems := [Problem(option, what, remedy) for option, given in odd.items() if given is not None]:
-        raise RunError(problems)
-    if engine is None:
+        odd = {"--engine-model": model, key_option: key_file}
+        if problems := [Problem(option, what, remedy) for option, given in odd.items() if given is not None]:
+            raise RunError(problems)
         return None
     from lora_cot.engines.chat import read_key
-    from lora_cot.evaluation.remote import Server
+    from lora_cot.engines.opening import Server
 
     return Server(engine, model, read_key(key_file), key_option=key_option)
 
@@ -157,10 +138,10 @@ def recipe_or_path(path: Path) -> Any:
     return load_recipe(path)
 
 
-def print_rows(values: dict[str, Any], as_json: bool, rows: list[tuple[str, Any]]) -> None:
-    """Print what a verb found: one JSON object, or rows for people."""
+def print_found(values: dict[str, Any], as_json: bool, lines: Sequence[str] | Sequence[tuple[str, Any]]) -> None:
+    """Print what a verb found: one JSON object, or lines for people, names in a column of their own."""
     if as_json:
         print(json.dumps(values, ensure_ascii=False))
         return
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
+    width = max((len(line[0]) for line in lines if not isinstance(line, str)), default=0)
+    print(*(line if isinstance(line, str) else f"{line[0].ljust(width)}  {line[1]}" for line in lines), sep="\n")
