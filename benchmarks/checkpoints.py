@@ -10,13 +10,13 @@ cost: seconds of a save over seconds of the steps between two, the median over a
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import command_line, tell  # beside this file
 
 
 def timed(method: Any, times: list[float]) -> Any:
@@ -62,14 +62,13 @@ def measure(recipe: str, steps: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--recipe", default="recipes/mini/llava_four_stage.yaml")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = measure(arguments.recipe, arguments.steps, arguments.repeats)
-    print(json.dumps(found) if arguments.json else "\n".join(f"{name}  {value}" for name, value in found.items()))
+    tell(found, arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import marks, write_between  # beside this file
+from measuring import difference, marks, write_between  # beside this file
 from PIL import Image
 
-from lora_cot.evaluation.metrics import Share, bootstrap
+from lora_cot.evaluation.metrics import Share
 
 BEGIN, END = marks("search_curve")
 PICTURE = "search_curve.png"
@@ -87,17 +87,6 @@ def _point(model: str, arm: str, count: int, results: Sequence[Mapping[str, Any]
     costs = {name: statistics.mean(one["report"][key] for one in results) for name, key in COSTS.items()}
     where = {"model": model, "arm": arm, "candidates": count, "seeds": len(results)}
     return {**where, "accuracy": share.value, "interval": share.interval, **costs}
-
-
-def difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """How much more often the first is right, with the paired bootstrap's 95 % interval over questions.
-
-    Args:
-        first: (questions,) share of the seeds in which it was right.
-        second: the same of the other, question by question.
-    """
-    apart = first - second
-    return {"difference": float(apart.mean()), "interval": list(bootstrap(apart))}
 
 
 def table(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,6 @@ of other trainings; over questions the paired bootstrap's, which tells of these.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from typing import Any
 
 from dpmm_starts import SIDE, make_starts
 from dpmm_table import CAPTIONS, LEARNED, report_of, tables
-from measuring import device  # beside this file
+from measuring import command_line, device, write_report  # beside this file
 
 QUESTIONS = 200
 """Of the test split that each training is measured on; fewer with --check."""
@@ -61,13 +60,12 @@ STEPS = (0, 1, 2, 5, 10)
 
 def main() -> None:
     """Train and measure what is missing, a few at once; write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="; ".join(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=240, help="of training")
     parser.add_argument("--together", type=int, default=2, help="trainings at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/dpmm-ablation"))
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="all of it in little, to see that it works")
     options = parser.parse_args()
     if options.check:
@@ -85,7 +83,7 @@ def main() -> None:
         waiting = [pool.submit(measure, arm, seed, options.steps, questions, options.output) for arm, seed in jobs]
         found = [one.result() for one in waiting]
     report = {"device": device(), "steps": options.steps, "questions": questions, **report_of(found)}
-    (options.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report, options.output)
     (options.output / "report.md").write_text("\n".join(tables(report)) + "\n", encoding="utf-8")
     text = json.dumps(report) if options.json else "\n".join(tables(report))
     os.write(stdout, f"{text}\n".encode())

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from curve_report import difference
-from multimodal_cot import points, spread
+from measuring import bounds, difference, points, spread  # beside this file
 
 LEARNED, CAPTIONS = "learned latents", "describing: "
 
@@ -63,7 +62,7 @@ def tables(report: Mapping[str, Any]) -> list[str]:
 def _row(name: str, one: Mapping[str, Any]) -> str:
     ahead = one["learned_ahead"]
     over = ahead and ahead["over_questions"]
-    said = (points(ahead), f"[{100 * over['interval'][0]:.1f}, {100 * over['interval'][1]:.1f}]") if ahead else ("·", "·")
+    said = (points(ahead), bounds(over["interval"])) if ahead else ("·", "·")
     sizes = f"{one['vision']:,}, {one['trained']:,}"
     cells = (len(one["right"]["values"]), points(one["right"]), points(one["captions"]), points(one["rouge_l"]), *said, sizes)
     return f"| {name} | {' | '.join(map(str, cells))} | {one['seconds']['mean']:.0f} |"

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from measuring import device  # beside this file
+from measuring import command_line, device, tell  # beside this file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -58,7 +58,7 @@ QUESTION = "Look at the picture. Which shape is at the top left, and how many ot
 
 def main() -> None:
     """Time all sides, print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="the median of so many rounds counts for each side")
     parser.add_argument("--tokens", type=int, default=128, help="of each text")
     parser.add_argument("--every", type=int, default=20, help="tokens between two looks")
@@ -66,7 +66,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024, help="of the models")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--models", nargs="+", default=["llava", "qwen2_vl"])
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     models: dict[str, Any] = {}
     for kind in options.models:
@@ -75,7 +74,7 @@ def main() -> None:
     ratio = max(found["time_ratio"]["attention"] for found in models.values())
     memory = max(found["memory_growth"] for found in models.values())
     report = {"time_ratio": ratio, "memory_growth": memory, "device": device(), "threads": torch.get_num_threads()}
-    print(json.dumps({**report, "models": models}) if options.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
+    tell({**report, "models": models} if options.json else report, options.json)
 
 
 def engine_of(kind: str, options: argparse.Namespace) -> LocalEngine:

@@ -12,31 +12,26 @@ accuracy is Wilson's. With one patch of four, chance is a quarter.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curve_report import difference  # beside this file
+from measuring import ROOT, command_line, difference, tell, trained  # beside this file
 
 from lora_cot.checkpoints.opening import Opened, open_model
 from lora_cot.data import shapes
 from lora_cot.engines.local import LocalEngine
 from lora_cot.evaluation.metrics import Share
 from lora_cot.formats.answers import same
-from lora_cot.recipe import load_recipe
 from lora_cot.recipe.load import change_search
 from lora_cot.search.run import answer
 from lora_cot.search.trace import Completion
 from lora_cot.types import Sample
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "mini"
-MODELS = {name: RECIPES / f"{name}_four_stage.yaml" for name in ("llava", "qwen2_vl")}
+MODELS = {name: ROOT / "recipes" / "mini" / f"{name}_four_stage.yaml" for name in ("llava", "qwen2_vl")}
 COLON = {"signal": ":", "cap": None}
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
@@ -60,28 +55,14 @@ NAMED = re.compile(f"(?i)({'|'.join(shapes.PLACES)}):$")
 
 def main() -> None:
     """Ask all models in all ways; print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--limit", type=int, default=300, help="test questions")
     parser.add_argument("--models", nargs="+", type=lambda text: text.split("=", 1), metavar="NAME=FOLDER")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     folders = dict(options.models) if options.models else {name: trained(path) for name, path in MODELS.items()}
     samples = list(shapes.iterate("test", options.limit, seed=0))
     report = {name: measured(open_model(str(folder)), samples) for name, folder in folders.items()}
-    print(json.dumps(report) if options.json else "\n".join(lines(report)))
-
-
-def trained(path: Path) -> Path:
-    """The run of a recipe; it is trained only if it is not there."""
-    from lora_cot.checkpoints.folders import is_finished, run_folder
-    from lora_cot.training.run import train
-
-    recipe = load_recipe(path)
-    folder = run_folder(recipe)
-    if not ((folder / "recipe.yaml").is_file() and is_finished(folder, recipe)):
-        print(f"training {recipe.name}", file=sys.stderr, flush=True)
-        train(recipe)
-    return folder
+    tell(report, options.json, lines(report))
 
 
 def measured(opened: Opened, samples: Sequence[Sample]) -> dict[str, Any]:

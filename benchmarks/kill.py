@@ -13,8 +13,6 @@ finished adapter was the uninterrupted one. Also: how many kills fell into a wri
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import re
@@ -28,7 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from measuring import ROOT, command_line, tell  # beside this file
+
 STEPS, EVERY = 60, 2
 BEGUN = re.compile(r"goes on after step (\d+)|begins again|is trained already")
 """What a life says that goes on with a run."""
@@ -162,16 +161,12 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = measure(arguments.kills, arguments.seed)
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        print("\n".join(f"{name}  {value}" for name, value in found.items()))
+    tell(found, arguments.json)
     if found["resumed"] != found["kills"] or not found["equal"] or not found["runs"]:
         sys.exit(1)
 

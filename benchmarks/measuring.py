@@ -1,12 +1,89 @@
-"""What the benchmarks share: what they run on, when that is done, and where its figures go."""
+"""What the benchmarks share: their command lines, what they run on, trained models, intervals, and where figures go."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 import os
 import platform
+import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Two-sided 95 % quantile of Student's t by the number of values."""
+
+
+def command_line(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a script's own text, with the option that all of them have."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+def tell(report: Mapping[str, Any], as_json: bool, lines: Sequence[str] | None = None) -> None:
+    """Print what was measured: as JSON, or as these lines, else a line for each figure."""
+    if lines is None:
+        width = max(map(len, report)) + 2
+        shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in report.items()}
+        lines = [f"{name:<{width}}{value}" for name, value in shown.items()]
+    print(json.dumps(report) if as_json else "\n".join(lines))
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """What was measured as report.json in a folder."""
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def trained(path: Path, changes: Sequence[str] = ()) -> Path:
+    """The run of a recipe with these changes; it is trained only if it is not there."""
+    from lora_cot.checkpoints.folders import is_finished, run_folder
+    from lora_cot.recipe import load_recipe
+    from lora_cot.training.run import train
+
+    recipe = load_recipe(path, changes)
+    folder = run_folder(recipe)
+    if not ((folder / "recipe.yaml").is_file() and is_finished(folder, recipe)):
+        print(f"training {recipe.name}", file=sys.stderr, flush=True)
+        train(recipe)
+    return folder
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean with Student's 95 % interval; without one for a single value."""
+    mean = statistics.mean(values)
+    half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"values": list(values), "mean": mean, "interval": None if half is None else [mean - half, mean + half]}
+
+
+def points(value: Mapping[str, Any]) -> str:
+    """A mean with its interval, in points of a hundred."""
+    if value["interval"] is None:
+        return f"{100 * value['mean']:.1f}"
+    return f"{100 * value['mean']:.1f} {bounds(value['interval'])}"
+
+
+def bounds(interval: Sequence[float]) -> str:
+    """An interval, in points of a hundred."""
+    return f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def difference(first: Any, second: Any) -> dict[str, Any]:
+    """How much more often the first is right, with the paired bootstrap's 95 % interval over questions.
+
+    Args:
+        first: (questions,) as numpy has them, the share of the seeds in which it was right.
+        second: the same of the other, question by question.
+    """
+    from lora_cot.evaluation.metrics import bootstrap
+
+    apart = first - second
+    return {"difference": float(apart.mean()), "interval": list(bootstrap(apart))}
 
 
 def device() -> str:

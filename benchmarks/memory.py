@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device, now, write_between  # beside this file
+from measuring import ROOT, command_line, device, now, tell, write_between  # beside this file
 
 from lora_cot.adapters.lora import attach
 from lora_cot.backbones import Backbone
@@ -36,7 +36,6 @@ from lora_cot.recipe.load import load_recipe
 from lora_cot.training.callbacks import drop_input_gradients
 from lora_cot.training.heads import fuse_head
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
 FOLDERS = ("llama3_2_vision_11b", "llava_1_5_7b", "llava_onevision_7b", "qwen2_vl_7b", "flan_alpaca_large")
 GOALS_GB = {"llama3_2_vision_11b": 12, "llava_1_5_7b": 8, "qwen2_vl_7b": 8, "flan_alpaca_large": 6}
@@ -46,13 +45,12 @@ SHORT = ("training.max_steps=8", "training.eval_steps=4", "training.save_strateg
 
 def main() -> None:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--check", type=Path, help="a page, between whose marks the table is written")
     parser.add_argument("--recipe", type=Path, help="only this recipe")
     parser.add_argument("--cap-gb", type=float, help="hard cap on the GPU's memory")
     parser.add_argument("--length", type=int, help="tokens of the sample; the recipe's max_length if not given")
     parser.add_argument("--layers", type=int, help="only so many layers in each tower: a rehearsal, on the CPU too")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     if options.check is None and options.layers is None and not gpu:
@@ -63,7 +61,7 @@ def main() -> None:
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     if options.check:
         write_between(options.check, "memory", [f"On {device()}:", "", *table(found)])
-    print(json.dumps({"device": device(), "rows": found}) if options.json else "\n".join(table(found)))
+    tell({"device": device(), "rows": found}, options.json, table(found))
 
 
 def jobs(options: argparse.Namespace) -> list[tuple[Path, float | None, int | None]]:

@@ -13,7 +13,6 @@ is on the disk too, which the other side does not wait for.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -24,19 +23,17 @@ import threading
 import time
 from pathlib import Path
 
-from measuring import device  # beside this file
+from measuring import ROOT, command_line, device, tell  # beside this file
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARD = 500_000_000
 WIDTH, FEED_FORWARD, VOCABULARY = 4096, 14336, 40960
 
 
 def main() -> None:
     """Make the base, run both sides in turn, print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--size-gb", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -69,14 +66,7 @@ def main() -> None:
         "peak_over_shard_plus_adapter": peak["ours"] / (max(shards) + adapter),
         "wall_ratio": statistics.median(ratios),
     }
-    if options.json:
-        print(json.dumps(report))
-        return
-    print(
-        "\n".join(
-            f"{key:30}{value if isinstance(value, str | int) else format(value, '.2f')}" for key, value in report.items()
-        )
-    )
+    tell(report, options.json)
 
 
 def run_side(side: str, folder: Path, size_gb: float) -> tuple[int, float, float]:

@@ -10,7 +10,6 @@ are 95 %: over seeds Student's, which tells of other trainings; over questions, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -24,11 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measuring import device  # beside this file
+from measuring import ROOT, bounds, command_line, device, points, spread, tell, write_report  # beside this file
 
 from lora_cot.pages import Line, line_plot, render
 
-ROOT = Path(__file__).resolve().parents[1]
 ARMS: dict[str, tuple[str, list[str]]] = {
     "two stages": ("t5_vit_two_stage.yaml", []),
     "two stages, without vision": ("t5_vit_two_stage.yaml", ["model.vision_features=none"]),
@@ -47,18 +45,15 @@ DIFFERENCES += [("two stages", "answer alone"), ("two stages", "one stage, twice
 DIFFERENCES += [("two stages, twice the steps", "one stage, twice the steps")]
 PAPER = {"two stages": "85.31", "two stages, without vision": "78.57", "one stage": "69.32", "answer alone": "81.63"}
 """Accuracy on ScienceQA in the paper (arXiv 2302.00923, tables 2 to 4), base model."""
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Two-sided 95 % quantile of Student's t by the number of values."""
 
 
 def main() -> None:
     """Train all, a few at once; write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--together", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/multimodal-cot"))
     parser.add_argument("--longer", action="store_true", help="also two stages and one, each trained for twice the steps")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     arms = ARMS | (LONGER if options.longer else {})
     shutil.rmtree(options.output, ignore_errors=True)
@@ -77,9 +72,9 @@ def main() -> None:
         "differences": {f"{a} − {b}": difference(runs, a, b) for a, b in DIFFERENCES if {a, b} <= arms.keys()},
         "runs": runs,
     }
-    (options.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report, options.output)
     write_page(report, options.output)
-    print(json.dumps(report) if options.json else "\n".join(lines(report)))
+    tell(report, options.json, lines(report))
 
 
 def resolve_base() -> None:
@@ -151,24 +146,9 @@ def difference(runs: Sequence[dict[str, Any]], first: str, second: str) -> dict[
     return {**spread(apart), "interval_over_questions": [mean - half, mean + half]}
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean with its interval; without one for a single value."""
-    mean = statistics.mean(values)
-    half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"values": list(values), "mean": mean, "interval": None if half is None else [mean - half, mean + half]}
-
-
-def points(value: dict[str, Any]) -> str:
-    """In points of a hundred."""
-    if value["interval"] is None:
-        return f"{100 * value['mean']:.1f}"
-    return f"{100 * value['mean']:.1f} [{100 * value['interval'][0]:.1f}, {100 * value['interval'][1]:.1f}]"
-
-
 def apart(value: dict[str, Any]) -> str:
     """A difference with both of its intervals."""
-    low, high = value["interval_over_questions"]
-    return f"{points(value)} points over seeds; [{100 * low:.1f}, {100 * high:.1f}] over questions"
+    return f"{points(value)} points over seeds; {bounds(value['interval_over_questions'])} over questions"
 
 
 def table(report: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -11,7 +11,6 @@ other teachers).
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import os
@@ -25,9 +24,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from multimodal_cot import ROOT, apart, difference, points, run, spread
+from measuring import ROOT, command_line, points, spread, tell, trained, write_report  # beside this file
+from multimodal_cot import apart, difference, run
 
-TEACHER, QUESTIONS_AT_ONCE = Path("runs/pseudo-rationales-teacher"), 64
+QUESTIONS_AT_ONCE = 64
 RECIPES = ROOT / "recipes" / "mini"
 ANNOTATED, GENERATED = "annotated rationales", "generated rationales"
 
@@ -111,20 +111,16 @@ def serve(teacher: Teacher) -> ThreadingHTTPServer:
 
 def main() -> None:
     """Teach the teacher, ask it, train on both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/pseudo-rationales"))
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     shutil.rmtree(options.output, ignore_errors=True)
     options.output.mkdir(parents=True)
-    if not (TEACHER / "report.json").is_file():
-        shutil.rmtree(TEACHER, ignore_errors=True)
-        call("train.py", RECIPES / "llava_four_stage.yaml", f"name={TEACHER.name}")
-    server = serve(Teacher(TEACHER))
+    server = serve(Teacher(trained(RECIPES / "llava_four_stage.yaml", ["name=pseudo-rationales-teacher"])))
     url, written = f"http://127.0.0.1:{server.server_address[1]}/v1", options.output / "rationales.jsonl"
     asking = ["--teacher", url, "--model", "teacher", "--output", written, "--all", "--concurrency", str(QUESTIONS_AT_ONCE)]
-    annotated = json.loads(call("-m", "lora_cot.cli", "annotate", RECIPES / "t5_vit_two_stage.yaml", *asking, "--json"))
+    annotated = annotate(RECIPES / "t5_vit_two_stage.yaml", *asking)
     server.shutdown()
     files = {ANNOTATED: annotated_of(written, options.output / "annotated.jsonl"), GENERATED: written}
     arms = {arm: ["data.train.0.bad_rows=drop", f"data.train.0.rationales={file}"] for arm, file in files.items()}
@@ -137,9 +133,9 @@ def main() -> None:
         "difference": difference(runs, ANNOTATED, GENERATED),
         "runs": runs,
     }
-    (options.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report, options.output)
     rows = [f"{arm}: {points(made)} %" for arm, made in report["arms"].items()]
-    print(json.dumps(report) if options.json else "\n".join([*rows, f"difference: {apart(report['difference'])}"]))
+    tell(report, options.json, [*rows, f"difference: {apart(report['difference'])}"])
 
 
 def annotated_of(written: Path, path: Path) -> Path:
@@ -153,14 +149,13 @@ def annotated_of(written: Path, path: Path) -> Path:
     return path
 
 
-def call(*arguments: Any) -> str:
-    """What a command of ours prints."""
-    command = [sys.executable, *(str(argument) for argument in arguments)]
-    command[1] = str(ROOT / command[1]) if command[1].endswith(".py") else command[1]
+def annotate(*arguments: Any) -> dict[str, Any]:
+    """What `lora-cot annotate` reports."""
+    command = [sys.executable, "-m", "lora_cot.cli", "annotate", *map(str, arguments), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    return done.stdout
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device, now  # beside this file
+from measuring import command_line, device, now, tell  # beside this file
 
 from lora_cot.backbones import FAMILIES, Backbone
 from lora_cot.backbones.loading import load_backbone
@@ -55,23 +55,20 @@ QUESTIONS = 8
 
 def main() -> None:
     """Time all sides, print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many rounds counts for each side")
     parser.add_argument("--bases", nargs="*", default=["tiny/mllama", "tiny/llava"], help="tiny/KIND, or a model's folder")
     parser.add_argument("--recipe", type=Path, help="random weights of this recipe's shapes instead")
     parser.add_argument("--layers", type=int, help="of the recipe's shapes, only so many layers in each tower")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report: dict[str, Any] = {"device": device(), "threads": torch.get_num_threads(), "models": {}}
     for name, backbone in backbones(options):
         report["models"][name] = measured(backbone, options.rounds)
         print(name, json.dumps(report["models"][name]), file=sys.stderr, flush=True)
-    if options.json:
-        print(json.dumps(report))
-        return
-    print(f"{report['device']}, {report['threads']} threads")
+    lines = [f"{report['device']}, {report['threads']} threads"]
     for name, found in report["models"].items():
-        print(name, *(f"{key}: {value:.2f}" for key, value in found.items() if not key.endswith("_s")), sep="\n  ")
+        lines += [name, *(f"  {key}: {value:.2f}" for key, value in found.items() if not key.endswith("_s"))]
+    tell(report, options.json, lines)
 
 
 def backbones(options: argparse.Namespace) -> Any:

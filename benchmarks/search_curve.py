@@ -25,17 +25,16 @@ from typing import Any
 
 import torch
 from curve_report import page_lines, summarise, write_docs  # beside this file
-from measuring import processor  # beside this file
+from measuring import ROOT, command_line, processor, tell, trained, write_report
 
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.engines.opening import engine_of
 from lora_cot.evaluation.benchmarks import find
 from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.run import evaluate
-from lora_cot.recipe import load_recipe
 from lora_cot.recipe.schema import SearchSection
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "mini" / "llava_four_stage.yaml"
+RECIPE = ROOT / "recipes" / "mini" / "llava_four_stage.yaml"
 MODELS = {
     "base taught to judge": ["name=mini-llava-four-stage"],
     "base not taught to judge": ["name=mini-nojudge-four-stage", "model.base=mini/llava-nojudge"],
@@ -82,7 +81,7 @@ def main() -> None:
     """Measure what is not there yet; draw and print all."""
     options = parsed()
     begin = time.perf_counter()
-    folders = options.models or {name: trained(changes) for name, changes in MODELS.items()}
+    folders = options.models or {name: trained(RECIPE, changes) for name, changes in MODELS.items()}
     cells = list(planned(list(folders), options.arms, options.candidates, options.seeds))
     asked = {cell: question(cell, folders[cell.model], options) for cell in cells}
     found = measured(cells, asked, folders, options.output)
@@ -90,15 +89,15 @@ def main() -> None:
     threads = torch.get_num_threads()
     device = f"{processor()}, {threads} thread" + "s" * (threads > 1)
     report |= {"device": device, "questions": options.limit, "seeds": options.seeds, "seconds": time.perf_counter() - begin}
-    (options.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report, options.output)
     if options.docs:
         write_docs(report, options.docs)
-    print(json.dumps(report) if options.json else "\n".join(page_lines(report)))
+    tell(report, options.json, page_lines(report))
 
 
 def parsed() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--limit", type=int, default=100, help="test questions")
@@ -106,24 +105,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", type=lambda text: text.split("=", 1), metavar="NAME=FOLDER")
     parser.add_argument("--output", type=Path, default=Path("runs/search-curve"))
     parser.add_argument("--docs", type=Path, help="Markdown file with the markers")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.models = {name: Path(folder) for name, folder in options.models or ()}
     options.output.mkdir(parents=True, exist_ok=True)
     return options
-
-
-def trained(changes: Sequence[str]) -> Path:
-    """The run of the recipe with these changes; it is trained only if it is not there."""
-    from lora_cot.checkpoints.folders import is_finished, run_folder
-    from lora_cot.training.run import train
-
-    recipe = load_recipe(RECIPE, changes)
-    folder = run_folder(recipe)
-    if not ((folder / "recipe.yaml").is_file() and is_finished(folder, recipe)):
-        print(f"training {recipe.name}", file=sys.stderr, flush=True)
-        train(recipe)
-    return folder
 
 
 def planned(models: Sequence[str], arms: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> Iterator[Cell]:

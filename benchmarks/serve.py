@@ -29,13 +29,12 @@ from typing import Any
 
 import httpx2
 import torch
-from measuring import device  # beside this file
+from measuring import ROOT, command_line, device, tell  # beside this file
 
 from lora_cot.backbones.mini.build import MiniSpec, random_base
 from lora_cot.data.images import read_bytes
 from lora_cot.data.shapes import make_sample
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "Look at the picture. Which shape is at the top left, and how many others have its colour?"
 START_SECONDS = 180
 CLIENT = httpx2.Client(timeout=300)
@@ -46,21 +45,17 @@ RAW = {"include_reasoning": False}
 
 def main() -> None:
     """Time both servers, print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer, at most")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "llava"
         make_base(folder)
         with server(ours(folder)) as first, server(theirs(folder)) as second:
             report = compare({"ours": (first, "tiny", RAW), "theirs": (second, str(folder), {})}, options)
-    if options.json:
-        print(json.dumps(report))
-    else:
-        print("\n".join(f"{name:<34}{value}" for name, value in report.items()))
+    tell(report, options.json)
 
 
 def make_base(folder: Path) -> None:

@@ -8,8 +8,6 @@ happen: any other status, a queue or memory that grows, an engine that stops. Th
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from typing import Any
 
 import httpx2
 import psutil
+from measuring import command_line, tell  # beside this file
 from serve import QUESTION, body, make_base, server
 
 CLIENTS = 24
@@ -34,9 +33,8 @@ MOST_SECONDS = 30
 
 def main() -> None:
     """Run, print the counts, and end with 1 if anything happened that may not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "llava"
@@ -44,7 +42,7 @@ def main() -> None:
         command = [sys.executable, "-m", "lora_cot.cli", "serve", str(folder), "--name", "tiny", "--rows", "16"]
         with server([*command, "--queue-tokens", str(QUEUE_TOKENS), "--port"]) as url:
             report = soak(url, options.seconds)
-    print(json.dumps(report) if options.json else "\n".join(f"{name:<28}{value}" for name, value in report.items()))
+    tell(report, options.json)
     sys.exit(0 if report["ok"] else 1)
 
 

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import device  # beside this file
+from measuring import command_line, device, tell  # beside this file
 
 SAMPLES, BATCH = 240, 8
 WORDS = ["the", "shape", "at", "the", "top", "left", "is", "a", "red", "circle", "and", "so", "that", "makes", "two"]
@@ -31,11 +31,10 @@ WORDS = ["the", "shape", "at", "the", "top", "left", "is", "a", "red", "circle",
 
 def main() -> None:
     """Run all sides, print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base", default="mini/llava")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of both sides")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -54,14 +53,12 @@ def main() -> None:
             data = Path(folder) / kind
             write_data(data, kind)
             report |= compare(kind, data, options)
-    if options.json:
-        print(json.dumps(report))
-        return
-    print(f"{report['device']}; {report['base']}, {SAMPLES} samples in batches of {BATCH}, {options.rounds} rounds")
+    lines = [f"{report['device']}; {report['base']}, {SAMPLES} samples in batches of {BATCH}, {options.rounds} rounds"]
     for kind in ("equal", "mixed"):
         ours, trl = (report[f"{side}_tokens_per_s_{kind}"] for side in ("ours", "trl"))
         ratio = report[f"tokens_per_s_ratio_{kind}"]
-        print(f"{kind:>6} lengths: ours {ours:,.0f} tokens/s, TRL {trl:,.0f}, ratio {ratio:.2f}")
+        lines.append(f"{kind:>6} lengths: ours {ours:,.0f} tokens/s, TRL {trl:,.0f}, ratio {ratio:.2f}")
+    tell(report, options.json, lines)
 
 
 def compare(kind: str, data: Path, options: argparse.Namespace) -> dict[str, float]:

@@ -9,7 +9,6 @@ memory is the largest process's. On a machine that others use too, the CPU time 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import processor  # beside this file
+from measuring import command_line, processor, tell  # beside this file
 
 TEXT = """the of and a to in is you that it he was for on are as with his they at be this have from or one had by word but
 not what all were we when your can said there use an each which she do how their if will up other about out many then them
@@ -36,11 +35,10 @@ SIZE = (1224, 816)
 
 def main() -> None:
     """Make both data sets, time both commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--photographs", type=int, default=1000)
     parser.add_argument("--base", default="mini/llava")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report: dict[str, Any] = {"device": f"{len(os.sched_getaffinity(0))} cores, {processor()}", "base": options.base}
     with tempfile.TemporaryDirectory() as folder:
@@ -49,14 +47,12 @@ def main() -> None:
             place.mkdir()
             make(place, count)
             report[name] = {"rows": count, **timed(place, options.base)}
-    if options.json:
-        print(json.dumps(report))
-        return
-    print(f"{report['device']}; {options.base}")
+    lines = [f"{report['device']}; {options.base}"]
     for name in ("text", "photographs"):
         found = report[name]
         cost = f"{found['seconds']:.1f} s ({found['cpu_seconds']:.1f} s of CPU time), {found['peak_rss_gb']:.2f} GB"
-        print(f"{found['rows']:,} rows, {name}: {cost}, {found['tokens_per_row']:.0f} tokens a row")
+        lines.append(f"{found['rows']:,} rows, {name}: {cost}, {found['tokens_per_row']:.0f} tokens a row")
+    tell(report, options.json, lines)
 
 
 def write_text(folder: Path, count: int) -> None:

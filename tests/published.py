@@ -186,9 +186,37 @@ def hallusionbench_row(number=0, **keys):
     return kinds | place | {"question": "Is A taller?", "gt_answer": "1", "image": cell()} | keys
 
 
+def hallusionbench_blind_row(number=0, **keys):
+    """A row of HallusionBench without a figure, as the hub has it."""
+    return hallusionbench_row(number % 2, category="VS", set_id=str(number // 2), visual_input="0", image=None) | keys
+
+
+def hallusionbench_file(folder):
+    """HallusionBench.json as it is published, with its figures: a set of each category, that of VS also without a figure."""
+    keys = ("category", "subcategory", "visual_input", "set_id", "figure_id", "sample_note", "question_id", "question")
+    keys += ("gt_answer_details", "gt_answer", "filename")
+    rows = [
+        ("VD", "chart", "1", "0", "0", "a", "0", "Is A taller?", "A is taller.", "1", "./hallusion_bench/VD/chart/0_0.png"),
+        ("VD", "chart", "1", "0", "1", "a", "0", "Is A taller?", "B is taller.", "0", "./VD/chart/0_1.png"),
+        ("VS", "map", "0", "1", "0", "b", "0", "Is C larger than D?", "Yes.", "1", None),
+        ("VS", "map", "0", "1", "0", "b", "1", "Is D larger than C?", "No.", "0", None),
+        ("VS", "map", "2", "1", "1", "b", "0", "According to the image, is C larger?", "No.", "0", "./VS/map/1_1.png"),
+        ("VS", "map", "2", "1", "1", "b", "1", "According to the image, is D larger?", "Yes.", "1", "./VS/map/1_1.png"),
+    ]
+    for place in ("VD/chart/0_0.png", "VD/chart/0_1.png", "VS/map/1_1.png"):
+        (folder / "hallusion_bench" / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "hallusion_bench" / place).write_bytes(png())
+    file = folder / "HallusionBench.json"
+    file.write_text(json.dumps([dict(zip(keys, row, strict=True)) for row in rows]))
+    return file
+
+
 def table_of(name, folder, split, rows=None):
     """The file of a benchmark in the hub's form; three made-up rows if none are given."""
-    rows = [globals()[f"{name}_row"](number) for number in range(3)] if rows is None else rows
+    if split == "all":
+        return [table_of(name, folder, one) for one in ("image", "non_image")]
+    kind = "_blind_row" if split == "non_image" else "_row"
+    rows = [globals()[f"{name}{kind}"](number) for number in range(3)] if rows is None else rows
     images = [f"image_{n}" for n in range(1, 8)] if name == "mmmu" else ["decoded_image" if name == "mathvista" else "image"]
     if name == "mmbench":
         split, _, config = split.partition("_")

@@ -96,13 +96,15 @@ def check_launch(arguments, mine):
 
 
 def check_script(words, mine=()):
-    """A line of `python`: `train.py` and `merge.py` are verbs; of other scripts the options are in their source."""
+    """A line of `python`: `train.py` and `merge.py` are verbs; others have their options in their source, or share them."""
     if words[0] in ("train.py", "merge.py"):
         return check_verb(words[0].removesuffix(".py"), words[1:], mine)
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1])
         return None
     source = (ROOT / words[0]).read_text()
+    if "command_line(__doc__)" in source:
+        source += (ROOT / "benchmarks" / "measuring.py").read_text()
     assert [word for word in words[1:] if word.startswith("--") and f'"{word}"' not in source] == []
 
 

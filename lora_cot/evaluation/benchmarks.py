@@ -53,8 +53,10 @@ class Benchmark:
     """Name of the recipe's source of the same questions."""
     counts: Callable[[Sample], bool] = lambda _: True
     """Whether a question counts to the accuracy, or to its groups alone."""
-    together: Mapping[str, Callable[[Sample], str]] = field(default_factory=dict)
-    """Further shares by name: of sets of questions, told apart by what is given here, those that are right in each."""
+    together: Mapping[str, Callable[[Sample], str | None]] = field(default_factory=dict)
+    """Further shares by name: of sets of questions, told apart by what is given here, those that are right in each. None:
+    the question is in no such set.
+    """
     metric: Metric = "accuracy"
     """What the mean of the credits is."""
     figures: Callable[[Sequence[tuple[str, Sample]]], dict[str, float]] | None = None
@@ -176,12 +178,9 @@ BENCHMARKS = {
     "hallusionbench": Benchmark(
         hallusionbench.SPLITS,
         of_files("hallusionbench", hallusionbench.questions),
-        verdicts.of_yes_or_no,
+        verdicts.of_hallusionbench,
         _within("category", "subcategory"),
-        together={
-            "fAcc": lambda sample: str(sample.meta["figure"]),
-            "qAcc": lambda sample: str(sample.meta["pair"]),
-        },
+        together={"fAcc": hallusionbench.figure_of, "qAcc": lambda sample: str(sample.meta["pair"])},
     ),
 }
 

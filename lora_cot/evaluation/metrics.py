@@ -39,11 +39,15 @@ class Share:
         return cls(int(total) if float(total).is_integer() else total, len(credits))
 
     @classmethod
-    def of_sets(cls, credits: Iterable[tuple[str, float]]) -> Share:
-        """Of sets of questions, by the set's name and a question's credit: so many are right in each of theirs."""
+    def of_sets(cls, credits: Iterable[tuple[str | None, float]]) -> Share:
+        """Of sets of questions, by the set's name and a question's credit: so many are right in each of theirs.
+
+        A question whose set is None is in none.
+        """
         right: dict[str, bool] = {}
         for name, credit in credits:
-            right[name] = right.get(name, True) and credit == 1
+            if name is not None:
+                right[name] = right.get(name, True) and credit == 1
         return cls(sum(right.values()), len(right))
 
     @property

@@ -6,6 +6,7 @@ import ast
 import re
 from dataclasses import dataclass
 
+from lora_cot.data.hallusionbench import figure_of
 from lora_cot.evaluation.m3cot import chosen_letter
 from lora_cot.evaluation.metrics import rouge_l
 from lora_cot.evaluation.translation import sentence_chrf
@@ -75,6 +76,13 @@ def of_yes_or_no(text: str | None, sample: Sample) -> Verdict:
     named = {begins.group(1)} if begins else set(said)
     answer = named.pop() if len(named) == 1 else None
     return Verdict(answer, float(answer == sample.last.answer))
+
+
+def of_hallusionbench(text: str | None, sample: Sample) -> Verdict:
+    """Yes or no; of a question without a figure, a text that takes neither side is right too (its `assign_correctness`)."""
+    found = of_yes_or_no(text, sample)
+    is_uncertain = found.answer is None and bool((text or "").strip()) and figure_of(sample) is None
+    return Verdict("uncertain", 1.0) if is_uncertain else found
 
 
 def of_reference(text: str | None, sample: Sample) -> Verdict:

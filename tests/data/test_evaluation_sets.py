@@ -164,6 +164,42 @@ def test_ids_and_places(read, tmp_path):
         mmbench.questions(str(tmp_path / "none.tsv"), "dev_en", "evaluation")
 
 
+def test_questions_without_a_figure(tmp_path):
+    """HallusionBench's own file holds them beside the others; the hub's tables are one for each kind."""
+    file = published.hallusionbench_file(tmp_path)
+    names = {
+        split: [sample.id for sample in hallusionbench.questions(str(tmp_path), split, "evaluation").samples]
+        for split in hallusionbench.SPLITS
+    }
+    assert names["non_image"] == ["VS_map_1_0_0", "VS_map_1_0_1"]
+    assert names["image"] == ["VD_chart_0_0_0", "VD_chart_0_1_0", "VS_map_1_1_0", "VS_map_1_1_1"]
+    assert sorted(names["all"]) == sorted(names["image"] + names["non_image"])
+    found = hallusionbench.questions(str(file), "all", "evaluation")
+    assert [(len(sample.images), hallusionbench.figure_of(sample)) for sample in found.samples] == [
+        (1, "VD_chart_0_0"),
+        (1, "VD_chart_0_1"),
+        (0, None),
+        (0, None),
+        (1, "VS_map_1_1"),
+        (1, "VS_map_1_1"),
+    ]
+    assert open_image(found.samples[1].images[0]).getpixel((0, 0)) == (255, 0, 0)
+    published.table_of("hallusionbench", tmp_path / "hub", "all")
+    both = hallusionbench.questions(str(tmp_path / "hub"), "all", "evaluation").samples
+    assert [(sample.id, len(sample.images)) for sample in both][2:4] == [("VD_chart_0_1_0", 1), ("VS_chart_0_0_0", 0)]
+
+
+def test_a_figure_that_is_not_there(tmp_path):
+    """And a row that is none: each is told, whatever the split; scoring needs no figures."""
+    file = published.hallusionbench_file(tmp_path)
+    (tmp_path / "hallusion_bench" / "VD" / "chart" / "0_1.png").unlink()
+    file.write_text(json.dumps([*json.loads(file.read_text()), "no row", {"visual_input": "3"}]))
+    found = hallusionbench.questions(str(tmp_path), "image", "evaluation")
+    assert len(found.samples) == 3 and {problem.kind for problem in found.problems} >= {"image_missing", "row_unreadable"}
+    assert found.bad == 3 and any("Input should be '0', '1' or '2'" in problem.what for problem in found.problems)
+    assert len(hallusionbench.questions(str(tmp_path), "image", "scoring").samples) == 4
+
+
 def test_an_image_that_is_none_is_left_to_the_asking(read):
     """A table's cell is opened when the question is asked: what is wrong with it is that question's answer."""
     broken = cell() | {"bytes": b"no image"}

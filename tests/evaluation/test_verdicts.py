@@ -8,11 +8,13 @@ import pytest
 from lora_cot.data.questions import as_list
 from lora_cot.evaluation import verdicts
 from lora_cot.evaluation.benchmarks import find
+from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.summary import Judged, summarise
 from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.formats import FORMATS
 from lora_cot.formats.answers import letter
 from lora_cot.types import Exchange, Sample
+from tests.published import hallusionbench_file
 
 OUTPUTS = Path(__file__).parents[3] / "shared" / "data" / "llavacot_outputs_500.jsonl"
 
@@ -113,6 +115,45 @@ def test_sets_of_questions_count_as_one():
         ]
         share = summarise(find(benchmark), judged).groups[name]
         assert (share.correct, share.total) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("Yes, it is.", "yes", True),
+        ("No", "no", False),
+        ("That cannot be told without a map.", "uncertain", True),
+        ("It may be yes or no", "uncertain", True),
+        (" ", None, False),
+        (None, None, False),
+    ],
+)
+def test_without_a_figure_uncertain_is_right(text, answer, right):
+    """Of a question with one it is no answer; what says nothing is none of either."""
+    sample = Sample("1", (Exchange("?", answer="yes"),), meta={"figure": None})
+    assert verdicts.of_hallusionbench(text, sample) == Verdict(answer, float(right))
+    seen = Sample("1", (Exchange("?", answer="yes"),), meta={"figure": "VS_map_1_1"})
+    assert verdicts.of_hallusionbench(text, seen) == verdicts.of_yes_or_no(text, seen)
+
+
+def test_hallusionbench_is_counted_as_published(tmp_path):
+    """All questions for aAcc, figures for fAcc and not their absence, questions with and without one for qAcc: by hand."""
+    hallusionbench_file(tmp_path)
+    found = find("hallusionbench").load(Wanted("all", data=str(tmp_path))).samples
+    said = {
+        "VD_chart_0_0_0": "yes",
+        "VD_chart_0_1_0": "yes",
+        "VS_map_1_0_0": "It is not known.",
+        "VS_map_1_0_1": "yes",
+        "VS_map_1_1_0": "no",
+        "VS_map_1_1_1": "yes",
+    }
+    benchmark = find("hallusionbench")
+    judged = [Judged(sample, benchmark.judge(said[sample.id], sample), None) for sample in found]
+    summary = summarise(benchmark, judged)
+    assert (summary.accuracy.correct, summary.accuracy.total, summary.unanswered) == (4, 6, 0)
+    groups = {name: (share.correct, share.total) for name, share in summary.groups.items()}
+    assert groups["fAcc"] == (2, 3) and groups["qAcc"] == (1, 3)
 
 
 def test_real_answers_are_read():

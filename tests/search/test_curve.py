@@ -9,7 +9,6 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import get_args
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -125,22 +124,6 @@ def test_a_cutoff_is_measured_once(curve, monkeypatch, tmp_path):
     for folder in ("one", "one", "other"):
         assert curve.calibrated("a model", folder, tmp_path) == {"mean": -0.5, "std": 0.25}
     assert seen == [(curve.CALIBRATION, {"validation"}, "logprob")] * 2
-
-
-def test_a_difference_is_one_between_the_same_questions(report):
-    """Nothing is between equals; what is always ahead is beyond doubt; what wins as often as it loses is not."""
-    rates = np.array([1.0] * 80 + [0.0] * 20)
-    assert report.difference(rates, rates) == {"difference": 0.0, "interval": [0.0, 0.0]}
-    assert report.difference(np.ones(9), np.zeros(9)) == {"difference": 1.0, "interval": [1.0, 1.0]}
-    better = np.array([1.0] * 90 + [0.0] * 10)
-    found, back = report.difference(better, rates), report.difference(rates, better)
-    assert found["difference"] == pytest.approx(0.1) == -back["difference"]
-    low, high = found["interval"]
-    half = 1.96 * np.std(better - rates) / np.sqrt(100)
-    assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.012) and low > 0
-    assert back["interval"] == pytest.approx([-high, -low])
-    mixed = report.difference(np.array([1.0, 0.0] * 50), np.array([0.0, 1.0] * 50))["interval"]
-    assert mixed[0] < -0.1 and mixed[1] > 0.1
 
 
 @pytest.fixture
