@@ -134,7 +134,8 @@ def parse_overrides(overrides: Iterable[str]) -> tuple[list[tuple[str, Any]], li
         try:
             changes.append((key, parse_yaml(text)))
         except (yaml.YAMLError, ValueError):
-            problems.append(Problem(key, f"the value {text!r} is not YAML"))
+            remedy = "close its brackets and quotes, or put a text that has them in quotes of its own"
+            problems.append(Problem(key, f"the value {text!r} is not YAML", remedy))
     return changes, problems
 
 
@@ -147,17 +148,19 @@ def _place(values: Any, key: str, value: Any, section: str = "") -> list[Problem
         if isinstance(values, dict) and values.get(step) is None:
             values[step] = {}
         if not isinstance(values, dict):
-            return [
-                Problem(section + key, f"'{step}' is inside a value that holds no keys", "set that value, or take this out")
-            ]
+            return [_inside(section + key, step)]
         values = values[step]
     if isinstance(values, list) and last.isdecimal() and int(last) < len(values):
         values[int(last)] = value
     elif isinstance(values, dict):
         values[last] = value
     else:
-        return [Problem(section + key, f"'{last}' is inside a value that holds no keys")]
+        return [_inside(section + key, last)]
     return []
+
+
+def _inside(where: str, step: str) -> Problem:
+    return Problem(where, f"'{step}' is inside a value that holds no keys", "set that value, or take this out")
 
 
 def _validated(values: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
@@ -200,7 +203,7 @@ def _problems(
             allowed = {*_keys_at(model, raw[:-1]), *extra}
             problems.setdefault(where, Problem(where, "unknown key", nearest(location[-1], allowed)))
         elif item["type"] == "missing":
-            problems.setdefault(where, Problem(where, "this key is needed"))
+            problems.setdefault(where, Problem(where, "this key is needed", "set it"))
         else:
             # A union reports each of its members: one line for the key is enough.
             key = ".".join([*prefix, *_real_path(model, location)])
