@@ -116,6 +116,8 @@ def check_quantized(model: nn.Module, family: Family, section: QuantizationSecti
         return
     wrong = [part for part in section.skip_parts if counts.get(part)]
     if wrong:
-        raise BackboneError([Problem("quantization.skip_parts", f"{part} was quantised all the same") for part in wrong])
+        remedy = "leave it out of them, or take a checkpoint that is not saved quantised"
+        what = "was quantised all the same"
+        raise BackboneError([Problem("quantization.skip_parts", f"{part} {what}", remedy) for part in wrong])
     if not any(counts.values()):
         raise BackboneError(Problem("quantization", "no layer was quantised", "set load_in_4bit: true, or drop the section"))

@@ -144,7 +144,10 @@ def newest_good(root: Path) -> tuple[Checkpoint | None, list[Problem]]:
             folder.rename(aside)
     told = {path for problem in problems for path in (Path(problem.where), *Path(problem.where).parents)}
     aside_before = (path for path in sorted(root.glob(f"*{DAMAGED}")) if path.with_name(path.stem) not in told)
-    return None, [*problems, *(Problem(str(path), "it is damaged") for path in aside_before)]
+    return None, [
+        *problems,
+        *(Problem(str(path), "it is damaged", "remove it once it is not needed") for path in aside_before),
+    ]
 
 
 def steps(root: Path) -> Iterator[int]:

@@ -81,7 +81,9 @@ def search_keys(
         if given[key] is not None and given[key] not in allowed and not named:
             raise RunError(Problem(f"--{key}", f"no {key} '{given[key]}'", nearest(str(given[key]), allowed)))
     if judge_adapter not in (None, "on", "off"):
-        raise RunError(Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off"))
+        raise RunError(
+            Problem("--judge-adapter", f"'{judge_adapter}' is neither on nor off", "name one of them, or leave it out")
+        )
     keys = {key: value for key, value in given.items() if value is not None}
     keys |= {} if judge_adapter is None else {"judge_adapter": judge_adapter == "on"}
     keys |= {} if interleave is None else {"interleave.selector": interleave}

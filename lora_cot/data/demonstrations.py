@@ -149,7 +149,7 @@ def load_demonstrations(path: Path, max_pixels: int = MAX_PIXELS) -> list[Demons
             image or with nothing in it, an answer that names no option; all of them.
     """
     if not path.is_file():
-        raise DataError(Problem(str(path), "no such file of demonstrations"))
+        raise DataError(Problem(str(path), "no such file of demonstrations", "check the path"))
     value = _value(path)
     listed = value.get(KEY) if isinstance(value, dict) else None
     if not isinstance(listed, list) or not listed:

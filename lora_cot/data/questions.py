@@ -51,9 +51,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(Problem(str(path), f"not JSON that can be read: {' '.join(str(error).split())}")) from None
+        what = f"not JSON that can be read: {' '.join(str(error).split())}"
+        raise DataError(Problem(str(path), what, "copy it again from its source")) from None
     if not isinstance(value, dict):
-        raise DataError(Problem(str(path), "the file holds no JSON object"))
+        raise DataError(Problem(str(path), "the file holds no JSON object", "copy it again from its source"))
     return value
 
 

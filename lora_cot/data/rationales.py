@@ -51,7 +51,9 @@ def check_foreign(samples: Sequence[Sample], source: SourceSection) -> None:
     if source.limit is None:
         known = {sample.id for sample in samples}
         foreign = [number for number in written if number not in known]
-        problems += [Problem(f"{source.rationales} · {number}", "no sample of this id") for number in foreign]
+        problems += [
+            Problem(f"{source.rationales} · {number}", "no sample of this id", "check the split") for number in foreign
+        ]
     tolerate(problems, len(problems), max(len(samples), len(written)), source)
 
 
@@ -67,7 +69,7 @@ def read_rationales(path: Path) -> tuple[dict[str, str], list[Problem]]:
         try:
             record = checked(RationaleRow, read())
             if str(record.id) in written:
-                raise DataError(Problem("id", f"'{record.id}' occurs twice"))
+                raise DataError(Problem("id", f"'{record.id}' occurs twice", "keep one row of each id"))
             written[str(record.id)] = not_empty(record.output, "output").strip()
         except DataError as error:
             problems += error.at(where).problems

@@ -53,7 +53,7 @@ def read_json_rows(path: Path) -> Iterator[RowReader]:
         except DataError as error:
             raise error.at(str(path)) from None
         if not isinstance(rows, list):
-            raise DataError(Problem(str(path), "the file holds no list of rows"))
+            raise DataError(Problem(str(path), "the file holds no list of rows", "expected [{…}, …]; a row a line is .jsonl"))
         yield from ((f"{path.name} row {number}", partial(_object, row)) for number, row in enumerate(rows, 1))
         return
     with path.open("rb") as lines:

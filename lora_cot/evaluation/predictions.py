@@ -152,7 +152,7 @@ def read_predictions(path: Path) -> tuple[dict[str, Prediction], list[str]]:
         DataError: a file in none of the forms; all its faults.
     """
     if not path.is_file():
-        raise DataError(Problem(str(path), "no such file of predictions"))
+        raise DataError(Problem(str(path), "no such file of predictions", "check the path"))
     found: dict[str, Prediction] = {}
     repeated: list[str] = []
     problems: list[Problem] = []
@@ -162,7 +162,7 @@ def read_predictions(path: Path) -> tuple[dict[str, Prediction], list[str]]:
         elif item[0] in found and item[1].in_messages:
             repeated.append(f"{where} · {item[0]}")
         elif item[0] in found:
-            problems.append(Problem(f"{where} · id", f"'{item[0]}' occurs twice"))
+            problems.append(Problem(f"{where} · id", f"'{item[0]}' occurs twice", "keep one row of each id"))
         else:
             found[item[0]] = item[1]
     if problems:
@@ -211,7 +211,7 @@ def _official(path: Path, whole: Mapping[str, Any]) -> Iterator[tuple[str, tuple
         if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
             yield where, Problem(f"{where} · results", f"{index!r} is no index", "expected an integer, -1 for no answer")
         elif text is not None and not isinstance(text, str):
-            yield where, Problem(f"{where} · outputs", "not a text")
+            yield where, Problem(f"{where} · outputs", "not a text", "expected a string, or null for none")
         else:
             read = split_output(text or "")
             answer = read.answer if index is None else letter(index) if 0 <= index < 26 else None

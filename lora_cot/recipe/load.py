@@ -134,7 +134,8 @@ def parse_overrides(overrides: Iterable[str]) -> tuple[list[tuple[str, Any]], li
         try:
             changes.append((key, parse_yaml(text)))
         except (yaml.YAMLError, ValueError):
-            problems.append(Problem(key, f"the value {text!r} is not YAML"))
+            remedy = "close its brackets and quotes, or put a text that has them in quotes of its own"
+            problems.append(Problem(key, f"the value {text!r} is not YAML", remedy))
     return changes, problems
 
 
@@ -203,7 +204,7 @@ def _problems(
             allowed = {*_keys_at(model, raw[:-1]), *extra}
             problems.setdefault(where, Problem(where, "unknown key", nearest(location[-1], allowed)))
         elif item["type"] == "missing":
-            problems.setdefault(where, Problem(where, "this key is needed"))
+            problems.setdefault(where, Problem(where, "this key is needed", "set it"))
         else:
             # A union reports each of its members: one line for the key is enough.
             key = ".".join([*prefix, *_real_path(model, location)])

@@ -89,7 +89,8 @@ def _backbones(opened: Opened, first: str, is_bare: bool, adapters: Mapping[str,
     backbone, others = opened.backbone, dict[str, tuple[Backbone, Recipe]]()
     for name, path in adapters.items():
         if backbone.merged:
-            raise RunError(Problem("--adapter", "a merged two-stage model is two models, and takes no adapter"))
+            what = "a merged two-stage model is two models, and takes no adapter"
+            raise RunError(Problem("--adapter", what, "serve its run in its place, or leave --adapter out"))
         backbone, loaded, recipe = _beside(backbone, opened, name, path)
         others[name] = loaded, recipe
     own = backbone

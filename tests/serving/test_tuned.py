@@ -5,11 +5,11 @@ import json
 
 import httpx2
 import pytest
+from lora_cot.evaluation.remote import engine_of
 
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.shapes import make_sample
 from lora_cot.evaluation.ask import ask
-from lora_cot.evaluation.remote import engine_of
 from lora_cot.evaluation.run import evaluate
 from lora_cot.merging.merge import merge
 from lora_cot.search.strategies import answer
