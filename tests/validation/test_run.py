@@ -242,7 +242,7 @@ def test_workers_find_the_same(source, recipe_of, folder):
 def test_what_checks_travels_to_workers(source, recipe_of):
     """It does where workers are started afresh too, and not only where they are copies of this process."""
     plan = plan_of_recipe(recipe_of(source(*with_row(BAD["tags"]))))
-    chunks = _Chunks(plan.parts, plan.checker)
+    chunks = _Chunks(plan.sources, plan.checker)
     assert list(pickle.loads(pickle.dumps(chunks))) == list(chunks) != []
 
 
