@@ -5,14 +5,14 @@ import json
 
 import httpx2
 import pytest
-from lora_cot.evaluation.remote import engine_of
 
 from lora_cot.checkpoints.opening import open_model
 from lora_cot.data.shapes import make_sample
+from lora_cot.engines.opening import engine_of
 from lora_cot.evaluation.ask import ask
 from lora_cot.evaluation.run import evaluate
 from lora_cot.merging.merge import merge
-from lora_cot.search.strategies import answer
+from lora_cot.search.run import answer
 from lora_cot.training.run import train
 from lora_cot.types import Exchange, Sample
 from tests.serving.conftest import chat
