@@ -71,7 +71,7 @@ def annotate(
     what: Recipe | Path,
     teacher: Teacher,
     output: Path,
-    cot_format: str | None = None,
+    format_name: str | None = None,
     selection: Selection | None = None,
     faithful: bool = False,
     retry_aside: bool = False,
@@ -83,7 +83,7 @@ def annotate(
         what: a recipe, a file of data, or the folder of ScienceQA or A-OKVQA.
         teacher: who is asked.
         output: JSONL: `id` and `output` where the format's only reasoning is a RATIONALE, rows of the source `jsonl` else.
-        cot_format: name of a format; a recipe's own, or four_stage, if not given.
+        format_name: a built-in format; a recipe's own, or four_stage, if not given.
         selection: which rows; those of data.train that have no reasoning if not given.
         faithful: ask as LLaVA-CoT does.
         retry_aside: ask again for rows that were kept aside.
@@ -96,7 +96,7 @@ def annotate(
         EngineError: the teacher gave no answer to `GIVE_UP_AFTER` rows running; what was done is kept.
     """
     begin = time.perf_counter()
-    chosen, url = _format(what, cot_format), base_url(teacher.url)
+    chosen, url = _format(what, format_name), base_url(teacher.url)
     only = rationale_stage(chosen)
     selection = selection or Selection()
     rows = read_rows(_sections(what, selection, only), chosen, selection.everything, output)

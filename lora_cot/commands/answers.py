@@ -43,7 +43,7 @@ def evaluate(
     benchmark: Annotated[str | None, typer.Option(help="Name of a benchmark; the recipe's if not given.")] = None,
     data: DataOption = None,
     split: SplitOption = None,
-    cot_format: FormatOption = None,
+    format_name: FormatOption = None,
     demonstrations: DemonstrationsOption = None,
     strategy: StrategyOption = None,
     candidates: CandidatesOption = None,
@@ -73,7 +73,7 @@ def evaluate(
 
     check_page(page)
     check_looks(model, search, server)
-    asked = (model, benchmark, split, limit, search, output, quantization, data, server, cot_format, demonstrations)
+    asked = (model, benchmark, split, limit, search, output, quantization, data, server, format_name, demonstrations)
     report = run(*asked, grader, page)  # type: ignore[arg-type]
     print_found(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
@@ -128,7 +128,7 @@ def ask(
     model: ModelArgument,
     image: Annotated[Path, typer.Argument(help="An image file.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    cot_format: FormatOption = None,
+    format_name: FormatOption = None,
     demonstrations: DemonstrationsOption = None,
     strategy: StrategyOption = None,
     candidates: CandidatesOption = None,
@@ -153,7 +153,7 @@ def ask(
         raise DataError(Problem(str(image), "no such image file"))
     check_trace(trace)
     check_looks(model, search, server)
-    opened = open_any(model, quantization, server, cot_format)  # type: ignore[arg-type]
+    opened = open_any(model, quantization, server, format_name)  # type: ignore[arg-type]
 
     def show(_number: int, stage: Any) -> None:
         print(next(c.text for c in stage.candidates if c.chosen).strip(), flush=True)

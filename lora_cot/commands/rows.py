@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def validate(
     path: Annotated[Path, typer.Argument(metavar="RECIPE_OR_FILE", help="A recipe, a file of data, or one of predictions.")],
-    cot_format: Annotated[str, typer.Option("--format", help="Name of a format; a recipe has its own.")] = "four_stage",
+    format_name: Annotated[str, typer.Option("--format", help="Name of a format; a recipe has its own.")] = "four_stage",
     field: Annotated[
         str | None, typer.Option(help="Key of the text in a file of predictions; 'prediction' if not given.")
     ] = None,
@@ -45,7 +45,7 @@ def validate(
     from lora_cot.formats import format_called
     from lora_cot.validation.files import source_of
 
-    own_format = format_called(cot_format)
+    cot_format = format_called(format_name)
     if is_demonstrations(path):
         _count_demonstrations(path, as_json)
         return
@@ -53,7 +53,7 @@ def validate(
     if what is path and samples is not None:
         raise RunError(Problem("--show", "a file has no processor to show samples with", "name a recipe"))
     if what is path and (field is not None or source_of(path) is None):
-        _count_predictions(path, own_format, field, as_json)
+        _count_predictions(path, cot_format, field, as_json)
         return
     name = path.stem if what is path else what.name
     if samples is not None:
@@ -61,7 +61,7 @@ def validate(
         return
     from lora_cot.validation.run import validate as run
 
-    report = run(what, cot_format, bad or Path(f"{name}.bad.jsonl"), workers)
+    report = run(what, format_name, bad or Path(f"{name}.bad.jsonl"), workers)
     print_found(report.to_json(), as_json, report.lines())
     if not report.valid:
         raise typer.Exit(1)
@@ -72,7 +72,7 @@ def annotate(
     teacher: Annotated[str, typer.Option(help="Address of any OpenAI-compatible server: http://HOST:PORT/v1.")],
     model: Annotated[str, typer.Option(help="Its name for the model that is asked.")],
     output: Annotated[Path, typer.Option(help="JSONL; it goes on where it was stopped. Beside it lie those kept aside.")],
-    cot_format: Annotated[str | None, typer.Option("--format", help="A recipe's own, or four_stage, if not given.")] = None,
+    format_name: Annotated[str | None, typer.Option("--format", help="A recipe's own, or four_stage, if not given.")] = None,
     part: Annotated[str, typer.Option(help="train or eval: the rows of a recipe that are meant.")] = "train",
     source: Annotated[int | None, typer.Option(min=0, help="Only this source of that part, counted from 0.")] = None,
     split: Annotated[str | None, typer.Option(help="Of a folder or table without a recipe; train if not given.")] = None,
@@ -98,7 +98,7 @@ def annotate(
     asked = Teacher(teacher, model, read_key(api_key_file), max_tokens, temperature, Patience(timeout))
     what = recipe_or_path(path)
     chosen = Selection(part, source, split, everything, limit)
-    report = run(what, asked, output, cot_format, chosen, faithful, retry_aside, concurrency)
+    report = run(what, asked, output, format_name, chosen, faithful, retry_aside, concurrency)
     print_found(report.to_json(), as_json, report.lines())
     if report.failed:
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from lora_cot.data.lengths import LengthLimit
 from lora_cot.data.rows import too_many, twice
 from lora_cot.data.sources import keep_back, mixture
 from lora_cot.errors import DataError, LoraCotError, Problem, RunError
-from lora_cot.formats import format_called
+from lora_cot.formats import CotFormat, format_called
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.schema import SEES_IMAGES, DataSection
 from lora_cot.types import Sample
@@ -43,14 +43,14 @@ class CheckPlan:
 
 
 def validate(
-    what: Recipe | Path, cot_format: str = "four_stage", bad_rows: Path | None = None, workers: int | None = None
+    what: Recipe | Path, format_name: str = "four_stage", bad_rows: Path | None = None, workers: int | None = None
 ) -> ValidationReport:
     """A report on every row, as training would meet it; nothing is trained and no weights are loaded.
 
     Args:
         what: a recipe, or a file of data: our own JSONL form, LLaVA-CoT-100k's, or `messages`. Without a recipe there is
             no processor, so lengths are not known.
-        cot_format: of a file's answers; a recipe has its own.
+        format_name: of a file's answers, a built-in one; a recipe has its own.
         bad_rows: every finding is written here as JSONL, while rows are checked.
         workers: processes; as many as cores, four at most, if not given.
 
@@ -58,7 +58,7 @@ def validate(
         DataError, RunError: a file that is missing or holds no data; no such format; `bad_rows` is a file that is read.
     """
     begin = time.perf_counter()
-    plan = plan_of_recipe(what) if isinstance(what, Recipe) else plan_of_file(what, cot_format)
+    plan = plan_of_recipe(what) if isinstance(what, Recipe) else plan_of_file(what, format_called(format_name))
     sources = plan.sources
     if bad_rows is not None:
         _check_free(bad_rows, sources)
@@ -108,21 +108,20 @@ def plan_of_recipe(recipe: Recipe) -> CheckPlan:
     return CheckPlan(recipe.name, "recipe", setting, recipe.data, checker, problems)
 
 
-def plan_of_file(path: Path, cot_format: str) -> CheckPlan:
+def plan_of_file(path: Path, cot_format: CotFormat) -> CheckPlan:
     """A file of data, its kind told by its rows.
 
     Raises:
-        RunError: no such format.
         DataError: no such file, or none of the kinds that are known.
     """
-    checker = Checker(format_called(cot_format))
+    checker = Checker(cot_format)
     source = source_of(path)
     if source is None:
         what = "neither rows of data nor predictions"
         raise DataError(Problem(str(path), what, "rows hold conversations, messages, or question and stages or answer"))
     section = {"source": source, "path": str(path)}
     data = DataSection.model_validate({"train": [section]})
-    return CheckPlan(str(path), source, f"format {cot_format} · no recipe: no lengths", data, checker)
+    return CheckPlan(str(path), source, f"format {cot_format.name} · no recipe: no lengths", data, checker)
 
 
 def _check_free(bad_rows: Path, sources: Sequence[RecipeSource]) -> None:

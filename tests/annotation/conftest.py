@@ -33,9 +33,9 @@ def four(answer, why="hence"):
 def teach():
     """`annotate` with a running server as the teacher."""
 
-    def run(what, server, output, cot_format=None, key=KEY, model="teacher", **keys):
+    def run(what, server, output, format_name=None, key=KEY, model="teacher", **keys):
         chosen = Selection(**{name: keys.pop(name) for name in list(keys) if hasattr(Selection, name)})
-        return annotate(what, Teacher(server.url, model, key, patience=QUICK), output, cot_format, chosen, **keys)
+        return annotate(what, Teacher(server.url, model, key, patience=QUICK), output, format_name, chosen, **keys)
 
     return run
 

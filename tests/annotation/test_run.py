@@ -367,8 +367,8 @@ def test_rows_that_cannot_be_asked_are_refused_before_anything_is_asked(tmp_path
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"cot_format": "for_stage"}, "--format · no format 'for_stage' · did you mean 'four_stage'"),
-        ({"cot_format": "direct"}, "it is an answer alone: there is nothing to ask for"),
+        ({"format_name": "for_stage"}, "--format · no format 'for_stage' · did you mean 'four_stage'"),
+        ({"format_name": "direct"}, "it is an answer alone: there is nothing to ask for"),
         ({"split": "val"}, "a file of rows has no splits"),
     ],
 )
