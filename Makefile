@@ -22,7 +22,7 @@ test: $(VENV)/installed
 
 test-all: test
 	$(BIN)/pip install -q -c constraints.txt -e '.[deepspeed]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'slow and not gpu and not vllm' --ignore tests/test_demo.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not gpu and not vllm' --ignore tests/test_demo.py
 	$(BIN)/python -m pytest -q -m slow tests/test_demo.py
 
 # VLLM_SERVE is a program that serves a model in an environment of its own: $(VLLM_SERVE) FOLDER PORT [FLAGS].

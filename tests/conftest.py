@@ -21,9 +21,21 @@ def pytest_configure():
     gc.disable()
 
 
+LONG = (
+    "training/test_deepspeed.py",
+    "training/test_resume_ranks.py",
+    "test_recipes.py",
+    "serving/test_fuzz.py",
+    "training/test_resume.py",
+)
+"""Files whose slow tests take minutes: begun last, one of them would leave the other process without work."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test that is `crossed`, all is slow that differs from its first case in more than one parameter."""
+    """Long files come first. Of a `crossed` test, all is slow that differs from its first case in more than one parameter."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
     for item in items:
         if item.get_closest_marker("crossed") and sum(place > 0 for place in item.callspec.indices.values()) > 1:
             item.add_marker(pytest.mark.slow)

@@ -14,6 +14,8 @@ from PIL import Image as PILImage
 
 THUMBNAIL = 512
 """Longest side of an image inside a page."""
+MARGINS = {"left": 0.13, "right": 0.96, "bottom": 0.15, "top": 0.91}
+"""Of a plot over steps: its labels are short, and to measure them takes as long as to draw it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def dot_plot(title: str, x: str, rows: Sequence[str], series: Sequence[Dots]) ->
     """
     if not rows or not series:
         return ""
-    with _figure(0.8 + len(rows) * (0.22 + 0.16 * len(series))) as (figure, axes):
+    with _figure(0.8 + len(rows) * (0.22 + 0.16 * len(series)), layout="constrained") as (figure, axes):
         for number, one in enumerate(series):
             found = [(place, *point) for place, point in enumerate(one.points) if point is not None]
             places = [place + (number - (len(series) - 1) / 2) * 0.6 / len(series) for place, *_ in found]
@@ -115,15 +117,15 @@ def _labelled(svg: bytes, label: str) -> str:
 
 
 @contextmanager
-def _figure(height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure of that height in inches, and its axes."""
+def _figure(height: float, **room: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure of that height in inches, and its axes; `room` says how what stands around them is given place."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lora_cot", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(6, height), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(6, height), **room)
         yield figure, axes
         pyplot.close(figure)
 
@@ -141,7 +143,7 @@ def _drawn(kind: str, title: str, x: str, y: str, lines: Sequence[Line]) -> byte
     lines = [line for line in lines if line.points]
     if not lines:
         return b""
-    with _figure(3) as (figure, axes):
+    with _figure(3, gridspec_kw=MARGINS) as (figure, axes):
         for line in lines:
             axes.plot(
                 *zip(*line.points, strict=True),

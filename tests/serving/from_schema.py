@@ -18,12 +18,19 @@ class FromSchema:
             wild: what stands in some places instead of what belongs there.
         """
         self.schemas, self.known, self.wild = document["components"]["schemas"], known, wild
+        self.made = {}
 
     def of(self, schema):
         """Values of a schema, now and then wild ones."""
         return st.integers(0, 60).flatmap(lambda number: self.wild if number == 0 else self.valid(schema))
 
     def valid(self, schema):
+        """The same strategy each time for the same schema: making one costs more than drawing from it."""
+        if id(schema) not in self.made:
+            self.made[id(schema)] = schema, self.make(schema)
+        return self.made[id(schema)][1]
+
+    def make(self, schema):
         if "$ref" in schema:
             return self.of(self.schemas[schema["$ref"].removeprefix("#/components/schemas/")])
         if choices := schema.get("anyOf") or schema.get("oneOf"):

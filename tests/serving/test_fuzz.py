@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.serving.conftest import chat, data_uri
+from tests.serving.conftest import FOUR_STAGE, chat, data_uri
 from tests.serving.from_schema import FromSchema
 from tests.serving.test_errors import INSIDE
 
@@ -31,7 +31,8 @@ KNOWN = {
 }
 ROUTES = {"/v1/chat/completions": "ChatRequest", "/v1/responses": "ResponsesRequest"}
 GOOD = {"/v1/chat/completions": {"messages": chat(image=data_uri())["messages"]}, "/v1/responses": {"input": "What is it?"}}
-SMALL = {"context": 100, "max_candidates": 4, "formats": ("four_stage", "two_stage")}
+BRIEF = {"stages": {stage.name: {"max_new_tokens": 2} for stage in FOUR_STAGE.stages}}
+SMALL = {"context": 100, "max_candidates": 4, "formats": ("four_stage", "two_stage"), "search": BRIEF}
 """A server whose answers are short, whatever is asked for."""
 
 

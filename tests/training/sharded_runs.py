@@ -4,7 +4,9 @@ Takes a JSON file of lists [recipe's file, overrides …] and writes beside it, 
 """
 
 import faulthandler
+import gc
 import json
+import os
 import sys
 import time
 import traceback
@@ -43,9 +45,22 @@ def watched(recipe):
         run.taken_off = real
 
 
+def compile_once():
+    """What ranks talk through under DeepSpeed, which compiles it where it is used first: minutes that look like a hang."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from deepspeed.comm.torch import build_shm_op
+
+    build_shm_op()
+    del os.environ["DS_ACCELERATOR"]
+
+
 if __name__ == "__main__":
     jobs = Path(sys.argv[1])
     done = []
+    if "RANK" in os.environ:
+        compile_once()
+    gc.collect()
+    gc.freeze()  # modules are no garbage, which each run looks for
     for path, *overrides in json.loads(jobs.read_text()):
         faulthandler.dump_traceback_later(HANGS, exit=True)
         print("==", overrides, file=sys.stderr, flush=True)
