@@ -54,7 +54,7 @@ def rows(source: JsonlSource, cot_format: CotFormat) -> Iterator[SampleReader]:
         if not record.stages and not record.answer:
             raise DataError(Problem("", "the row has no answer", "give it 'stages' or 'answer'", "empty"))
         names = record.images or ([record.image] if record.image else [])
-        answer = record.answer or (record.stages or {}).get(cot_format.answer_stage.name)
+        answer = record.answer or cot_format.short_answer(record.stages or {})
         exchange = Exchange(not_empty(record.question, "question"), stages=record.stages, answer=answer)
         name = where if record.id is None else str(record.id)
         slots = len(SLOT.findall(record.question))

@@ -97,7 +97,7 @@ def rows(source: MessagesSource, cot_format: CotFormat) -> Iterator[SampleReader
                 stages = cot_format.read(reply)
             except DataError as error:
                 raise error.at(f"messages.{number + 1}") from None
-            answer = stages[cot_format.answer_stage.name]
+            answer = cot_format.short_answer(stages)
             exchanges.append(Exchange(not_empty(question, f"messages.{number}"), stages=stages, answer=answer))
         cells = record.images or ([record.image] if record.image else [])
         images = tuple(_image(cell, root) for cell in cells)

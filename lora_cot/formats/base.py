@@ -217,6 +217,11 @@ class CotFormat:
             raise DataError(Problem("", what, "remove it, or rename the stage", kind="tags"))
         return text
 
+    def short_answer(self, stages: Mapping[str, str]) -> str | None:
+        """What is compared with a model's answer, of gold texts by stage; None where there is none for the answer stage."""
+        text = stages.get(self.answer_stage.name)
+        return last_line(text)[1] if text and self.answer_stage.ends_in_answer else text
+
     def reasoning(self, parsed: Parsed) -> list[str]:
         """The texts that led to the answer: of the other stages; or, before the answer in its own, where it ends in it."""
         answer = self.answer_stage

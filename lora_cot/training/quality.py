@@ -73,7 +73,7 @@ def measure(
     valid = sum(c.parsed.outcome == "complete" for c in completions)
     accuracy = None
     if any(stage.is_answer for stage in cot_format.stages):
-        golds = [sample.last.answer or cot_format.gold(sample.last)[cot_format.answer_stage.name] for sample in samples]
-        right = sum(same(c.parsed.answer, gold) for c, gold in zip(completions, golds, strict=True))
+        golds = [sample.last.answer or cot_format.short_answer(cot_format.gold(sample.last)) for sample in samples]
+        right = sum(same(c.parsed.answer, gold or "") for c, gold in zip(completions, golds, strict=True))
         accuracy = right / len(samples)
     return Quality(valid / len(samples), accuracy)

@@ -261,6 +261,16 @@ def test_another_format_reads_another_answer(load):
     assert (sample.last.answer, len(sample.images)) == ("B", 1)
 
 
+def test_an_answer_at_the_end_of_a_text_is_its_last_line(load):
+    """What a model's answer is compared with is not the whole text."""
+    untagged = FORMATS["four_stage_untagged"]
+    (chatted,) = load("messages", chat("What?", "It is round.\nB", image="a.png"), cot_format=untagged)
+    (written,) = load(
+        "jsonl", {"question": "What?", "stages": {"TEXT": "It is round.\nB"}, "image": "a.png"}, cot_format=untagged
+    )
+    assert [(one.last.answer, one.last.stages) for one in (chatted, written)] == [("B", {"TEXT": "It is round.\nB"})] * 2
+
+
 def test_a_system_message_is_refused(load):
     """Prompts have no system message here, and none is dropped in silence."""
     row = chat("First?", REPLY, "Second?", REPLY)

@@ -59,6 +59,7 @@ def test_the_ablation_without_tags_writes_the_same_texts():
         None,
         None,
     ]
+    assert untagged.short_answer(untagged.gold(exchange)) == "7" == FOUR_STAGE.short_answer(GOLD | {"CONCLUSION": "7"})
     for stages in (None, {"RATIONALE": "r", "ANSWER": "7"}):
         with pytest.raises(DataError, match="no text for TEXT"):
             untagged.gold(Exchange("?", stages=stages, answer="7"))
