@@ -8,10 +8,11 @@ import pytest
 from lora_cot.data import scienceqa
 from lora_cot.data.images import open_image
 from lora_cot.data.rows import collect
-from lora_cot.data.sources import load_mixture, rows_of
+from lora_cot.data.sources import load_data, rows_of
 from lora_cot.errors import DataError
 from lora_cot.formats import FORMATS
 from lora_cot.formats.answers import read_option
+from lora_cot.recipe.schema import DataSection
 from lora_cot.recipe.sources import ScienceqaSource
 from tests import published
 from tests.published import problem
@@ -214,7 +215,7 @@ def with_rationales(tmp_path):
         folder = published.scienceqa(tmp_path / "data", problems, {"train": list(problems)})
         (tmp_path / "rationales.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         path = {"path": str(folder), "rationales": tmp_path / "rationales.jsonl"}
-        return load_mixture([ScienceqaSource(source="scienceqa", **path, **keys)], TWO_STAGE)
+        return load_data(DataSection(train=[ScienceqaSource(source="scienceqa", **path, **keys)]), TWO_STAGE)[0]
 
     return load
 

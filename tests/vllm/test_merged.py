@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from lora_cot.backbones.loading import load_backbone
-from lora_cot.data.sources import load_mixture
+from lora_cot.data.sources import load_data
 from lora_cot.engines.image_parts import image_part
 from lora_cot.engines.local import LocalEngine
 from lora_cot.formats import FORMATS
@@ -101,7 +101,7 @@ def test_vllm_serves_what_was_merged(make_base, tmp_path, name):
     merged = merge_files(base, tmp_path / "adapter", tmp_path / "merged")
     assert set(tensors_of(merged)) == set(tensors_of(base))
     data = DataSection.model_validate({"train": [{"source": "shapes", "split": "test", "limit": 4}]})
-    samples = load_mixture(data.train, FORMATS["direct"])
+    samples, _ = load_data(data, FORMATS["direct"])
     wanted = ours(merged, samples)
     assert wanted != ours(base, samples) and all(wanted)
     with served(merged, tmp_path / "vllm.log") as address:

@@ -9,7 +9,7 @@ import torch
 import lora_cot.serving
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.data.collate import batch, encode
-from lora_cot.data.sources import load_mixture
+from lora_cot.data.sources import load_data
 from lora_cot.engines.image_parts import image_part
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.errors import AccessError
@@ -47,7 +47,7 @@ def asked(make_base, tmp_path_factory):
     """Asks the server the one question that its model has learned; and what it has learned to say, by stage."""
     folder = tmp_path_factory.mktemp("vllm")
     data = DataSection.model_validate({"train": [{"source": "shapes", "split": "test", "limit": 1}]})
-    (sample,) = load_mixture(data.train, FOUR_STAGE)
+    ((sample,), _) = load_data(data, FOUR_STAGE)
     own = folder / "own"
     own.mkdir()
     for file in make_base("llava").iterdir():

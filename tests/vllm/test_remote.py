@@ -7,7 +7,7 @@ import torch
 
 from lora_cot.backbones.loading import load_backbone
 from lora_cot.data.collate import batch, encode, model_inputs
-from lora_cot.data.sources import load_mixture
+from lora_cot.data.sources import load_data
 from lora_cot.engines.base import Ask, Sampling
 from lora_cot.engines.remote import RemoteEngine
 from lora_cot.formats import FORMATS
@@ -29,7 +29,7 @@ def both(request, make_base, tmp_path_factory):
     if request.param == "qwen2_vl":
         split_processor(base)
     data = DataSection.model_validate({"train": [{"source": "shapes", "split": "test", "limit": 4}]})
-    samples = load_mixture(data.train, DIRECT)
+    samples, _ = load_data(data, DIRECT)
     with served(base, folder / "vllm.log") as address:
         engine = RemoteEngine.open(address, DIRECT)
         yield engine, load_backbone(ModelSection(base=str(base))), samples
