@@ -92,7 +92,8 @@ def _backbones(opened: Opened, first: str, is_bare: bool, adapters: Mapping[str,
     backbone, others = opened.backbone, dict[str, tuple[Backbone, Recipe]]()
     for name, path in adapters.items():
         if backbone.merged:
-            raise RunError(Problem("--adapter", "a merged two-stage model is two models, and takes no adapter"))
+            what = "a merged two-stage model is two models, and takes no adapter"
+            raise RunError(Problem("--adapter", what, "serve it alone"))
         backbone, loaded, recipe = _beside(backbone, opened, name, path)
         others[name] = loaded, recipe
     own = backbone
@@ -128,7 +129,8 @@ def _beside(backbone: Backbone, opened: Opened, name: str, path: str) -> tuple[B
         raise RunError(Problem("--adapter", what, "start another server for it"))
     passes = {}
     for one, place in pass_folders(folder, recipe).items():
-        backbone = load_adapter(backbone, place, f"{name}-{one}".replace(".", "-"))
-        passes[one] = replace(backbone, adapter=f"{name}-{one}".replace(".", "-"))
+        own = f"{name.encode().hex()}-{one}"  # PEFT takes no dot, and puts an adapter of the same name in the other's place
+        backbone = load_adapter(backbone, place, own)
+        passes[one] = replace(backbone, adapter=own)
     split = recipe.format.build().split
     return backbone, replace(backbone, merged=passes) if split else passes["default"], recipe
