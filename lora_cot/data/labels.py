@@ -46,13 +46,6 @@ class Encoded:
         return sum(map(len, self.image_slots))
 
     @property
-    def prompt_length(self) -> int:
-        """Tokens before the first trained one; all of them in a prompt."""
-        if self.is_pair:
-            return len(self.input_ids)
-        return next((i for i, label in enumerate(self.labels) if label != IGNORE_INDEX), len(self.labels))
-
-    @property
     def length(self) -> int:
         """What a limit on lengths is compared with: all tokens; of an encoder-decoder, those of its longer text."""
         return max(len(self.input_ids), len(self.labels))

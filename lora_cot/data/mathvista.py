@@ -58,9 +58,19 @@ def questions(path: str, split: str, use: Use) -> Collected:
             raise DataError(Problem("answer", f"{record.answer!r} is none of its options", kind="row_form"))
         gold = options.index(record.answer) if options else None
         answer = not_empty(record.answer, "answer").strip() if gold is None else letter(gold)
+        if gold is None and record.answer_type != "list" and not _is_number(answer):
+            raise DataError(Problem("answer", f"{answer!r} is no number", kind="row_form"))
         meta = {"gold": gold, "options": options, "type": record.answer_type, "precision": record.precision}
         exchange = Exchange(not_empty(record.query, "query").strip(), {"ANSWER": answer}, answer)
         images = images_of(needed(record.image), Path(path), "", use)
         return Sample(record.pid, (exchange,), images, meta=meta | record.metadata.model_dump())
 
     return gather(sample_readers(table_rows(open_table(path, split), path, ("decoded_image",)), make))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

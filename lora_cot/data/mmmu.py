@@ -39,7 +39,7 @@ class MmmuRow(StrictRow):
     image_7: StoredImage | None = None
 
 
-def questions(path: str, split: str, _use: Use = "evaluation") -> Collected:
+def questions(path: str, split: str, _use: Use) -> Collected:
     """The questions of a split with options, and why the others are none.
 
     Raises:

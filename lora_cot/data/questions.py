@@ -73,15 +73,15 @@ def right_option(index: int | None, choices: Sequence[str], key: str) -> int:
     return index
 
 
-def right_letter(answer: str, choices: Sequence[str], key: str = "answer") -> int:
+def right_letter(answer: str, choices: Sequence[str]) -> int:
     """Index of the option that a gold letter names.
 
     Raises:
         DataError: it is no capital letter, or there is no such option.
     """
     if not (len(answer) == 1 and "A" <= answer <= "Z"):
-        raise DataError(Problem(key, f"{answer!r} names no option", "expected a letter: A", "row_form"))
-    return right_option(ord(answer) - ord("A"), choices, key)
+        raise DataError(Problem("answer", f"{answer!r} names no option", "expected a letter: A", "row_form"))
+    return right_option(ord(answer) - ord("A"), choices, "answer")
 
 
 def needed(cell: str | StoredImage | None) -> str | StoredImage:

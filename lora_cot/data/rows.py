@@ -46,7 +46,7 @@ def read_json_rows(path: Path) -> Iterator[RowReader]:
         DataError: no such file, or a JSON file that holds no list. Of a row, when it is read: it is no JSON object.
     """
     if not path.is_file():
-        raise DataError(Problem(str(path), "no such data file", "check data.train and data.eval"))
+        raise DataError(Problem(str(path), "no such data file", "check the path"))
     if path.suffix == ".json":
         try:
             rows = _parse(path.read_bytes())

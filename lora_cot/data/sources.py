@@ -74,24 +74,24 @@ class Loaded:
     and `eval`; `held_out` of data.train, where those are kept back."""
 
 
-def load_data(section: DataSection, cot_format: CotFormat, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
+def load_data(section: DataSection, cot_format: CotFormat) -> tuple[list[Sample], list[Sample]]:
     """What is trained on, and what is held out, by the recipe's section.
 
     Raises:
         DataError: the problems of a source; or held_out leaves nothing to train on.
     """
-    loaded = load_counted(section, cot_format, seed)
+    loaded = load_counted(section, cot_format)
     return loaded.train, loaded.held_out
 
 
-def load_counted(section: DataSection, cot_format: CotFormat, seed: int = 0) -> Loaded:
+def load_counted(section: DataSection, cot_format: CotFormat) -> Loaded:
     """The same as `load_data`, with how many rows each source gave."""
-    samples, mixed, counts = _load("data.train", section.train, cot_format, seed)
+    samples, mixed, counts = _load("data.train", section.train, cot_format)
     if section.held_out is None:
-        held, others, of_eval = _load("data.eval", section.eval, cot_format, seed)
+        held, others, of_eval = _load("data.eval", section.eval, cot_format)
         used = {"train": _by_source(mixed, counts), "eval": _by_source(others, of_eval)}
         return Loaded([samples[number] for number in mixed], [held[number] for number in others], used)
-    chosen = keep_back(mixed, section.held_out, seed)
+    chosen = keep_back(mixed, section.held_out)
     kept = set(chosen)
     left = [number for number in mixed if number not in kept]
     used = {"train": _by_source(left, counts), "held_out": _by_source(chosen, counts)}
@@ -105,7 +105,7 @@ def _by_source(numbers: Sequence[int], counts: Sequence[int]) -> list[int]:
     return [found[source] for source in range(len(counts))]
 
 
-def _load(key: str, sources: Sequence[Any], cot_format: CotFormat, seed: int) -> tuple[list[Sample], list[int], list[int]]:
+def _load(key: str, sources: Sequence[Any], cot_format: CotFormat) -> tuple[list[Sample], list[int], list[int]]:
     """The samples of all sources; which of them are taken, see `mixture`; and how many each source has.
 
     Raises:
@@ -121,24 +121,27 @@ def _load(key: str, sources: Sequence[Any], cot_format: CotFormat, seed: int) ->
             raise error.at(f"{key}.{number} ({source.source})") from None
         samples += found
         counts.append(len(found))
-    return samples, mixture(counts, sources, seed), counts
+    return samples, mixture(counts, sources), counts
 
 
-def mixture(counts: Sequence[int], sources: Sequence[Any], seed: int = 0) -> list[int]:
-    """Which rows are taken, by their numbers through all sources, each as often as its source's weight says."""
+def mixture(counts: Sequence[int], sources: Sequence[Any]) -> list[int]:
+    """Which rows are taken, by their numbers through all sources, each as often as its source's weight says.
+
+    Those of a fraction are the same in every run: whoever reads a recipe's data again must find what was trained on.
+    """
     mixed: list[int] = []
     first = 0
     for count, source in zip(counts, sources, strict=True):
         numbers = range(first, first + count)
         whole, part = divmod(source.weight, 1.0)
         mixed += list(numbers) * int(whole)
-        mixed += random.Random(seed).sample(numbers, round(part * count))
+        mixed += random.Random(0).sample(numbers, round(part * count))
         first += count
     return mixed
 
 
-def keep_back(mixed: Sequence[int], held_out: int, seed: int = 0) -> list[int]:
-    """Which rows of a mixture are held out, drawn by chance.
+def keep_back(mixed: Sequence[int], held_out: int) -> list[int]:
+    """Which rows of a mixture are held out, drawn by chance, and the same in every run.
 
     Raises:
         DataError: none would be left to train on.
@@ -147,4 +150,4 @@ def keep_back(mixed: Sequence[int], held_out: int, seed: int = 0) -> list[int]:
     if held_out >= len(rows):
         what = f"{held_out} of {len(rows)} rows are kept back: none is left to train on"
         raise DataError(Problem("data.held_out", what, "keep back fewer"))
-    return random.Random(f"held-out-{seed}").sample(rows, held_out)
+    return random.Random("held-out-0").sample(rows, held_out)

@@ -7,7 +7,6 @@ that has it.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,7 +43,7 @@ def open_table(path: str, split: str, config: str | None = None) -> Any:
 
     local = Path(path)
     if local.suffix in (".parquet", ".tsv") and not local.is_file():
-        raise DataError(Problem(path, "no such data file", "check data.train and data.eval"))
+        raise DataError(Problem(path, "no such data file", "check the path"))
     inner = local / config if config and (local / config).is_dir() else local
     files = [path] if local.suffix == ".parquet" else parquet_files(inner, split)
     try:
@@ -81,7 +80,7 @@ class EncodedTable:
             cell = self.rows[self._places[cell]]["image"]
         try:
             return {"bytes": base64.b64decode(cell, validate=True)} if cell else None
-        except binascii.Error:
+        except ValueError:  # of base64, also of letters that are not ASCII
             return None
 
     @cached_property

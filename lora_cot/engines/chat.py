@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import ValidationError
 
-from lora_cot.engines.completions import Answer, ListedModel, Reply, read_answer, read_models
+from lora_cot.engines.completions import Answer, ListedModel, read_answer, read_models
 from lora_cot.engines.retries import Retries, Waits, pause, retry_after
 from lora_cot.engines.transport import in_words, send
 from lora_cot.errors import AccessError, EngineError, Problem, RejectedError
@@ -103,29 +103,18 @@ class ChatServer:
         self._waits.give_up()
         self._client.close()
 
-    def complete(self, body: Mapping[str, Any]) -> list[Reply]:
-        """The choices of a chat completion.
+    def ask(self, body: Mapping[str, Any], until: float | None = None, retries: Retries | None = None) -> Answer:
+        """The whole chat completion.
 
         Args:
             body: `model`, `messages` and whatever else the server takes: `max_tokens`, `n`, `stop`, `temperature`.
+            until: on `time.monotonic`'s clock; it is waited for no longer.
+            retries: of the search that asks; without, only `patience` bounds them.
 
         Raises:
             AccessError: the server wants another key, or knows no such address or model.
             RejectedError: it takes this request for wrong.
             EngineError: it gave no answer, however often it was asked.
-        """
-        return self.ask(body).replies
-
-    def ask(self, body: Mapping[str, Any], until: float | None = None, retries: Retries | None = None) -> Answer:
-        """The whole chat completion.
-
-        Args:
-            body: see `complete`.
-            until: on `time.monotonic`'s clock; it is waited for no longer.
-            retries: of the search that asks; without, only `patience` bounds them.
-
-        Raises:
-            AccessError, RejectedError, EngineError: see `complete`.
         """
         return self.post("chat/completions", body, lambda data: read_answer(data, self._hide), until, retries)
 
@@ -147,17 +136,9 @@ class ChatServer:
             retries: see `ask`.
 
         Raises:
-            AccessError, RejectedError, EngineError: see `complete`.
+            AccessError, RejectedError, EngineError: see `ask`.
         """
         return self._ask("POST", path, body, read, until, retries)
-
-    def models(self) -> list[str] | None:
-        """The names of the models that the server lists; None if it has no list.
-
-        Raises:
-            AccessError, EngineError: see `listed`.
-        """
-        return None if (found := self.listed()) is None else [model.id for model in found]
 
     def listed(self) -> list[ListedModel] | None:
         """The models that the server lists; None if it has no list.

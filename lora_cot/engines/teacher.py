@@ -33,10 +33,10 @@ class Teacher:
         """Its answer, of so many tokens unless it has a limit of its own.
 
         Raises:
-            AccessError, RejectedError, EngineError: see `ChatServer.complete`.
+            AccessError, RejectedError, EngineError: see `ChatServer.ask`.
         """
         keys = {"max_tokens": self.max_tokens or max_tokens, "temperature": self.temperature}
-        return server.complete({"model": self.model, "messages": list(messages), **keys})[0]
+        return server.ask({"model": self.model, "messages": list(messages), **keys}).replies[0]
 
 
 def check_model(server: ChatServer, model: str) -> None:
@@ -45,7 +45,7 @@ def check_model(server: ChatServer, model: str) -> None:
     Raises:
         AccessError: it has not.
     """
-    known = server.models()
+    known = [one.id for one in server.listed() or ()]
     if known and model not in known and f"{model}:latest" not in known:
         raise AccessError(Problem(server.url, f"no model '{model}'", nearest(model, known)))
 

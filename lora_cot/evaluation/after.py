@@ -13,11 +13,13 @@ from accelerate import PartialState
 
 from lora_cot.cards.card import add_evaluation
 from lora_cot.checkpoints.folders import WRITTEN, is_finished, run_folder
+from lora_cot.checkpoints.store import replace_text
+from lora_cot.evaluation.comparing import ANSWERS
 from lora_cot.evaluation.run import check_questions, evaluate
 from lora_cot.recipe import Recipe
 from lora_cot.training.run import train as train_alone
 
-REPORT, ANSWERS = "evaluation.json", "evaluation.jsonl"
+REPORT = "evaluation.json"
 
 
 def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
@@ -46,10 +48,7 @@ def train(recipe: Recipe, root: Path = Path("runs")) -> Path:
         report = evaluate(str(folder), told.benchmark, output=folder / ANSWERS, **how)
         _keep_written(recipe, folder, report.split)
         add_evaluation(folder / "adapter", report.to_json())  # before what says that it was measured
-        text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
-        staged = folder / f"{REPORT}.tmp"
-        staged.write_text(text + "\n", encoding="utf-8")
-        staged.rename(folder / REPORT)
+        replace_text(folder / REPORT, json.dumps(report.to_json(), ensure_ascii=False, indent=2) + "\n")
         rows = [f"{name}  {value}" for name, value in report.summary.lines()]
         print(f"{report.benchmark} {report.split}", *rows, sep="\n", file=sys.stderr)
     return folder

@@ -100,8 +100,11 @@ class Comparison:
             rows.append([one.name, one.accuracy.text, *against, *costs])
         found = [(f"{self.benchmark} {self.split}, {self.questions} questions", rows)]
         names = list(dict.fromkeys(name for one in self.measured for name in one.groups))
-        totals = {name: max(one.groups[name].total for one in self.measured) for name in names}
-        by_group = [[f"{name} ({totals[name]})", *(one.groups[name].text for one in self.measured)] for name in names]
+        totals = {name: max(one.groups[name].total for one in self.measured if name in one.groups) for name in names}
+        by_group = [
+            [f"{name} ({totals[name]})", *(one.groups[name].text if name in one.groups else "" for one in self.measured)]
+            for name in names
+        ]
         return [*found, ("By group", [["", *(one.name for one in self.measured)], *by_group])] if names else found
 
     def notes(self) -> list[str]:

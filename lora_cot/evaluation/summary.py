@@ -86,7 +86,7 @@ def summarise(benchmark: Benchmark, judged: Sequence[Judged]) -> Summary:
         sum(rouge) / len(rouge) if rouge else None,
         _failure_modes(explained, scores) if scores else None,
         benchmark.metric,
-        benchmark.figures([(one.verdict.answer or "", one.sample) for one in judged]) if benchmark.figures else {},
+        benchmark.figures([(one.verdict.answer or "", one.sample) for one in judged]) if benchmark.figures and judged else {},
     )
 
 

@@ -138,5 +138,5 @@ def read_number(text: str) -> float | None:
 def _listed(text: str) -> list[float] | None:
     try:
         return [float(one) for one in ast.literal_eval(text)]
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+    except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
         return None

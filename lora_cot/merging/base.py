@@ -11,6 +11,7 @@ from typing import Any
 from lora_cot.backbones import Family
 from lora_cot.checkpoints.layout import CONFIG, INDEX, LICENCES, PROCESSOR_FILES, WEIGHTS
 from lora_cot.errors import BackboneError, Problem
+from lora_cot.hub import checkpoint_file
 from lora_cot.merging.checkpoint import TensorFile, open_file
 
 SMALL = (CONFIG, "generation_config.json", *PROCESSOR_FILES, *LICENCES)
@@ -62,8 +63,6 @@ def base_folder(base: str, revision: str | None) -> Path:
     Raises:
         BackboneError: neither a folder nor a hub id that can be read.
     """
-    from lora_cot.hub import checkpoint_file
-
     config = checkpoint_file("model.base", base, CONFIG, revision)
     if Path(base).is_dir():
         return Path(base)

@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_cot.checkpoints.layout import ADAPTER_CONFIG, REPORT
 from lora_cot.checkpoints.store import replace_text
-from lora_cot.errors import Problem, RunError
+from lora_cot.errors import AdapterError, BackboneError, MergeError, Problem, RunError, UnprovenError
 from lora_cot.merging.plan import MergePlan
 
 STATE, LOCK, KEPT = "merge.json", "lock", "kept"
@@ -70,8 +70,6 @@ def _exists(output: Path) -> RunError:
 
 def _is_final(error: BaseException) -> bool:
     """Whether calling it again would end alike."""
-    from lora_cot.errors import AdapterError, BackboneError, MergeError, UnprovenError
-
     return isinstance(error, MergeError | AdapterError | BackboneError) and not isinstance(error, UnprovenError)
 
 

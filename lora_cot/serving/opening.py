@@ -127,7 +127,8 @@ def _beside(backbone: Backbone, opened: Opened, name: str, path: str) -> tuple[B
         raise RunError(Problem("--adapter", what, "start another server for it"))
     passes = {}
     for one, place in pass_folders(folder, recipe).items():
-        backbone = load_adapter(backbone, place, f"{name}-{one}".replace(".", "-"))
-        passes[one] = replace(backbone, adapter=f"{name}-{one}".replace(".", "-"))
+        own = f"{name.encode().hex()}-{one}"  # PEFT takes no dot, and puts an adapter of the same name in the other's place
+        backbone = load_adapter(backbone, place, own)
+        passes[one] = replace(backbone, adapter=own)
     split = recipe.format.build().split
     return backbone, replace(backbone, merged=passes) if split else passes["default"], recipe

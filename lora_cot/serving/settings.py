@@ -171,12 +171,10 @@ def within(
             raise ApiError(400, what, "invalid_value", "max_completion_tokens")
         config = config.model_copy(update={"max_search_tokens": min(allowed, config.max_search_tokens or allowed)})
     if allowed < sum(budgets.values()):
+        values = config.model_dump()
         for name, tokens in shared(budgets, allowed).items():
-            special = config.stages.get(name)
-            values = {**(special.model_dump() if special else {}), "max_new_tokens": tokens}
-            config = SearchSection.model_validate(
-                {**config.model_dump(), "stages": {**config.model_dump()["stages"], name: values}}
-            )
+            values["stages"].setdefault(name, {})["max_new_tokens"] = tokens
+        config = SearchSection.model_validate(values)
     if config.strategy == "sentence_beam" and config.max_search_tokens is None:
         config = config.model_copy(update={"max_search_tokens": SENTENCE_ANSWERS * config.candidates * allowed})
     return config

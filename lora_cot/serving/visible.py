@@ -123,9 +123,7 @@ class Visible:
         gap = GAP if fresh and self.reasoning else ""
         return self._shown("reasoning", gap + shown, stage)
 
-    def _shown(
-        self, kind: Literal["reasoning", "content"], text: str, stage: str | None = None, last: bool = False
-    ) -> list[Delta]:
+    def _shown(self, kind: Kind, text: str, stage: str | None = None, last: bool = False) -> list[Delta]:
         if kind == "content":
             text = self._content.feed(text, last)
         else:

@@ -99,7 +99,7 @@ def test_a_question_keeps_its_images_in_order(tmp_path):
     music = [mmmu_row(1, id="validation_Music_1", images=0), mmmu_row(2, images=7)]
     published.parquet(tmp_path / "Music" / "validation-00000-of-00001.parquet", music, IMAGES)
     published.parquet(tmp_path / "Music" / "dev-00000-of-00001.parquet", [mmmu_row()], IMAGES)
-    found = mmmu.questions(str(tmp_path), "validation")
+    found = mmmu.questions(str(tmp_path), "validation", "evaluation")
     first, second, third = found.samples
     assert (first.last.question, first.choices, first.last.answer) == (
         "What does <image 1> show?",
@@ -108,7 +108,7 @@ def test_a_question_keeps_its_images_in_order(tmp_path):
     )
     assert [open_image(image).getpixel((0, 0)) for image in first.images] == [(255, 0, 0), (0, 0, 255)]
     assert (first.meta["subject"], second.meta["subject"], len(second.images), len(third.images)) == ("Art", "Music", 0, 7)
-    assert len(mmmu.questions(str(tmp_path), "dev").samples) == 1
+    assert len(mmmu.questions(str(tmp_path), "dev", "evaluation").samples) == 1
 
 
 def test_open_questions_are_left_out_and_counted(tmp_path):
@@ -121,7 +121,7 @@ def test_open_questions_are_left_out_and_counted(tmp_path):
         mmmu_row(5, options="['a', __import__('os')]"),
     ]
     published.parquet(tmp_path / "validation.parquet", rows, IMAGES)
-    found = mmmu.questions(str(tmp_path), "validation")
+    found = mmmu.questions(str(tmp_path), "validation", "evaluation")
     assert (len(found.samples), found.bad, found.total) == (1, 4, 5)
     told = [str(problem) for problem in found.problems]
     assert "validation_Art_2 · an open question" in told[0] and "2 is no index of its 2 options" in told[1]

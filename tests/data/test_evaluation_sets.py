@@ -118,7 +118,7 @@ def test_mmbench_takes_the_rotations_that_are_there(tmp_path):
     encoded = base64.b64encode(png("blue") + b"\0" * 64).decode()
     turned = {"A": "newt", "B": "fern", "C": "granite", "answer": "B"}
     rows = [mmbench_row(2, image=encoded), mmbench_row(3, image="2"), mmbench_row(1000002, image="2", **turned)]
-    rows.append(mmbench_row(4, image="not an image!"))
+    rows += [mmbench_row(4, image="not an image!"), mmbench_row(5, image="ké")]
     columns = list(rows[0])
     lines = ["\t".join("" if row[name] == "nan" else str(row[name]) for name in columns) for row in rows]
     (tmp_path / "MMBench_DEV_EN.tsv").write_text("\n".join(["\t".join(columns), *lines]))
@@ -126,7 +126,7 @@ def test_mmbench_takes_the_rotations_that_are_there(tmp_path):
     assert [(sample.id, sample.last.answer) for sample in found.samples] == [("2", "A"), ("1000002", "B"), ("3", "A")]
     assert all(open_image(sample.images[0]).getpixel((0, 0)) == (0, 0, 255) for sample in found.samples)
     assert [str(problem) for problem in found.problems] == [
-        f"{tmp_path}/MMBench_DEV_EN.tsv row 4 · image · the row has no image"
+        f"{tmp_path}/MMBench_DEV_EN.tsv row {number} · image · the row has no image" for number in (4, 5)
     ]
 
 
@@ -136,6 +136,8 @@ def test_mathvista_asks_by_its_query(read):
     first, second = read("mathvista", [mathvista_row(1), mathvista_row(2, **free)]).samples
     assert (first.last.question, first.last.answer, first.meta["options"]) == (mathvista_row()["query"], "B", ("97", "102"))
     assert (second.last.answer, second.meta["options"], second.meta["precision"]) == ("1.2", (), 1.0)
+    (problem,) = read("mathvista", [mathvista_row(1), mathvista_row(2, **free | {"answer": "a few"})]).problems
+    assert "'a few' is no number" in str(problem)
 
 
 def test_mmvet_in_its_original_form(tmp_path):

@@ -63,6 +63,11 @@ def trained_runs(encoded):
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
+def before_trained(encoded):
+    """The ids before the first trained token."""
+    return encoded.input_ids[: trained_runs(encoded)[0][0]]
+
+
 def stages_in(encoder, ids):
     """The stages that trained tokens spell, their end token taken off."""
     assert ids[-1] == encoder.tokenizer.eos_token_id
@@ -80,7 +85,7 @@ def test_the_mask_is_the_generation_prompt_and_the_rest_parses_back(each_chat, n
         sample = with_question(question)
         encoded = encode(encoder, sample, True)
         masked, trained = split(encoded)
-        assert masked == encode(encoder, sample, False).input_ids == encoded.input_ids[: encoded.prompt_length]
+        assert masked == encode(encoder, sample, False).input_ids == before_trained(encoded)
         assert stages_in(encoder, trained) == encoder.format.gold(sample.last)
 
 
@@ -108,7 +113,7 @@ def test_two_images_are_masked_as_in_the_prompt(each_chat, name):
     images = [PILImage.new("RGB", size) for size in sizes]
     encoded = encoder.training(sample, images)
     masked, trained = split(encoded)
-    assert masked == encoder.prompt(sample, images).input_ids == encoded.input_ids[: encoded.prompt_length]
+    assert masked == encoder.prompt(sample, images).input_ids == before_trained(encoded)
     assert slots_in(each_chat.processor, masked) == sum(each_chat.family.image_tokens(each_chat.processor, sizes))
     assert slots_in(each_chat.processor, trained) == 0 and encoded.images == len(images)
     assert stages_in(encoder, trained) == encoder.format.gold(sample.last)
@@ -167,7 +172,7 @@ def test_any_text_leaves_the_slots_alone(tiny, question):
     encoder = tiny.encoder(FORMATS["direct"])
     encoded = encoder.training(with_question(question), [open_image(make_sample(0, "train", 0).images[0])])
     assert encoded.input_ids.count(encoder.image_token_id) == 4
-    assert encoded.input_ids[encoded.prompt_length - 1] == tiny.processor.tokenizer.convert_tokens_to_ids("<|assistant|>")
+    assert before_trained(encoded)[-1] == tiny.processor.tokenizer.convert_tokens_to_ids("<|assistant|>")
 
 
 def test_ordinary_text_is_tokenised_as_the_processor_does(each_chat):
@@ -284,7 +289,7 @@ def test_a_cut_control_token_gains_no_space(sentencepiece_like):
     assert "see <image> a" in tokenizer.decode(encoded.input_ids)
     trained = [label for label in encoded.labels if label != IGNORE_INDEX]
     assert tokenizer.decode(trained) == "is it</s>"
-    assert encoder.prompt(sample, []).input_ids == encoded.input_ids[: encoded.prompt_length]
+    assert encoder.prompt(sample, []).input_ids == before_trained(encoded)
 
 
 def test_options_are_told_apart_after_what_they_share(sentencepiece_like):

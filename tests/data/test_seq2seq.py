@@ -34,7 +34,7 @@ def test_what_is_read_is_the_prompt_and_what_is_written_parses_back(t5, name, sa
     encoder = t5.encoder(PASSES[name])
     trained, prompt = encode(encoder, sample, True), encode(encoder, sample, False)
     assert trained.input_ids == prompt.input_ids and prompt.labels == [] and IGNORE_INDEX not in trained.labels
-    assert trained.prompt_length == len(prompt.input_ids) and trained.trained == len(trained.labels)
+    assert trained.is_pair and trained.trained == len(trained.labels)
     text = t5.processor.tokenizer.decode(trained.labels[:-1])
     gold = {stage: " ".join(words.split()) for stage, words in encoder.format.gold(sample.last).items()}
     parsed = encoder.format.parse(text)

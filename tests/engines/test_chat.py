@@ -28,7 +28,7 @@ def ask():
         with serve(list(script)) as server:
             client = ChatServer(server.url, key, patience)
             try:
-                return client.complete(BODY), server
+                return client.ask(BODY).replies, server
             except EngineError as error:
                 return error, server
             finally:
@@ -150,7 +150,7 @@ def test_a_server_that_sends_drop_by_drop_is_given_up(begin_with, drop):
         client = ChatServer(f"http://127.0.0.1:{listener.getsockname()[1]}", None, patience)
         begin = time.monotonic()
         with pytest.raises(EngineError, match=r"no answer after 1 try: it took longer than 0\.4 s"):
-            client.complete(BODY)
+            client.ask(BODY)
         assert time.monotonic() - begin < 2
 
 
@@ -159,7 +159,7 @@ def test_nobody_there():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     with pytest.raises(EngineError, match="no answer after 3 tries: it cannot be reached · see that the server runs"):
-        ChatServer(url, None, QUICK).complete(BODY)
+        ChatServer(url, None, QUICK).ask(BODY)
 
 
 def test_an_answer_without_end_is_cut_off(ask, monkeypatch):
@@ -191,13 +191,13 @@ def test_models(ask):
     """A list where there is one; none where the server has none; a wrong key is an error here too."""
     with serve("yes") as server:
         client = ChatServer(server.url, KEY, QUICK)
-        assert client.models() == ["teacher"]
+        assert [one.id for one in client.listed()] == ["teacher"]
         for status in (404, 405, 400):
             server.models = Fault(status)
-            assert client.models() is None
+            assert client.listed() is None
         server.models = Fault(401)
         with pytest.raises(AccessError):
-            client.models()
+            client.listed()
 
 
 def test_a_deadline_bounds_the_answer_and_the_waits():
@@ -289,7 +289,7 @@ def test_a_closed_client_waits_no_longer():
         client.close()
         begin = time.monotonic()
         with pytest.raises(EngineError):
-            client.complete(BODY)
+            client.ask(BODY)
         assert time.monotonic() - begin < 1 and server.requests == []
 
 

@@ -61,6 +61,7 @@ def test_a_number_is_read_or_it_is_not(text, value):
         (asked("[0, 2]", "list"), "They are [0.0, 2].", Verdict("[0.0, 2.0]", 1)),
         (asked("[0, 2]", "list"), "[2, 0]", Verdict("[2.0, 0.0]", 0)),
         (asked("[0, 2]", "list"), "0 and 2", Verdict(None, 0)),
+        (asked("[0, 2]", "list"), f"[{'1' * 400}]", Verdict(None, 0)),
         (asked("97", "text", ("97", "102")), "97", Verdict("A", 1)),
         (asked("97", "text", ("97", "102")), "B", Verdict("B", 0)),
         (asked("97", "text", ("97", "102")), "96", Verdict(None, 0)),
@@ -154,6 +155,11 @@ def test_hallusionbench_is_counted_as_published(tmp_path):
     assert (summary.accuracy.correct, summary.accuracy.total, summary.unanswered) == (4, 6, 0)
     groups = {name: (share.correct, share.total) for name, share in summary.groups.items()}
     assert groups["fAcc"] == (2, 3) and groups["qAcc"] == (1, 3)
+
+
+def test_no_answers_have_no_figures():
+    """A file of predictions may have none for the questions of a split."""
+    assert summarise(find("multi30k"), []).figures == {}
 
 
 def test_real_answers_are_read():
