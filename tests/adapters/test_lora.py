@@ -117,6 +117,7 @@ def test_answering_before_training_takes_no_gradient_away(load_each):
         if answers_first:
             LocalEngine(backbone, FORMATS["direct"]).start([make_sample(0, "train", 0)])
         backbone.model.train()
+        torch.manual_seed(0)  # the same dropout, whatever drew before
         loss_of(backbone).backward()
         gradients.append({n: p.grad for n, p in backbone.model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
