@@ -111,6 +111,7 @@ def test_groups_that_share_no_forward_share_the_means(tiny, collate):
     assert teaching._loss(tiny, collate, apart).item() == pytest.approx(together, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_vae_is_taught_to_paint_and_a_unet_to_find_noise():
     """Better than it began, its latents of the size that the usual scale factor is for."""
     torch.manual_seed(0)
@@ -136,6 +137,7 @@ def noise_loss(unet, latents):
     return (unet(given, places, nothing).sample - noise).square().mean()
 
 
+@pytest.mark.slow
 def test_a_base_with_learned_latents_is_taught_by_its_noise_too(load_tiny):
     """Its loss has the mean over the images of the batch; of texts alone there is none."""
     backbone = copy.deepcopy(load_tiny("t5_diffusion"))
