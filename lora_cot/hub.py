@@ -30,6 +30,8 @@ def checkpoint_file(key: str, checkpoint: str, name: str, revision: str | None) 
         return path
     if Path(checkpoint).is_dir():
         raise BackboneError(Problem(where, f"the folder holds no {name}", "name a checkpoint's folder"))
+    if Path(checkpoint).is_file():
+        raise BackboneError(Problem(where, "is a file", "name a folder with a checkpoint, a run or an adapter, or a hub id"))
     try:
         return Path(hf_hub_download(checkpoint, name, revision=revision))
     except GatedRepoError:

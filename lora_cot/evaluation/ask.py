@@ -22,7 +22,7 @@ from lora_cot.types import Exchange, Sample
 
 def ask(
     model: str | AnyOpened,
-    image: Path,
+    image: str | Path,
     question: str,
     search: dict[str, Any] | None = None,
     on_stage: OnStage = lambda _number, _stage: None,
@@ -59,7 +59,7 @@ def ask(
     config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)
-    sample, max_pixels = Sample("question", (Exchange(question),), (image,)), opened.recipe.data.max_pixels
+    sample, max_pixels = Sample("question", (Exchange(question),), (Path(image),)), opened.recipe.data.max_pixels
     if demonstrations:
         sample = preface(load_demonstrations(demonstrations, max_pixels), cot_format, max_pixels).before(sample)
     (completion,) = answer(engine, cot_format, [sample], config, on_stage)

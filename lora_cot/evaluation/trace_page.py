@@ -188,7 +188,7 @@ def _score(step: TracedStage, candidate: TracedCandidate) -> str:
         return f"{score:g} {'win' if score == 1 else 'wins'}"
     if math.isnan(score):
         return "likelihood unknown"
-    return f"{score:.2f} nats" if step.scored_by == "logprob" else f"{score:.3g} {step.scored_by}"
+    return f"{score:.3g} nats" if step.scored_by == "logprob" else f"{score:.3g} {step.scored_by}"
 
 
 def _bar(step: TracedStage, candidate: TracedCandidate) -> float | None:

@@ -43,7 +43,7 @@ class CheckPlan:
 
 
 def validate(
-    what: Recipe | Path, format_name: str = "four_stage", bad_rows: Path | None = None, workers: int | None = None
+    what: Recipe | str | Path, format_name: str = "four_stage", bad_rows: Path | None = None, workers: int | None = None
 ) -> ValidationReport:
     """A report on every row, as training would meet it; nothing is trained and no weights are loaded.
 
@@ -58,7 +58,7 @@ def validate(
         DataError, RunError: a file that is missing or holds no data; no such format; `bad_rows` is a file that is read.
     """
     begin = time.perf_counter()
-    plan = plan_of_recipe(what) if isinstance(what, Recipe) else plan_of_file(what, format_called(format_name))
+    plan = plan_of_recipe(what) if isinstance(what, Recipe) else plan_of_file(Path(what), format_called(format_name))
     sources = plan.sources
     if bad_rows is not None:
         _check_free(bad_rows, sources)

@@ -118,6 +118,13 @@ def test_a_base_that_the_hub_does_not_give_is_refused(make_recipe, tmp_path, mon
     assert not (tmp_path / "tiny" / ".owner").exists()
 
 
+def test_a_file_is_no_base(make_recipe, tmp_path):
+    """The hub is not asked for it."""
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(BackboneError, match=r"rows\.jsonl · is a file · name a folder with a checkpoint"):
+        train(make_recipe(tmp_path, f"model.base={tmp_path / 'rows.jsonl'}"), tmp_path)
+
+
 def test_a_head_in_four_bits_is_refused(make_recipe, tmp_path):
     """Losses are computed from its weight: the recipe must name it among the parts that are kept whole."""
     with pytest.raises(RecipeError, match=r"quantization\.skip_parts · .*lm_head must be among them: losses are computed"):

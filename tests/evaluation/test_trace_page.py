@@ -238,7 +238,8 @@ def test_a_margin_is_told_as_a_distance():
     [
         ("wins", 1.0, "1 win"),
         ("wins", 2.0, "2 wins"),
-        ("logprob", -0.254, "-0.25 nats"),
+        ("logprob", -0.2544, "-0.254 nats"),
+        ("logprob", -0.00063, "-0.00063 nats"),
         ("logprob", math.nan, "likelihood unknown"),
         ("reward", 0.12345, "0.123 reward"),
         ("reward", None, "not in the contest"),
