@@ -174,6 +174,23 @@ def test_a_missing_file_or_split_is_refused(files):
         ("A dog", None),
         ("B or C", None),
         ("(A) looks wrong. The answer is (B).", 1),
+        ("The correct answer is B.", 1),
+        ("The correct answer is (B).", 1),
+        ("It lives, so the best choice is: (b)", 1),
+        ("The answer is option B.", 1),
+        ("Option B", 1),
+        ("**B**", 1),
+        ("The answer is **B**.", 1),
+        ("**E. coli**", 1),
+        ("B. It is alive, and A is not.", 1),
+        ("C. a newt", 2),
+        ("The wrong answer is B.", None),
+        ("The answer is (B) or (C).", None),
+        ("The answer is B, C", None),
+        ("Option B or C.", None),
+        ("B. or C.", None),
+        ("(A) and (B)", None),
+        ("A: no wait, C", None),
         ("D", None),
         ("(Z)", None),
         ("4", None),
@@ -185,6 +202,12 @@ def test_readings(text, index):
     """A letter where it cannot be a word; the words of one option; nothing else."""
     choices = ("West Virginia", "E. coli", "a newt")
     assert read_option(text, choices) == index
+
+
+@pytest.mark.parametrize(("text", "index"), [("A. Vitamin C", 0), ("B*", 1)])
+def test_marks_in_an_options_words(text, index):
+    """A letter there is no other option's; an asterisk without a second one is a part of the word."""
+    assert read_option(text, ("vitamin C", "B*", "2*3")) == index
 
 
 @given(st.text(max_size=80), st.integers(0, 6))
