@@ -13,7 +13,11 @@ from lora_cot.evaluation.translation import sentence_chrf
 from lora_cot.formats.answers import NUMBERS, letter, normalise, read_option, same
 from lora_cot.types import Sample
 
-NUMBER = re.compile(r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?![\w]*\d)")
+NUMBER = re.compile(
+    r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-−+]?\d+)?(?![.,]\d|\w*\d|(?:st|nd|rd|th)\b)"
+)
+"""A whole one, with its exponent; not a part of `H2O`, `1st`, `12,5` or `1.5.2`."""
+REMARK = re.compile(r"\((?!or\b)[^()]*\)")
 LIST = re.compile(r"\[[^\[\]]*\]")
 
 
@@ -124,11 +128,12 @@ def of_mathvista(text: str | None, sample: Sample) -> Verdict:
 def read_number(text: str) -> float | None:
     """The number that a text gives as its answer; None where it names none, or several.
 
-    Of `The answer is …` what follows counts. `1,000`, `$5`, `5 cm`, `14.` and `three` are numbers; two figures of the same
-    value are one.
+    Of `The answer is …` what follows counts, and what stands in parentheses only if nothing else does. `1,000`, `$5`, `5 cm`,
+    `14.`, `1.5e3` and `three` are numbers, `1st` is none; two figures of the same value are one.
     """
     told = re.split(r"answer is:?", text, flags=re.IGNORECASE)[-1]
-    values = {float(one.replace(",", "").replace("−", "-")) for one in NUMBER.findall(told)}
+    found = NUMBER.findall(REMARK.sub(" ", told)) or NUMBER.findall(told)
+    values = {float(one.replace(",", "").replace("−", "-")) for one in found}
     if not values:
         words = re.findall(r"[a-z]+", told.lower())
         values = {float(NUMBERS.index(word)) for word in words if word in NUMBERS}
