@@ -117,10 +117,12 @@ def test_gaps_are_listed_and_not_scored(judged, files):
     assert report.gaps["no_problem"] == ["pid_splits.json · 77 · problems.json has no problem of this id"]
 
 
-def test_nothing_in_common_is_nothing_scored(judged):
-    """All classes are there, with no question."""
-    report = judged({"x": "A"})
-    assert classes(report) == dict.fromkeys(SCIENCEQA_CLASSES, (0, 0)) and report.summary.rouge_l is None
+@pytest.mark.parametrize(("predictions", "ids"), [({"x": "A"}, "x"), ({}, "none")])
+def test_nothing_in_common_is_refused(judged, predictions, ids):
+    """With the ids of both sides: 0 of 0 questions would look like a result."""
+    told = f"predictions.jsonl · it answers no question of scienceqa test · its ids: {ids}; those of the questions: 1, 2, 3"
+    with pytest.raises(DataError, match=told):
+        judged(predictions)
 
 
 @pytest.mark.parametrize(
