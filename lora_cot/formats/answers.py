@@ -14,7 +14,7 @@ SAID = re.compile(
     rf"(?:{LEAD}\s*(?i:option\s+)?|\A(?i:option)\s+)({MARKED})(?!\s*(?:[,;/&]|and\b|or\b)+\s*{MARKED})",
 )
 """A sentence that names an option: `The answer is (B).`, `The correct answer is B.`, `Option B`; not `… is (B) or (C)`."""
-BOLD = re.compile(r"(?<![\w*])(\*{1,3})(?=\S)(.+?)(?<=\S)\1(?![\w*])")
+BOLD = re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^*\n]+)(?<=\S)\1(?![\w*])")
 """`**B**`; not `A*`, nor `2*3`."""
 
 
