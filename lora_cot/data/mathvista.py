@@ -6,6 +6,7 @@ options. The test split's answers are not published.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,7 @@ class MathvistaRow(StrictRow):
     pid: str
     query: str
     choices: list[str] | None = None
-    precision: float | None = None
+    precision: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Digits after the point that count, of an answer of the type float."""
     answer: str
     question_type: Literal["multi_choice", "free_form"]
@@ -70,7 +71,6 @@ def questions(path: str, split: str, use: Use) -> Collected:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

@@ -110,7 +110,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """What the tables do not say."""
         how = "by the benchmark's rule (exact)" if self.graded_by == "exact" else f"by the judge {self.graded_by}"
-        notes = [f"Graded {how}. Intervals are 95 %: Wilson's of a share, the paired bootstrap's of a difference."]
+        notes = [f"Graded {how}. Intervals are 95 %: Wilson's of a share, the bootstrap's of parts and of a difference."]
         tests = sorted({one.test for one in self.against_first.values()})
         if tests:
             notes.append(f"p is that of {' and '.join(tests)}, two-sided, not corrected for the number of comparisons.")

@@ -29,14 +29,19 @@ class Share:
     """So many of so many."""
 
     correct: float
-    """Whole, unless a benchmark gives parts of a point; the interval then takes them for so many right answers."""
+    """Whole, unless a benchmark gives parts of a point."""
     total: int
+    spread: tuple[float, float] | None = None
+    """The bootstrap's 95 % interval of the mean of credits in parts; None of whole ones. One question alone tells of none."""
 
     @classmethod
     def of(cls, credits: Sequence[float]) -> Share:
         """The sum of credits."""
-        total = sum(credits)
-        return cls(int(total) if float(total).is_integer() else total, len(credits))
+        import numpy as np
+
+        total, whole = sum(credits), set(credits) <= {0.0, 1.0}
+        spread = None if whole else bootstrap(np.asarray(credits, float)) if len(credits) > 1 else (0.0, 1.0)
+        return cls(int(total) if float(total).is_integer() else total, len(credits), spread)
 
     @classmethod
     def of_sets(cls, credits: Iterable[tuple[str | None, float]]) -> Share:
@@ -57,7 +62,9 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval (Wilson 1927), which holds near 0 and 1 and for few questions."""
+        """Wilson's 95 % interval (Wilson 1927), which holds near 0 and 1 and for few questions; of parts the `spread`."""
+        if self.spread is not None:
+            return self.spread
         if not self.total:
             return 0.0, 1.0
         z, n, p = 1.959964, self.total, self.value
@@ -120,7 +127,10 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 def mcnemar(better: int, worse: int) -> float:
     """Two-sided p of McNemar's exact test: as many heads or tails, or more, of so many throws of a coin."""
     throws = better + worse
-    tail = sum(math.comb(throws, count) for count in range(min(better, worse) + 1))
+    ways = tail = 1
+    for count in range(1, min(better, worse) + 1):
+        ways = ways * (throws - count + 1) // count
+        tail += ways
     return min(1.0, 2 * tail / 2**throws)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def score(
 
     Raises:
         RunError: no such benchmark or split, or one that takes no judge.
-        DataError: a file that is in none of the forms.
+        DataError: a file that is in none of the forms, or answers none of the questions.
         AccessError, EngineError: the judge takes no request, or gives no answer any more.
     """
     check_judge(benchmark, judge)  # before anything is read for nothing
@@ -130,6 +130,8 @@ def score(
         split = asked
         found = chosen.load(Wanted(asked, None, data, "scoring", keys))
     answered = [(sample, read[sample.id]) for sample in found.samples if sample.id in read]
+    if not answered:
+        raise DataError(_unmatched(predictions, benchmark, split, list(read), [sample.id for sample in found.samples]))
     grading = grade(benchmark, judge, [(sample, one.answer) for sample, one in answered], predictions)
     judged = [
         Judged(sample, grading.verdicts.get(sample.id) or chosen.judge(one.answer, sample), one.rationale)
@@ -143,6 +145,12 @@ def score(
         "repeated": repeated,
     }
     return ScoreReport(benchmark, split, len(judged), summarise(chosen, judged), gaps, grading)
+
+
+def _unmatched(path: Path, benchmark: str, split: str | None, read: Sequence[str], asked: Sequence[str]) -> Problem:
+    ids = f"its ids: {', '.join(read[:3]) or 'none'}; those of the questions: {', '.join(asked[:3]) or 'none'}"
+    where = f"{benchmark} {split}" if split else benchmark
+    return Problem(str(path), f"it answers no question of {where}", f"{ids}. Check --benchmark, --split and --data")
 
 
 def read_predictions(path: Path) -> tuple[dict[str, Prediction], list[str]]:

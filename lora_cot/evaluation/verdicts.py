@@ -10,10 +10,14 @@ from lora_cot.data.hallusionbench import figure_of
 from lora_cot.evaluation.m3cot import chosen_letter
 from lora_cot.evaluation.metrics import rouge_l
 from lora_cot.evaluation.translation import sentence_chrf
-from lora_cot.formats.answers import NUMBERS, letter, normalise, read_option, same
+from lora_cot.formats.answers import NUMBERS, letter, read_option, same
 from lora_cot.types import Sample
 
-NUMBER = re.compile(r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?![\w]*\d)")
+NUMBER = re.compile(
+    r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-−+]?\d+)?(?![.,]\d|\w*\d|(?:st|nd|rd|th)\b)"
+)
+"""A whole one, with its exponent; not a part of `H2O`, `1st`, `12,5` or `1.5.2`."""
+REMARK = re.compile(r"\((?!or\b)[^()]*\)")
 LIST = re.compile(r"\[[^\[\]]*\]")
 
 
@@ -69,10 +73,15 @@ def of_translation(text: str | None, sample: Sample) -> Verdict:
     return Verdict(said, sentence_chrf(str(sample.last.answer), said or ""))
 
 
+ABSENT = re.compile(r"\bno (?:such )?(?:image|picture|photo|figure|chart|graph|diagram|table|map|video|information|way)s?\b")
+"""What says that there is nothing to look at, and not no."""
+
+
 def of_yes_or_no(text: str | None, sample: Sample) -> Verdict:
-    """Of a text that begins with yes or no, or says one of the two words and not the other."""
-    said = re.findall(r"\b(yes|no)\b", (text or "").lower())
-    begins = re.match(r"\W*(yes|no)\b", (text or "").lower())
+    """Of a text that begins with yes or no, or says one of the two words and not the other. `No image` is neither."""
+    plain = ABSENT.sub("", (text or "").lower())
+    said = re.findall(r"\b(yes|no)\b", plain)
+    begins = re.match(r"\W*(yes|no)\b", plain)
     named = {begins.group(1)} if begins else set(said)
     answer = named.pop() if len(named) == 1 else None
     return Verdict(answer, float(answer == sample.last.answer))
@@ -92,14 +101,16 @@ def of_reference(text: str | None, sample: Sample) -> Verdict:
         text: the answer.
         sample: its reference answers are parted by `<OR>`, and what one must say by `<AND>` (MM-Vet).
     """
-    said, plain = (text or "").strip() or None, normalise(text or "")
-    ways = [[normalise(part) for part in way.split("<AND>")] for way in str(sample.last.answer).split("<OR>")]
-    right = any(plain == parts[0] if len(parts) == 1 else all(_holds(plain, part) for part in parts) for parts in ways)
-    return Verdict(said, float(said is not None and right))
+    said, ways = (text or "").strip() or None, [way.split("<AND>") for way in str(sample.last.answer).split("<OR>")]
+    right = any(same(said, parts[0]) if len(parts) == 1 else all(_holds(said or "", part) for part in parts) for parts in ways)
+    return Verdict(said, float(right))
 
 
 def _holds(text: str, part: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
+    """Whether a part stands in a text whatever its case and blanks, and not within a word or a number."""
+    text, part = (" ".join(one.lower().split()) for one in (text, part))
+    sign = "(?<![-−])" if part[:1].isdigit() else ""
+    return re.search(rf"(?<!\w)(?<!\d[.,]){sign}{re.escape(part)}(?!\w|[.,]\d)", text) is not None
 
 
 def of_mathvista(text: str | None, sample: Sample) -> Verdict:
@@ -124,11 +135,12 @@ def of_mathvista(text: str | None, sample: Sample) -> Verdict:
 def read_number(text: str) -> float | None:
     """The number that a text gives as its answer; None where it names none, or several.
 
-    Of `The answer is …` what follows counts. `1,000`, `$5`, `5 cm`, `14.` and `three` are numbers; two figures of the same
-    value are one.
+    Of `The answer is …` what follows counts, and what stands in parentheses only if nothing else does. `1,000`, `$5`, `5 cm`,
+    `14.`, `1.5e3` and `three` are numbers, `1st` is none; two figures of the same value are one.
     """
     told = re.split(r"answer is:?", text, flags=re.IGNORECASE)[-1]
-    values = {float(one.replace(",", "").replace("−", "-")) for one in NUMBER.findall(told)}
+    found = NUMBER.findall(REMARK.sub(" ", told)) or NUMBER.findall(told)
+    values = {float(one.replace(",", "").replace("−", "-")) for one in found}
     if not values:
         words = re.findall(r"[a-z]+", told.lower())
         values = {float(NUMBERS.index(word)) for word in words if word in NUMBERS}

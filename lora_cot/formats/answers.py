@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-SAID = re.compile(r"[Tt]he answer is:?\s*(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[.:,;!)\n]|$|[Bb]ecause|BECAUSE)))")
-"""A sentence that names an option: `The answer is (B).`, `The answer is B.`; not `The answer is A mixture`."""
-LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z]))[.:)]?")
-LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[.:)])[.:]?\s.*", re.DOTALL)
+LETTER = re.compile(r"(\([A-Za-z]\)|[A-Za-z])[.:)]?")
+LETTER_AND_TEXT = re.compile(r"(\([A-Za-z]\)|[A-Za-z](?=[.:)]))[.:)]{0,2}\s(.*)", re.DOTALL)
+MARKED = r"(?:\([A-Za-z]\)|(?<![\w.])[A-Z](?=\s*(?:[.:,;!)\n]|$|[Bb]ecause|BECAUSE)))"
+"""An option's letter where it cannot be a word: `(b)`, or `B` before a stop; not the one of `A mixture`."""
+LEAD = r"(?i:the (?:(?:correct|right|best|final) )?(?:answer|option|choice) is:?)"
+SAID = re.compile(
+    rf"(?:{LEAD}\s*(?i:option\s+)?|\A(?i:option)\s+)({MARKED})(?!\s*(?:[,;/&]|and\b|or\b)+\s*{MARKED})",
+)
+"""A sentence that names an option: `The answer is (B).`, `The correct answer is B.`, `Option B`; not `… is (B) or (C)`."""
+BOLD = re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^*\n]+)(?<=\S)\1(?![\w*])")
+"""`**B**`; not `A*`, nor `2*3`."""
 
 
 def normalise(answer: str) -> str:
@@ -61,28 +68,38 @@ def letter(index: int) -> str:
 def read_option(text: str | None, choices: Sequence[str]) -> int | None:
     """Index of the option that a text names; None where it names none, one that is not there, or several.
 
-    Read are `The answer is (B).` and `The answer is B.` anywhere; `B`, `(B)`, `B.`, `B. text`, `(B) text` as the whole
-    text; and an option's own words as the whole text. Nothing is guessed: the released Multimodal-CoT draws one of five
-    options at random instead (`utils_evaluate.py`).
+    Read are `The answer is (B).`, `The correct answer is B.` and the like anywhere; `B`, `(B)`, `B.`, `Option B`, `B. text`,
+    `(B) text` as the whole text, where `text` has no other option's letter or is the option's own words; and an option's own
+    words as the whole text. Bold letters and words count as plain ones. Nothing is guessed: the released Multimodal-CoT draws
+    one of five options at random instead (`utils_evaluate.py`).
     """
-    whole = re.sub(r"^(?:answer:\s*)+", "", (text or "").strip(), flags=re.IGNORECASE)
-    core = re.sub(r"^[Tt]he answer is:?\s+", "", whole)
+    whole = re.sub(r"^(?:answer:\s*)+", "", BOLD.sub(r"\2", text or "").strip(), flags=re.IGNORECASE)
+    core = re.sub(rf"^{LEAD}\s+", "", whole)
     words = _words(core)
     if match := LETTER.fullmatch(core):
-        named = {_index(match)}
+        named = {_index(match[1])}
     elif own := {index for index, choice in enumerate(choices) if words and _words(choice) == words}:
         named = own
-    elif said := {_index(match) for match in SAID.finditer(whole)}:
+    elif said := {_index(match[1]) for match in SAID.finditer(whole)}:
         named = said
+    elif match := LETTER_AND_TEXT.fullmatch(whole):
+        named = {_index(match[1])} | _others(match[2], _index(match[1]), choices)
     else:
-        named = {_index(match) for match in [LETTER_AND_TEXT.fullmatch(whole)] if match}
+        named = set()
     index = named.pop() if len(named) == 1 else None
     return index if index is not None and index < len(choices) else None
 
 
-def _index(match: re.Match[str]) -> int:
-    return ord((match.group(1) or match.group(2)).upper()) - ord("A")
+def _others(text: str, index: int, choices: Sequence[str]) -> set[int]:
+    """The options whose letters stand in what follows an option's letter; none in the option's own words."""
+    if index < len(choices) and _words(choices[index]) == _words(text):
+        return set()
+    return {other for other in map(_index, re.findall(MARKED, text)) if other < len(choices)}
+
+
+def _index(mark: str) -> int:
+    return ord(mark.strip("()").upper()) - ord("A")
 
 
 def _words(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+    return " ".join(BOLD.sub(r"\2", text).casefold().split()).rstrip(".").rstrip()

@@ -60,6 +60,8 @@ def test_bad_rows_are_counted_and_listed(name, read):
         ("ai2d", {"answer": "4"}, "4 is no index of its 4 options"),
         ("ai2d", {"answer": "fern"}, "None is no index of its 4 options"),
         ("mathvista", {"answer": "103"}, "'103' is none of its options"),
+        ("mathvista", {"precision": float("nan")}, "precision · Input should be a finite number"),
+        ("mathvista", {"precision": -1.0}, "precision · Input should be greater than or equal to 0"),
         ("mathvista", {"question_type": "open"}, "Input should be 'multi_choice' or 'free_form'"),
         ("mmvet", {"capability": "ocr,taste"}, "names other capabilities than rec, ocr, know, gen, spat, math"),
         ("mmvet", {"capability": ""}, "names other capabilities"),
@@ -136,8 +138,9 @@ def test_mathvista_asks_by_its_query(read):
     first, second = read("mathvista", [mathvista_row(1), mathvista_row(2, **free)]).samples
     assert (first.last.question, first.last.answer, first.meta["options"]) == (mathvista_row()["query"], "B", ("97", "102"))
     assert (second.last.answer, second.meta["options"], second.meta["precision"]) == ("1.2", (), 1.0)
-    (problem,) = read("mathvista", [mathvista_row(1), mathvista_row(2, **free | {"answer": "a few"})]).problems
-    assert "'a few' is no number" in str(problem)
+    for answer in ("a few", "nan"):
+        (problem,) = read("mathvista", [mathvista_row(1), mathvista_row(2, **free | {"answer": answer})]).problems
+        assert f"'{answer}' is no number" in str(problem)
 
 
 def test_mmvet_in_its_original_form(tmp_path):

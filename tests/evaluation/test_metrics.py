@@ -37,6 +37,15 @@ def test_the_bounds_solve_wilsons_equation(total):
             assert abs(share.value - bound) == pytest.approx(error, abs=1e-6)
 
 
+def test_credits_in_parts_have_the_bootstraps_interval():
+    """A mean that does not vary has no width, one that does is as wide as the normal one; whole credits have Wilson's."""
+    assert Share.of([0.5] * 100).interval == (0.5, 0.5)
+    low, high = Share.of([0.25, 0.75] * 50).interval
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.005)
+    assert Share.of([0.5]).interval == (0.0, 1.0)
+    assert Share.of([1.0, 0.0] * 50) == Share(50, 100)
+
+
 def test_no_questions():
     """Nothing of nothing is 0, and it could be anything."""
     assert (Share(0, 0).value, Share(0, 0).interval, str(Share(0, 0))) == (0.0, (0.0, 1.0), "0.0% [0.0%, 100.0%] of 0")

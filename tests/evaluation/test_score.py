@@ -117,10 +117,12 @@ def test_gaps_are_listed_and_not_scored(judged, files):
     assert report.gaps["no_problem"] == ["pid_splits.json · 77 · problems.json has no problem of this id"]
 
 
-def test_nothing_in_common_is_nothing_scored(judged):
-    """All classes are there, with no question."""
-    report = judged({"x": "A"})
-    assert classes(report) == dict.fromkeys(SCIENCEQA_CLASSES, (0, 0)) and report.summary.rouge_l is None
+@pytest.mark.parametrize(("predictions", "ids"), [({"x": "A"}, "x"), ({}, "none")])
+def test_nothing_in_common_is_refused(judged, predictions, ids):
+    """With the ids of both sides: 0 of 0 questions would look like a result."""
+    told = f"predictions.jsonl · it answers no question of scienceqa test · its ids: {ids}; those of the questions: 1, 2, 3"
+    with pytest.raises(DataError, match=told):
+        judged(predictions)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,23 @@ def test_a_missing_file_or_split_is_refused(files):
         ("A dog", None),
         ("B or C", None),
         ("(A) looks wrong. The answer is (B).", 1),
+        ("The correct answer is B.", 1),
+        ("The correct answer is (B).", 1),
+        ("It lives, so the best choice is: (b)", 1),
+        ("The answer is option B.", 1),
+        ("Option B", 1),
+        ("**B**", 1),
+        ("The answer is **B**.", 1),
+        ("**E. coli**", 1),
+        ("B. It is alive, and A is not.", 1),
+        ("C. a newt", 2),
+        ("The wrong answer is B.", None),
+        ("The answer is (B) or (C).", None),
+        ("The answer is B, C", None),
+        ("Option B or C.", None),
+        ("B. or C.", None),
+        ("(A) and (B)", None),
+        ("A: no wait, C", None),
         ("D", None),
         ("(Z)", None),
         ("4", None),
@@ -185,6 +204,12 @@ def test_readings(text, index):
     """A letter where it cannot be a word; the words of one option; nothing else."""
     choices = ("West Virginia", "E. coli", "a newt")
     assert read_option(text, choices) == index
+
+
+@pytest.mark.parametrize(("text", "index"), [("A. Vitamin C", 0), ("B*", 1)])
+def test_marks_in_an_options_words(text, index):
+    """A letter there is no other option's; an asterisk without a second one is a part of the word."""
+    assert read_option(text, ("vitamin C", "B*", "2*3")) == index
 
 
 @given(st.text(max_size=80), st.integers(0, 6))

@@ -40,6 +40,14 @@ def asked(gold, kind="integer", options=(), precision=None):
         (".5", 0.5),
         ("3 or 4", None),
         ("1/2", None),
+        ("1.5e3", 1500),
+        ("3E-2 m", 0.03),
+        ("The answer is 5 (from 2+3)", 5),
+        ("The answer is (5)", 5),
+        ("5 (or 6)", None),
+        ("1st", None),
+        ("the 22nd", None),
+        ("12,5", None),
         ("H2O", None),
         ("none", None),
         ("", None),
@@ -83,6 +91,10 @@ def test_mathvista_compares_by_the_kind_of_answer(sample, text, verdict):
         ("yes or no", "yes"),
         ("I say yes and no", None),
         ("It cannot be told", None),
+        ("I cannot tell, there is no image.", None),
+        ("No figure is given.", None),
+        ("No, there is no image of it.", "no"),
+        ("There is no cat.", "no"),
         ("nothing", None),
         (None, None),
     ],
@@ -101,6 +113,23 @@ def test_open_answers_without_a_judge(text, right):
     """Right is one of the references as it stands, or a text with all parts of one."""
     sample = Sample("1", (Exchange("?", answer="x=-1<AND>x=-5<OR>both"),))
     assert verdicts.of_reference(text, sample).credit == right
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("They are -1 and -5", "-1 <AND> -5", True),
+        ("3 dogs and 2 cats", "3 <AND> 2", True),
+        ("A. a bear and a  Fox", "a bear <AND> a fox", True),
+        ("3.5 and 2", "3 <AND> 2", False),
+        ("1.3 and 2", "3 <AND> 2", False),
+        ("-3 and 2", "3 <AND> 2", False),
+        ("bears and a fox", "bear <AND> a fox", False),
+    ],
+)
+def test_all_parts_of_an_answer_stand_in_it(text, gold, right):
+    """As they are written, of numbers too; a piece of a word or of a number is none."""
+    assert verdicts.of_reference(text, Sample("1", (Exchange("?", answer=gold),))).credit == right
 
 
 def test_sets_of_questions_count_as_one():
@@ -125,6 +154,7 @@ def test_sets_of_questions_count_as_one():
         ("No", "no", False),
         ("That cannot be told without a map.", "uncertain", True),
         ("It may be yes or no", "uncertain", True),
+        ("It is not possible to say; there is no chart.", "uncertain", True),
         (" ", None, False),
         (None, None, False),
     ],
