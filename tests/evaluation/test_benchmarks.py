@@ -245,7 +245,7 @@ def test_a_model_is_asked_as_it_was_trained(evaluate, scienceqa, tmp_path, told)
 
 def test_what_eval_writes_score_reads(evaluate, scienceqa, tmp_path):
     """Both judge alike."""
-    recipe = {"evaluation": {"benchmark": "scienceqa", "data": scienceqa["path"]}}
+    recipe = {"evaluation": {"benchmark": "scienceqa", "data": scienceqa["path"]}, "format": {"name": "direct"}}
     report = evaluate(recipe, output=tmp_path / "out.jsonl")
     again = score("scienceqa", tmp_path / "out.jsonl", scienceqa["path"])
     assert again.summary.groups == report.groups and again.summary.unanswered == report.unanswered
