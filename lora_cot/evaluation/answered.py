@@ -117,7 +117,8 @@ def known(kept: KeptRows, samples: Sequence[Sample], cot_format: CotFormat) -> d
         try:
             row = checked(AnswerRow, rows[sample.id])
         except DataError as error:
-            raise error.at(f"{kept.output} · {sample.id}") from None
+            remedy = Problem(str(kept.output), "rows that cannot be read again", "name another output, or delete this one")
+            raise DataError([*error.at(f"{kept.output} · {sample.id}").problems, remedy]) from None
         if row.failed or row.stopped.startswith(UNASKABLE):
             again.add(sample.id)
             continue
