@@ -27,11 +27,12 @@ class KeptRows:
             others: more files of the same setting.
 
         Raises:
-            RunError: another process writes there; a file of another setting, or of somebody else; it cannot be written.
+            RunError: another process writes there; a file of another setting, or of somebody else; a name that does not end
+                with .jsonl; it cannot be written.
         """
-        if output.suffix == ".json" or output.is_dir():
+        if output.suffix != ".jsonl" or output.is_dir():
             raise RunError(Problem(str(output), "rows are written as JSONL", "name a file that ends with .jsonl"))
-        self.output, self.meta = output, output.with_suffix(".meta.json")
+        self.output, self.meta = output, meta_of(output)
         self._files: dict[Path, IO[str]] = {}
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +126,11 @@ class KeptRows:
                 Problem(str(self.output), f"begun with {key} {before.get(key)!r}, now {setting.get(key)!r}", remedy)
                 for key in changed
             )
+
+
+def meta_of(output: Path) -> Path:
+    """What lies beside a file of rows."""
+    return output.with_suffix(".meta.json")
 
 
 def _line(row: Mapping[str, Any]) -> str:

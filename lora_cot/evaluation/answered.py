@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lora_cot.checkpoints.fingerprints import data_print
 from lora_cot.checkpoints.layout import adapter_in
 from lora_cot.data.kept import KeptRows
 from lora_cot.data.rows import StrictRow, checked
 from lora_cot.errors import DataError, Problem, RunError
 from lora_cot.evaluation.asking import UNASKABLE, is_failed
 from lora_cot.evaluation.benchmarks import Benchmark
-from lora_cot.evaluation.summary import Judged, reasoning
+from lora_cot.evaluation.judging import Grading
+from lora_cot.evaluation.summary import Judged, counted_of, reasoning
 from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.formats import CotFormat, Parsed
 from lora_cot.search.trace import Completion
@@ -26,6 +28,8 @@ class Answered:
     """A question that was asked, now or before."""
 
     sample: Sample
+    digest: str
+    """See `question_print`."""
     text: str
     parsed: Parsed
     stopped: str
@@ -39,17 +43,31 @@ class Answered:
 class AnswerRow(StrictRow):
     """What of a row is read again; the rest follows from it."""
 
-    question: str
+    digest: str
     output: str
     stopped: str
     failed: bool
     totals: dict[str, int | float]
 
 
+def question_print(sample: Sample) -> str:
+    """A short text that is equal only for the same question with the same choices, gold answer and images.
+
+    What is shown before it, and the reasoning that leads to its answer, do not count.
+    """
+    asked = tuple(replace(exchange, stages=None) for exchange in sample.exchanges)
+    plain = replace(sample, exchanges=asked, images=sample.own_images, preface=())
+    try:
+        return data_print([plain])
+    except OSError:  # an image that is gone: the question cannot be asked, and is asked again when it is back
+        return data_print([replace(plain, images=())])
+
+
 def answered(sample: Sample, completion: Completion) -> Answered:
     """The question with its answer."""
     failed = is_failed(completion)
-    return Answered(sample, completion.text, completion.parsed, completion.stopped, failed, completion.totals)
+    digest = question_print(sample)
+    return Answered(sample, digest, completion.text, completion.parsed, completion.stopped, failed, completion.totals)
 
 
 def judged(benchmark: Benchmark, cot_format: CotFormat, one: Answered, graded: Verdict | None = None) -> Judged:
@@ -58,10 +76,12 @@ def judged(benchmark: Benchmark, cot_format: CotFormat, one: Answered, graded: V
     return Judged(one.sample, verdict, reasoning(one.parsed, cot_format))
 
 
-def row_of(one: Answered, judgement: Judged, benchmark: Benchmark, graded_by: str = "exact") -> dict[str, Any]:
+def row_of(one: Answered, judgement: Judged, benchmark: Benchmark, grading: Grading) -> dict[str, Any]:
     """The row that keeps an answer, with all that a comparison needs to know of its question."""
+    counted = counted_of(benchmark, judgement)
     return {
         "id": one.sample.id,
+        "digest": one.digest,
         "question": one.sample.last.question,
         "output": one.text,
         "stages": {stage.name: stage.text for stage in one.parsed.stages},
@@ -69,10 +89,11 @@ def row_of(one: Answered, judgement: Judged, benchmark: Benchmark, graded_by: st
         "gold": one.sample.last.answer,
         "right": judgement.verdict.credit == 1,
         "credit": judgement.verdict.credit,
-        "graded_by": graded_by,
-        "groups": list(benchmark.groups(one.sample)),
-        "sets": {name: key(one.sample) for name, key in benchmark.together.items()},
-        "counts": benchmark.counts(one.sample),
+        "graded_by": grading.by,
+        "graded": one.sample.id not in grading.failed,
+        "groups": counted.groups,
+        "sets": counted.sets,
+        "counts": counted.counts,
         "format": one.parsed.outcome,
         "stopped": one.stopped,
         "failed": one.failed,
@@ -96,15 +117,16 @@ def known(kept: KeptRows, samples: Sequence[Sample], cot_format: CotFormat) -> d
         try:
             row = checked(AnswerRow, rows[sample.id])
         except DataError as error:
-            raise error.at(f"{kept.output} · {sample.id}") from None
-        if row.question != sample.last.question:
-            what = f"the question {sample.id} is another one now"
-            raise RunError(Problem(str(kept.output), what, "name another output, or delete this one"))
+            remedy = Problem(str(kept.output), "rows that cannot be read again", "name another output, or delete this one")
+            raise DataError([*error.at(f"{kept.output} · {sample.id}").problems, remedy]) from None
         if row.failed or row.stopped.startswith(UNASKABLE):
             again.add(sample.id)
             continue
-        text = row.output
-        found[sample.id] = Answered(sample, text, cot_format.parse(text), row.stopped, False, row.totals)
+        digest = question_print(sample)
+        if row.digest != digest:
+            what = f"the question {sample.id} is another one now: its text, choices, gold answer or images"
+            raise RunError(Problem(str(kept.output), what, "name another output, or delete this one"))
+        found[sample.id] = Answered(sample, digest, row.output, cot_format.parse(row.output), row.stopped, False, row.totals)
     if again:
         kept.rewrite(kept.output, (row for name, row in rows.items() if name not in again))
     return found

@@ -2,53 +2,29 @@
 
 What differs by chance is told by a paired test: for answers that are right or wrong McNemar's exact one, for credits in parts
 the permutation test on the signs of the differences (10,000 draws), of which McNemar's is the special case. The interval of a
-difference is the paired bootstrap's over questions. Nothing is corrected for the number of comparisons.
+difference is the paired bootstrap's over questions. Both take questions for independent. Nothing is corrected for the number
+of comparisons, and shares of sets of questions are not tested.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_cot.data.rows import StrictRow, checked, read_json_rows, shortened
-from lora_cot.errors import DataError, Problem, RunError
+from lora_cot.errors import Problem, RunError
 from lora_cot.evaluation.benchmarks import find
+from lora_cot.evaluation.entries import Entry, asked_of, check_same, read_entry
 from lora_cot.evaluation.metrics import Metric, Paired, Share, paired
+from lora_cot.evaluation.summary import Counted, shares
 from lora_cot.pages import Dots, dot_plot, render
 from lora_cot.recipe.search import UNSCORED
 
 ANSWERS = "evaluation.jsonl"
 """What a run that was measured after its training keeps its answers in."""
-SAME = ("benchmark", "split", "graded by")
-"""Settings that evaluations must share to be compared."""
 MOST_ROWS = 30
 """Of a plot by group; the table has all."""
-
-
-class ComparedRow(StrictRow):
-    """What of an answer's row is compared."""
-
-    id: str
-    question: str
-    credit: float
-    graded_by: str
-    groups: list[str]
-    sets: dict[str, str]
-    counts: bool
-    format: str
-    totals: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One evaluation: what `eval --output` wrote."""
-
-    name: str
-    setting: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,11 +34,23 @@ class Measured:
     name: str
     model: str
     search: str
+    data: str | None
+    """Where the questions came from; None: from where the recipe says, or with the benchmark."""
     accuracy: Share
     groups: dict[str, Share]
     format_validity: Share
     tokens_per_question: float
     seconds_per_question: float
+    unanswered: int
+    """Questions in which no answer could be read; they count as wrong."""
+    stopped: int
+    """Questions whose search ended early; what it had written by then is judged."""
+    failed: int
+    """Questions that the engine gave no text for; they count as wrong."""
+    ungraded: int
+    """Answers that the judge gave no grade for; they count as wrong."""
+    left_out: int | None
+    """See `Entry.left_out`."""
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object."""
@@ -83,10 +71,12 @@ class Comparison:
     measured: list[Measured]
     against_first: dict[str, Paired]
     """By name; over the questions that count to the accuracy."""
+    shared: Sequence[str]
+    """Kinds of sets, see `Benchmark.together`, of which one holds several questions that count to the accuracy."""
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object."""
-        told = {key: getattr(self, key) for key in ("benchmark", "split", "graded_by", "questions", "metric")}
+        told = {key: getattr(self, key) for key in ("benchmark", "split", "graded_by", "questions", "metric", "shared")}
         against = {name: asdict(one) for name, one in self.against_first.items()}
         return {**told, "measured": [one.to_json() for one in self.measured], "against_first": against}
 
@@ -98,11 +88,14 @@ class Comparison:
             against = self._against(one.name) if len(self.measured) > 1 else []
             costs = [one.format_validity.text, f"{one.tokens_per_question:.1f}", f"{one.seconds_per_question:.3f}"]
             rows.append([one.name, one.accuracy.text, *against, *costs])
-        found = [(f"{self.benchmark} {self.split}, {self.questions} questions", rows)]
-        names = list(dict.fromkeys(name for one in self.measured for name in one.groups))
-        totals = {name: max(one.groups[name].total for one in self.measured if name in one.groups) for name in names}
+        found = [
+            (f"{self.benchmark} {self.split}, {self.questions} questions", rows),
+            ("Without a whole answer", self._lacking()),
+        ]
+        names = list(self.measured[0].groups)
+        totals = {name: share.total for name, share in self.measured[0].groups.items()}
         by_group = [
-            [f"{name} ({totals[name]})", *(one.groups[name].text if name in one.groups else "" for one in self.measured)]
+            [f"{name} ({totals[name]})", *(one.groups[name].text if totals[name] else "" for one in self.measured)]
             for name in names
         ]
         return [*found, ("By group", [["", *(one.name for one in self.measured)], *by_group])] if names else found
@@ -114,7 +107,27 @@ class Comparison:
         tests = sorted({one.test for one in self.against_first.values()})
         if tests:
             notes.append(f"p is that of {' and '.join(tests)}, two-sided, not corrected for the number of comparisons.")
-        return notes + [f"{one.name}: {one.model}, {one.search}." for one in self.measured]
+        if tests and (sets := find(self.benchmark).together):
+            notes.append(f"{', '.join(sets)}: shares of sets of questions, whose difference is not tested.")
+        if tests and self.shared:
+            what = "are not independent: p can be too small, and the interval of the difference too narrow"
+            notes.append(f"Questions of one set ({', '.join(self.shared)}) {what}.")
+        apart = len({one.data for one in self.measured}) > 1
+        for one in self.measured:
+            data = f", data {one.data or 'as the recipe has them'}" if apart else ""
+            notes.append(f"{one.name}: {one.model}, {one.search}{data}.")
+        again = "call eval again with its --output, which asks for them once more"
+        for one in self.measured:
+            lost = [f"{count} {what}" for what, count in (("failed", one.failed), ("ungraded", one.ungraded)) if count]
+            notes += [f"{one.name}: {' and '.join(lost)} of {self.questions} count as wrong: {again}."] if lost else []
+        return notes
+
+    def _lacking(self) -> list[list[str]]:
+        """Cells: how many questions of each count as wrong for another reason than their answer, or were not asked."""
+        names = ["unanswered", "stopped", "failed", "ungraded"]
+        names += ["left_out"] if self.measured[0].left_out is not None else []
+        cells = ([one.name, *(str(getattr(one, name)) for name in names)] for one in self.measured)
+        return [["", *(name.replace("_", " ") for name in names)], *cells]
 
     def lines(self) -> list[str]:
         """For a terminal."""
@@ -144,7 +157,7 @@ def compare(*places: str | Path, output: Path | None = None) -> Comparison:
         output: an HTML file for tables and plots.
 
     Raises:
-        DataError: no such file, or one that `eval` did not write.
+        DataError: no such file, one that `eval` did not write, or rows that contradict each other.
         RunError: they answer other questions, or were graded otherwise.
     """
     check_page(output)
@@ -152,7 +165,7 @@ def compare(*places: str | Path, output: Path | None = None) -> Comparison:
     names = [Path(place).name if Path(place).is_dir() else path.stem for place, path in zip(places, paths, strict=True)]
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
-    found = comparison([_entry(name, path) for name, path in zip(names, paths, strict=True)])
+    found = comparison([read_entry(name, path) for name, path in zip(names, paths, strict=True)])
     if output:
         write_page(found, output)
     return found
@@ -173,29 +186,29 @@ def comparison(entries: Sequence[Entry]) -> Comparison:
 
     Raises:
         RunError: they answer other questions, or were graded otherwise; all that differs.
+        DataError: a question counts otherwise in one than in another.
     """
     if len({entry.name for entry in entries}) < len(entries):
         raise RunError(Problem(entries[0].name, "it is named twice", "name each evaluation once"))
     first = entries[0]
-    if problems := [problem for other in entries[1:] for problem in _apart(first, other)]:
-        raise RunError(problems)
-    benchmark, split, graded_by = (_told(first)[name] for name in SAME)
+    check_same(first, entries[1:])
+    benchmark, split, graded_by = asked_of(first).values()
     credits = [{str(row["id"]): float(row["credit"]) for row in entry.rows if row["counts"]} for entry in entries]
     against = {
         entry.name: paired(list(credits[0].values()), [own[name] for name in credits[0]])
         for entry, own in zip(entries[1:], credits[1:], strict=True)
     }
     measured, metric = [_measured(entry) for entry in entries], find(benchmark).metric
-    return Comparison(benchmark, split, graded_by, len(first.rows), metric, measured, against)
+    return Comparison(benchmark, split, graded_by, len(first.rows), metric, measured, against, _shared(first))
 
 
 def write_page(found: Comparison, path: Path) -> None:
     """The tables and plots as a page that opens offline."""
     colours = [f"C{number}" for number in range(len(found.measured))]
     whole = [Dots(one.name, [_dot(one.accuracy)], colour) for one, colour in zip(found.measured, colours, strict=True)]
-    names = list(dict.fromkeys(name for one in found.measured for name in one.groups))[:MOST_ROWS]
+    names = [name for name, share in found.measured[0].groups.items() if share.total][:MOST_ROWS]
     groups = [
-        Dots(one.name, [_dot(one.groups[name]) if name in one.groups else None for name in names], colour)
+        Dots(one.name, [_dot(one.groups[name]) for name in names], colour)
         for one, colour in zip(found.measured, colours, strict=True)
     ]
     unit = f"{found.metric}, %"
@@ -206,68 +219,33 @@ def write_page(found: Comparison, path: Path) -> None:
     path.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _entry(name: str, path: Path) -> Entry:
-    """What `eval` wrote."""
-    meta = path.with_suffix(".meta.json")
-    if not path.is_file() or not meta.is_file():
-        missing = path if not path.is_file() else meta
-        raise DataError(Problem(str(missing), "no such file of an evaluation", "make it with eval --output FILE.jsonl"))
-    try:
-        setting = dict(json.loads(meta.read_text("utf-8")))
-    except (ValueError, TypeError):
-        raise DataError(Problem(str(meta), "it cannot be read", "evaluate again, into another file")) from None
-    rows: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    for where, read in read_json_rows(path):
-        try:
-            rows.append(checked(ComparedRow, read()).model_dump())
-        except DataError as error:
-            problems += error.at(f"{path} · {where}").problems
-    if problems or not rows:
-        remedy = "call eval again with this --output: it asks nothing twice, and writes what is missing"
-        raise DataError([*shortened(problems), Problem(str(path), "rows that cannot be compared, or none", remedy)])
-    return Entry(name, setting, rows)
-
-
-def _told(entry: Entry) -> dict[str, str]:
-    graded = " and ".join(sorted({str(row["graded_by"]) for row in entry.rows}))
-    return {"benchmark": str(entry.setting.get("benchmark")), "split": str(entry.setting.get("split")), "graded by": graded}
-
-
-def _apart(first: Entry, other: Entry) -> list[Problem]:
-    """In what an evaluation is of something else than the first."""
-    one, two = _told(first), _told(other)
-    found = [f"{name} {two[name]}, and {one[name]} in {first.name}" for name in SAME if one[name] != two[name]]
-    known, given = ({str(row["id"]): row["question"] for row in entry.rows} for entry in (first, other))
-    sides = [(other.name, set(given) - set(known)), (first.name, set(known) - set(given))]
-    found += [f"{len(ids)} questions only in {name}: {_few(ids)}" for name, ids in sides if ids]
-    changed = {name for name in known if name in given and known[name] != given[name]}
-    found += [f"{len(changed)} questions with another text than in {first.name}: {_few(changed)}"] if changed else []
-    return [Problem(other.name, what, "compare evaluations of the same questions") for what in found]
-
-
-def _few(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
-
-
 def _measured(entry: Entry) -> Measured:
     rows, setting = entry.rows, entry.setting
-    credits: dict[str, list[float]] = {}
-    for row in rows:
-        for group in row["groups"]:
-            credits.setdefault(group, []).append(row["credit"])
-    shares = {name: Share.of(found) for name, found in credits.items()}
-    shares |= {name: Share.of_sets((row["sets"][name], row["credit"]) for row in rows) for name in rows[0]["sets"]}
+    counted = [Counted(row["credit"], row["counts"], row["groups"], row["sets"]) for row in rows]
+    accuracy, groups = shares(find(str(setting.get("benchmark"))), counted)
     return Measured(
         entry.name,
         str(setting.get("model")),
         _search(setting),
-        Share.of([row["credit"] for row in rows if row["counts"]]),
-        {name: shares[name] for name in sorted(shares)},
+        setting.get("data"),
+        accuracy,
+        groups,
         Share.of([float(row["format"] == "complete") for row in rows]),
         sum(row["totals"].get("generated_tokens", 0) for row in rows) / len(rows),
         sum(row["totals"].get("seconds", 0) for row in rows) / len(rows),
+        sum(row["answer"] is None for row in rows),
+        sum(row["stopped"] != "complete" and not row["failed"] for row in rows),
+        sum(row["failed"] for row in rows),
+        sum(not row["graded"] for row in rows),
+        entry.left_out,
     )
+
+
+def _shared(entry: Entry) -> list[str]:
+    """The kinds of sets of which one holds several questions that count."""
+    sets = [row["sets"] for row in entry.rows if row["counts"]]
+    names = {kind: [of[kind] for of in sets if of[kind] is not None] for kind in entry.rows[0]["sets"]}
+    return [kind for kind, found in names.items() if len(set(found)) < len(found)]
 
 
 def _search(setting: Mapping[str, Any]) -> str:

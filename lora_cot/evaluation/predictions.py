@@ -1,9 +1,9 @@
 """`score`: answers that were made elsewhere, judged as our own are.
 
-Files are read in four forms: ours, one `{"id": …, "output": …}` a line, as `eval --output` writes it; ScienceQA's official
-one, `{"results": {id: index}, "outputs": {id: text}}`, where an index counts before the text and -1 is no answer; A-OKVQA's,
-`{id: {"multiple_choice": text, "direct_answer": text}}`; and M3CoT's, one `{"id", "answer", "choices", "domain", "topic",
-"messages"}` a line, whose last message is the answer and is judged as it stands.
+Files are read in four forms: ours, one `{"id": …, "output": …}` a line, as `eval --output` writes it, and then in the format
+that its `.meta.json` tells; ScienceQA's official one, `{"results": {id: index}, "outputs": {id: text}}`, where an index counts
+before the text and -1 is no answer; A-OKVQA's, `{id: {"multiple_choice": text, "direct_answer": text}}`; and M3CoT's, one
+`{"id", "answer", "choices", "domain", "topic", "messages"}` a line, whose last message is the answer, judged as it stands.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
+from lora_cot.data.kept import meta_of
 from lora_cot.data.rows import Row, StrictRow, checked, read_json_rows, shortened
 from lora_cot.engines.teacher import Teacher
 from lora_cot.errors import DataError, Problem, RunError
@@ -24,9 +25,10 @@ from lora_cot.evaluation.benchmarks import check_split, find
 from lora_cot.evaluation.judging import Grading, check_judge, grade
 from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.summary import Judged, Summary, reasoning, summarise
-from lora_cot.formats import FORMATS
+from lora_cot.formats import FORMATS, CotFormat, Parsed
 from lora_cot.formats.answers import letter
 from lora_cot.formats.base import TAG_STYLES
+from lora_cot.recipe.schema import FormatSection
 
 
 @dataclass(frozen=True)
@@ -185,19 +187,38 @@ def _read(path: Path) -> Iterator[tuple[str, tuple[str, Prediction] | Problem]]:
     elif whole and "id" not in whole:
         yield from _aokvqa(path, whole)
     else:
+        cot_format = _format_of(path)
         for where, read in read_json_rows(path) if whole is None else [(path.name, lambda: whole)]:
             try:
-                yield where, _of_row(read())
+                yield where, _of_row(read(), cot_format)
             except DataError as error:
                 yield from ((where, problem) for problem in error.at(where).problems)
 
 
-def _of_row(row: Row) -> tuple[str, Prediction]:
+def _format_of(path: Path) -> CotFormat | None:
+    """The format that `eval` asked in for this file; None of one that it did not write.
+
+    Raises:
+        DataError: what it wrote beside the file cannot be read.
+    """
+    meta = meta_of(path)
+    if not meta.is_file():
+        return None
+    try:
+        told = dict(json.loads(meta.read_text("utf-8"))).get("format")
+        return None if told is None else FormatSection.model_validate(told).build()
+    except (ValueError, TypeError, KeyError):
+        remedy = "evaluate again, into another file; or remove it: the format is then told by the text"
+        raise DataError(Problem(str(meta), "no format can be read in it", remedy)) from None
+
+
+def _of_row(row: Row, cot_format: CotFormat | None) -> tuple[str, Prediction]:
     if "messages" in row:
         chat = checked(MessagesRow, row)
         return str(chat.id), Prediction(chat.messages[-1], in_messages=True)
     record = checked(PredictionRow, row)
-    return str(record.id), split_output(record.output or "")
+    text = record.output or ""
+    return str(record.id), split_output(text) if cot_format is None else _prediction(*_best([cot_format], text))
 
 
 def _whole(path: Path) -> dict[str, Any] | None:
@@ -246,13 +267,22 @@ def split_output(text: str) -> Prediction:
     Stages are told by the tags of any built-in format; without tags, the reasoning is what stands before `The answer is`
     (after `Solution:`) or after `BECAUSE:`. A text with neither is an answer alone.
     """
-    tagged = [f.spelled(style) for f in FORMATS.values() if len(f.stages) > 1 for style in TAG_STYLES]
-    parses = [(f, parsed) for f in tagged if (parsed := f.parse(text)).outcome != "none"]
-    if parses:
-        cot_format, parsed = min(parses, key=lambda pair: pair[1].outcome != "complete")
-        return Prediction(parsed.answer, reasoning(parsed, cot_format))
+    cot_format, parsed = _best([one for one in FORMATS.values() if len(one.stages) > 1], text)
+    if parsed.outcome != "none":
+        return _prediction(cot_format, parsed)
     before, says, after = text.partition("The answer is")
     if not says:
         return Prediction(text if text.strip() else None)
     rationale = after.partition("BECAUSE:")[2] or re.sub(r"^\s*(Solution|Answer):", "", before)
     return Prediction(text, rationale.strip() or None)
+
+
+def _best(formats: Sequence[CotFormat], text: str) -> tuple[CotFormat, Parsed]:
+    """The format and spelling of tags in which the most of a text can be read, the first of several, and what is read."""
+    spelled = [one.spelled(style) for one in formats for style in TAG_STYLES]
+    parses = [(one, one.parse(text)) for one in spelled]
+    return min(parses, key=lambda pair: ("complete", "partial", "none").index(pair[1].outcome))
+
+
+def _prediction(cot_format: CotFormat, parsed: Parsed) -> Prediction:
+    return Prediction(parsed.answer, reasoning(parsed, cot_format))

@@ -20,7 +20,8 @@ from lora_cot.errors import DataError, EngineError, Problem, StoppedError
 from lora_cot.evaluation.answered import Answered, answered, judged, known, row_of, weights_date, write_verdicts
 from lora_cot.evaluation.asking import answers
 from lora_cot.evaluation.benchmarks import Benchmark, check_split, find
-from lora_cot.evaluation.comparing import Entry, comparison, write_page
+from lora_cot.evaluation.comparing import comparison, write_page
+from lora_cot.evaluation.entries import Entry
 from lora_cot.evaluation.judging import Grading, check_judge, grade
 from lora_cot.evaluation.questions import Wanted
 from lora_cot.evaluation.report import EvalReport, report_of
@@ -85,7 +86,7 @@ def evaluate(
         done = _answered(opened, find(benchmark), samples, config, kept)
         grading, verdicts, rows = _graded(benchmark, recipe, judge, done, kept)
     if page:
-        write_page(comparison([Entry(Path(opened.model).name, setting, rows)]), page)
+        write_page(comparison([Entry(Path(opened.model).name, setting, rows, left_out)]), page)
     return report_of((benchmark, wanted.split, opened.model), config, verdicts, left_out, done, grading)
 
 
@@ -107,7 +108,7 @@ def _graded(
     texts = [(one.sample, one.parsed.answer) for one in done]
     grading, chosen = grade(benchmark, judge, texts, kept.output if kept else None), find(benchmark)
     verdicts = [judged(chosen, recipe.format.build(), one, grading.verdicts.get(one.sample.id)) for one in done]
-    rows = [row_of(*pair, chosen, grading.by) for pair in zip(done, verdicts, strict=True)]
+    rows = [row_of(*pair, chosen, grading) for pair in zip(done, verdicts, strict=True)]
     if kept:
         write_verdicts(kept, rows)
     return grading, verdicts, rows
@@ -143,7 +144,7 @@ def _answered(
         for sample, completion in answers(opened, cot_format, todo, config):
             one = found[sample.id] = answered(sample, completion)
             if kept:
-                kept.append(kept.output, row_of(one, judged(chosen, cot_format, one), chosen))
+                kept.append(kept.output, row_of(one, judged(chosen, cot_format, one), chosen, Grading()))
     except (KeyboardInterrupt, EngineError) as error:
         kept_there = f"are in {kept.output}: the same command goes on from there" if kept else "are lost: name an --output"
         remedy = f"{len(found)} of {len(samples)} answers {kept_there}"

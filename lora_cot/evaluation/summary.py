@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,24 +64,46 @@ def reasoning(parsed: Parsed, cot_format: CotFormat) -> str | None:
     return "\n".join(cot_format.reasoning(parsed)) or None
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What of an answered question is summed up."""
+
+    credit: float
+    counts: bool
+    """See `Benchmark.counts`."""
+    groups: Sequence[str]
+    sets: Mapping[str, str | None]
+    """The set that it belongs to, by the names of `Benchmark.together`."""
+
+
+def counted_of(benchmark: Benchmark, one: Judged) -> Counted:
+    """What of a judged answer is summed up."""
+    sets = {name: key(one.sample) for name, key in benchmark.together.items()}
+    return Counted(one.verdict.credit, benchmark.counts(one.sample), list(benchmark.groups(one.sample)), sets)
+
+
+def shares(benchmark: Benchmark, counted: Sequence[Counted]) -> tuple[Share, dict[str, Share]]:
+    """The accuracy, and the shares by group and of sets: classes in the benchmark's order, empty ones too, others by name."""
+    credits: dict[str, list[float]] = {name: [] for name in benchmark.classes}
+    for one in counted:
+        for group in one.groups:
+            credits.setdefault(group, []).append(one.credit)
+    groups = {name: Share.of(credits[name]) for name in benchmark.classes or sorted(credits)}
+    sets = {name: Share.of_sets((one.sets[name], one.credit) for one in counted) for name in benchmark.together}
+    return Share.of([one.credit for one in counted if one.counts]), groups | sets
+
+
 def summarise(benchmark: Benchmark, judged: Sequence[Judged]) -> Summary:
     """The figures of a benchmark's judged answers."""
-    credits: dict[str, list[float]] = {name: [] for name in benchmark.classes}
-    for one in judged:
-        for group in benchmark.groups(one.sample):
-            credits.setdefault(group, []).append(one.verdict.credit)
-    names = list(benchmark.classes) or sorted(credits)
+    counted = [counted_of(benchmark, one) for one in judged]
     explained = [one for one in judged if one.sample.meta.get("rationales")]
     told = any(one.rationale for one in explained)
     scores = _rouge_l(explained) if told else []
-    counted = [one.verdict.credit for one in judged if benchmark.counts(one.sample)]
-    rouge = counted if benchmark.metric == "ROUGE-L" else scores
-    together = {
-        name: Share.of_sets((of(one.sample), one.verdict.credit) for one in judged) for name, of in benchmark.together.items()
-    }
+    rouge = [one.credit for one in counted if one.counts] if benchmark.metric == "ROUGE-L" else scores
+    accuracy, groups = shares(benchmark, counted)
     return Summary(
-        Share.of(counted),
-        {name: Share.of(credits[name]) for name in names} | together,
+        accuracy,
+        groups,
         sum(one.verdict.answer is None for one in judged),
         sum(rouge) / len(rouge) if rouge else None,
         _failure_modes(explained, scores) if scores else None,

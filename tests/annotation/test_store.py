@@ -134,8 +134,8 @@ def test_rows_aside_can_be_forgotten(output):
 
 
 def test_names_that_cannot_be_written_are_refused(output, tmp_path):
-    """A .json would be read as a list; a folder is none."""
-    for path in (tmp_path / "out.json", tmp_path):
+    """A .json would be read as a list, files that differ in another ending would share what is told beside them; a folder."""
+    for path in (tmp_path / "out.json", tmp_path / "out.greedy", tmp_path / "out", tmp_path):
         with pytest.raises(RunError, match=r"name a file that ends with .jsonl"):
             Store(path, SETTING)
     (tmp_path / "file").write_text("")

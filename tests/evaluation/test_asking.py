@@ -191,12 +191,18 @@ def test_answers_of_another_setting_are_not_counted_together(served, tmp_path):
     path.write_text(path.read_text()[:-5])
     served.evaluate(output=path)
     assert served.asked == 1
-    served.samples = [replace(s, exchanges=(replace(s.last, question="What?"),)) for s in SCENES]
-    with pytest.raises(RunError, match=f"the question {SCENES[0].id} is another one now"):
-        served.evaluate(output=path)
+    for other in (
+        {"exchanges": (replace(SCENES[0].last, question="What?"),)},
+        {"exchanges": (replace(SCENES[0].last, answer="another"),)},
+        {"choices": ("no mask", "mask")},
+        {"images": SCENES[1].images},
+    ):
+        served.samples = [replace(SCENES[0], **other), *SCENES[1:]]
+        with pytest.raises(RunError, match=f"the question {SCENES[0].id} is another one now: its text, choices"):
+            served.evaluate(output=path)
     served.samples = SCENES
     path.write_text(path.read_text().replace('"stopped"', '"stoped"'))
-    with pytest.raises(DataError, match=f"out.jsonl · {SCENES[0].id} · stopped · Field required"):
+    with pytest.raises(DataError, match=f"out.jsonl · {SCENES[0].id} · stopped · Field required(.|\n)*name another output"):
         served.evaluate(output=path)
     os.utime(served.weights, (1, 1))
     with pytest.raises(RunError, match=r"begun with weights '20.*', now '1970-01-01T00:00:01"):

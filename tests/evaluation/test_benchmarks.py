@@ -1,6 +1,7 @@
 """Benchmarks by name: their questions, what counts as right, and the groups they are told apart by."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from lora_cot.commands import answers
 from lora_cot.errors import DataError, RecipeError, RunError
 from lora_cot.evaluation import run
 from lora_cot.evaluation.benchmarks import BENCHMARKS, find
+from lora_cot.evaluation.comparing import compare
 from lora_cot.evaluation.predictions import score
 from lora_cot.evaluation.questions import Wanted
 from lora_cot.formats import FORMATS
@@ -234,7 +236,10 @@ def test_a_model_is_asked_as_it_was_trained(evaluate, scienceqa, tmp_path, told)
     """Files, captions and what a rationale holds come from the recipe's own source; another folder can be named."""
     recipe = {"data": {"train": [scienceqa | ({} if told else {"path": "elsewhere"})]}, "format": {"name": "direct"}}
     data = None if told else scienceqa["path"]
-    report = evaluate(recipe, benchmark="scienceqa", data=data, output=tmp_path / "out.jsonl")
+    page = tmp_path / "page.html"
+    report = evaluate(recipe, benchmark="scienceqa", data=data, output=tmp_path / "out.jsonl", page=page)
+    left_out = re.search(r"<th[^>]*>left out</th></tr>.*?(\d+)</td></tr>", page.read_text(), re.DOTALL)
+    assert int(left_out[1]) == report.left_out
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     contexts = [(row["id"], row["question"].partition("Context: ")[2]) for row in rows]
     assert contexts == [("0", "N/A"), ("1", "A leaf.")] + ([] if told else [("2", "N/A")])
@@ -244,9 +249,11 @@ def test_a_model_is_asked_as_it_was_trained(evaluate, scienceqa, tmp_path, told)
 
 
 def test_what_eval_writes_score_reads(evaluate, scienceqa, tmp_path):
-    """Both judge alike."""
-    recipe = {"evaluation": {"benchmark": "scienceqa", "data": scienceqa["path"]}}
+    """Both judge alike, and `compare` sums up alike."""
+    recipe = {"evaluation": {"benchmark": "scienceqa", "data": scienceqa["path"]}, "format": {"name": "direct"}}
     report = evaluate(recipe, output=tmp_path / "out.jsonl")
+    (beside,) = compare(tmp_path / "out.jsonl").measured
+    assert list(beside.groups.items()) == list(report.groups.items()) and beside.accuracy == report.accuracy
     again = score("scienceqa", tmp_path / "out.jsonl", scienceqa["path"])
     assert again.summary.groups == report.groups and again.summary.unanswered == report.unanswered
     assert (again.gaps["no_prediction"], len(again.gaps["no_problem"])) == ([], 1)

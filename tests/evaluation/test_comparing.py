@@ -11,6 +11,7 @@ import pytest
 import lora_cot
 from lora_cot.commands import answers
 from lora_cot.errors import DataError, RunError
+from lora_cot.evaluation.benchmarks import SCIENCEQA_CLASSES
 from lora_cot.evaluation.comparing import compare
 from lora_cot.evaluation.metrics import bootstrap, mcnemar, paired
 
@@ -20,15 +21,26 @@ def write(tmp_path):
     """A file of answers with these credits, as `eval --output` leaves it."""
 
     def written(name, credits, setting=None, **keys):
-        told = {"benchmark": "shapes", "split": "test", "model": name, "search.strategy": "greedy", "search.candidates": 4}
+        told = {"benchmark": "mmbench", "split": "dev_en", "model": name, "search.strategy": "greedy", "search.candidates": 4}
         (tmp_path / f"{name}.meta.json").write_text(json.dumps(told | (setting or {})))
         rows = []
         for number, credit in enumerate(credits):
-            row = {"id": str(number), "question": f"{number}?", "credit": credit, "graded_by": "exact", "counts": number != 9}
+            row = {
+                "id": str(number),
+                "digest": "d",
+                "question": f"{number}?",
+                "answer": "A",
+                "graded": True,
+                "credit": credit,
+                "graded_by": "exact",
+                "counts": number != 9,
+            }
             row |= {
                 "groups": ["even" if number % 2 == 0 else "odd"],
-                "sets": {"pairs": str(number // 2)},
+                "sets": {"circular": str(number // 2)},
                 "format": "complete",
+                "stopped": "complete",
+                "failed": False,
             }
             rows.append(row | {"totals": {"generated_tokens": 10 * number, "seconds": 0.5}} | keys)
         path = tmp_path / f"{name}.jsonl"
@@ -44,15 +56,15 @@ A, B = [1, 0] * 5, [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
 def test_each_is_measured_and_held_against_the_first(write, tmp_path):
     """Shares, groups, sets and costs are each one's own; only questions that count are counted and paired."""
     found = compare(write("a", A), write("b", B), write("c", A), output=tmp_path / "page.html")
-    assert (found.benchmark, found.split, found.graded_by, found.questions) == ("shapes", "test", "exact", 10)
+    assert (found.benchmark, found.split, found.graded_by, found.questions) == ("mmbench", "dev_en", "exact", 10)
     a, b, _ = found.measured
     assert [(one.accuracy.correct, one.accuracy.total) for one in (a, b)] == [(5, 9), (8, 9)]
     assert {name: (share.correct, share.total) for name, share in b.groups.items()} == {
         "even": (4, 5),
         "odd": (4, 5),
-        "pairs": (4, 5),
+        "circular": (4, 5),
     }
-    assert (a.groups["pairs"].correct, b.tokens_per_question, b.seconds_per_question) == (0, 45, 0.5)
+    assert (a.groups["circular"].correct, b.tokens_per_question, b.seconds_per_question) == (0, 45, 0.5)
     beam = write("d", A, {"search.strategy": "stage_beam"})
     assert [one.search for one in compare(beam, tmp_path / "a.jsonl").measured] == ["stage_beam of 4 candidates", "greedy"]
     against = found.against_first
@@ -70,20 +82,20 @@ def test_text_and_page_hold_what_the_json_does(write, tmp_path, capsys):
     assert told["against_first"]["b<script>"]["better"] == 4
     answers.compare(paths)
     text = capsys.readouterr().out
-    assert "shapes test, 10 questions" in text and "+33.3 [" in text and "0.3750" in text and "even (5)" in text
+    assert "mmbench dev_en, 10 questions" in text and "+33.3 [" in text and "0.3750" in text and "even (5)" in text
     assert "McNemar's exact test, two-sided, not corrected" in text and "benchmark's rule (exact)" in text
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page and not re.search(r"(src|href)=.https?:", page)
     assert page.count('<svg role="img" aria-label=') == 2 and "b&lt;script&gt;, all: 88.9" in page
-    assert page.count("<caption>") == 2 and 'scope="row"' in page and "<title>Comparison on shapes</title>" in page
+    assert page.count("<caption>") == 3 and 'scope="row"' in page and "<title>Comparison on mmbench</title>" in page
 
 
 def test_evaluations_of_something_else_are_refused(write):
     """With all that differs; so is one that a judge graded beside one that it did not."""
     first = write("a", A)
     with pytest.raises(RunError) as caught:
-        compare(first, write("b", B, {"benchmark": "mmvet", "split": "val"}, graded_by="gpt"))
-    for what in ("benchmark mmvet, and shapes in a", "split val, and test in a", "graded by gpt, and exact in a"):
+        compare(first, write("b", B, {"benchmark": "mmvet", "split": "val"}, graded_by="gpt", sets={}))
+    for what in ("benchmark mmvet, and mmbench in a", "split val, and dev_en in a", "graded by gpt, and exact in a"):
         assert f"b · {what}" in str(caught.value)
     with pytest.raises(RunError, match="2 questions only in a: 8, 9"):
         compare(first, write("b", B[:8]))
@@ -91,6 +103,11 @@ def test_evaluations_of_something_else_are_refused(write):
         compare(write("c", A[:9]), write("b", B))
     with pytest.raises(RunError, match="10 questions with another text than in a: 0, 1, 2, 3, 4, …"):
         compare(first, write("b", B, question="?"))
+    with pytest.raises(RunError, match="10 questions with other choices, images or gold answers than in a: 0, 1, 2, 3, 4, …"):
+        compare(first, write("b", B, digest="e"))
+    for keys in ({"counts": True}, {"groups": []}, {"sets": {"circular": None}}):
+        with pytest.raises(DataError, match=r"questions count otherwise than in a \(counts, groups, sets\): .*evaluate again"):
+            compare(first, write("b", B, **keys))
     with pytest.raises(RunError, match="named twice"):
         compare(first, first)
 
@@ -115,6 +132,63 @@ def test_files_of_no_evaluation_are_refused(write, tmp_path):
         compare(first, first, output=tmp_path / "page.pdf")
     with pytest.raises(RunError, match="one evaluation is nothing to compare"):
         answers.compare([str(first)])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text + text.splitlines()[0] + "\n", r"there twice: 0 · remove one of the two rows"),
+        (lambda text: text.replace('"credit": 1', '"credit": NaN'), r"line 1 · credit · Input should be"),
+        (
+            lambda text: text.replace('"credit": 1', '"credit": 1.5'),
+            r"line 1 · credit · Input should be less than",
+        ),
+        (lambda text: text.replace('"counts": true', '"counts": false'), r"no row counts to the accuracy · evaluate again"),
+        (lambda text: text.replace('"circular"', '"other"'), r"sets that are not the benchmark's: 0, 1, 2, 3, 4, …"),
+        (lambda text: text.replace('"digest": "d", ', ""), r"line 1 · digest · Field required"),
+    ],
+)
+def test_rows_of_which_no_figures_can_be_made_are_refused(write, change, told):
+    """With what is wrong, and the remedy; no figure is made of the others."""
+    first, path = write("a", A), write("b", B)
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=told):
+        compare(first, path)
+
+
+def test_what_is_wrong_without_an_answer_is_counted(write, tmp_path, capsys):
+    """Failed, ungraded, stopped, unanswered: a difference that is made of those is seen to be."""
+    lost = write("b", [0] * 10, {"data": "other"}, failed=True, answer=None, stopped="failed")
+    rest = write("c", [0] * 10, graded=False, stopped="no end after 9 tokens")
+    found = compare(write("a", A, {"data": "here"}), lost, rest, output=tmp_path / "page.html")
+    counts = [(one.unanswered, one.stopped, one.failed, one.ungraded) for one in found.measured]
+    assert counts == [(0, 0, 0, 0), (10, 0, 10, 0), (0, 10, 0, 10)]
+    told, again = "\n".join(found.lines()), "of 10 count as wrong: call eval again with its --output"
+    assert f"b: 10 failed {again}" in told and f"c: 10 ungraded {again}" in told and "a: 10" not in told
+    assert "a: a, greedy, data here." in told and "b: b, greedy, data other." in told
+    assert "ungraded" in (tmp_path / "page.html").read_text()
+    assert found.measured[1].to_json()["failed"] == 10
+
+
+def test_questions_of_one_set_are_said_to_be_no_independent_ones(write):
+    """Where several of a set count to the accuracy; a question that is in no set is in none."""
+    setting = {"benchmark": "hallusionbench", "split": "all"}
+    paths = [write(name, credits, setting, sets={"fAcc": None, "qAcc": "x"}) for name, credits in (("a", A), ("b", B))]
+    found = compare(*paths)
+    assert (found.shared, found.measured[0].groups["fAcc"].total, found.measured[0].groups["qAcc"].total) == (["qAcc"], 0, 1)
+    told = "\n".join(found.notes())
+    assert "fAcc, qAcc: shares of sets of questions, whose difference is not tested." in told
+    assert "Questions of one set (qAcc) are not independent: p can be too small" in told
+    assert "Questions of one set" not in "\n".join(compare(paths[0]).notes())
+
+
+def test_groups_stand_in_the_published_order(write):
+    """That of `eval`, classes without a question too."""
+    setting, groups = {"benchmark": "scienceqa", "split": "test"}, ["NAT", "TXT", "G1-6", "Avg"]
+    found = compare(write("a", A, setting, sets={}, groups=groups))
+    assert list(found.measured[0].groups) == list(SCIENCEQA_CLASSES)
+    assert {name for name, share in found.measured[0].groups.items() if share.total} == set(groups)
+    assert ["SOC (0)", ""] in found.tables()[-1][1]
 
 
 def test_a_run_names_its_own_evaluation(write, tmp_path):

@@ -12,6 +12,7 @@ from lora_cot.engines.teacher import Teacher
 from lora_cot.errors import AccessError, EngineError, RunError, StoppedError
 from lora_cot.evaluation import judging, run
 from lora_cot.evaluation.benchmarks import find
+from lora_cot.evaluation.comparing import compare
 from lora_cot.evaluation.predictions import score
 from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.recipe import Recipe
@@ -102,6 +103,8 @@ def test_replies_that_cannot_be_read_are_listed(evaluate):
             set(told) == {"v1_1", "v1_2", "v1_3", "v1_4"} and told["v1_1"] == "the judge's reply cannot be read: 'about 0.5'"
         )
         assert "too long" in told["v1_2"] and "500" in told["v1_3"]
+        (found,) = compare(evaluate.path).measured
+        assert (found.ungraded, found.unanswered, found.failed) == (4, 5, 0)
         bad.clear()
         before = len(server.requests)
         assert evaluate(output=evaluate.path, judge=judge(server)).accuracy.correct == 7

@@ -241,6 +241,35 @@ def test_stages_are_read_from_their_tags(name, style):
     assert split_output(text.removesuffix(cot_format.closing(cot_format.stages[-1]))).answer == "B"
 
 
+OWN = {"name": "own", "stages": [{"name": "THINK", "made_of": ["A"]}, {"name": "SAY", "is_answer": True}]}
+
+
+@pytest.mark.parametrize(
+    ("told", "text", "read"),
+    [
+        ({"name": "four_stage_untagged"}, "A fern grows.\nIt is x.\nB", Prediction("B", "A fern grows.\nIt is x.")),
+        ({"name": "two_stage"}, "The answer is (B).", Prediction(None)),
+        (OWN, "<THINK> why </THINK>\n\n<SAY> B </SAY>", Prediction("B", "why")),
+        (OWN, "[THINK] why [/THINK]\n\n[SAY] B [/SAY]", Prediction("B", "why")),
+        (None, "The answer is (B).", Prediction("The answer is (B).")),
+    ],
+)
+def test_what_eval_wrote_is_read_in_the_format_that_it_asked_in(tmp_path, told, text, read):
+    """As `eval` reads it, not by what the text looks like; where nothing tells the format, the text does."""
+    path = published.json_lines(tmp_path / "out.jsonl", [{"id": "1", "output": text}])
+    (tmp_path / "out.meta.json").write_text(json.dumps({"model": "m", "format": told} if told else {"model": "m"}))
+    assert read_predictions(path) == ({"1": read}, [])
+
+
+@pytest.mark.parametrize("meta", ["[", "[1]", '{"format": {"name": "none"}}', '{"format": {"nam": "two_stage"}}'])
+def test_a_format_that_cannot_be_read_is_told(tmp_path, meta):
+    """The text is not guessed at then."""
+    path = published.json_lines(tmp_path / "out.jsonl", [{"id": "1", "output": "B"}])
+    (tmp_path / "out.meta.json").write_text(meta)
+    with pytest.raises(DataError, match=r"out.meta.json · no format can be read in it · evaluate again, into another file"):
+        read_predictions(path)
+
+
 @pytest.mark.parametrize(
     ("text", "rationale"),
     [
