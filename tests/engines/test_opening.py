@@ -188,6 +188,8 @@ def test_a_trace_is_a_page_or_json(running, folders, tmp_path, monkeypatch, caps
     ):
         with pytest.raises(RunError, match=r"t.txt · a trace is a page or JSON · name a file that ends with .html or .json"):
             call(tmp_path / "t.txt")
+        with pytest.raises(RunError, match=r"t.html · cannot be written: .* · name another file"):
+            call(image / "t.html")
     monkeypatch.setattr(opening, "open_any", lambda *_: opened)
     monkeypatch.setattr(ask, "answer", lambda *_: [found])
     found.trace[0] = replace(found.trace[0], failures=3)
