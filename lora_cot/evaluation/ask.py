@@ -55,7 +55,7 @@ def ask(
         LoraCotError: see `open_any`.
     """
     check_trace(trace)
-    opened = open_any(model, quantization, server, format_name)
+    opened = open_any(model, quantization, server, format_name, search or {})
     config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)

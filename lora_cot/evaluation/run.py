@@ -72,7 +72,7 @@ def evaluate(
     """
     check_page(page)
     _check(benchmark, split, judge, output)  # before a model is loaded for nothing
-    opened = open_any(model, quantization, server, format_name)
+    opened = open_any(model, quantization, server, format_name, search or {})
     recipe = opened.recipe
     if benchmark is None:
         _check(recipe.evaluation.benchmark, split, judge, output)
