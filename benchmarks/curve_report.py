@@ -26,7 +26,7 @@ PAIRS = (
     ("best_of_n, self-judge", "best_of_n"),
 )
 """Arms that are held against each other at the same N, question by question; sample and greedy have one text."""
-COSTS = {"tokens": "tokens_per_question", "judge_prompts": "judge_calls_per_question", "seconds": "seconds_per_question"}
+COSTS = {"tokens": "tokens_per_question", "judge_prompts": "judge_prompts_per_question", "seconds": "seconds_per_question"}
 STYLES: dict[str, tuple[str, str, str]] = {
     "greedy": ("black", "*", "none"),
     "sample": ("black", "o", "none"),

@@ -153,7 +153,7 @@ def ask(
         raise DataError(Problem(str(image), "no such image file"))
     check_trace(trace)
     check_looks(model, search, server)
-    opened = open_any(model, quantization, server, format_name)  # type: ignore[arg-type]
+    opened = open_any(model, quantization, server, format_name, search)  # type: ignore[arg-type]
 
     def show(_number: int, stage: Any) -> None:
         print(next(c.text for c in stage.candidates if c.chosen).strip(), flush=True)

@@ -34,7 +34,7 @@ class Row:
 
     def fail(self, problem: str) -> None:
         """End without a candidate, and say why."""
-        self.job.candidates[self.number] = Candidate("", 0, 0.0, "failed", None, problem=problem)
+        self.job.candidates[self.number] = Candidate("", 0, math.nan, "failed", None, problem=problem)
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ from lora_cot.errors import BackboneError, Problem, RunError, nearest
 from lora_cot.formats import CotFormat, format_called
 from lora_cot.recipe import Recipe
 from lora_cot.recipe.interleave import UNSERVED, unseen
+from lora_cot.recipe.load import change_search
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,11 @@ AnyOpened = Opened | OpenedRemote
 
 
 def open_any(
-    model: str | AnyOpened, quantization: Quantization = "auto", server: Server | None = None, format_name: str | None = None
+    model: str | AnyOpened,
+    quantization: Quantization = "auto",
+    server: Server | None = None,
+    format_name: str | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> AnyOpened:
     """A model, ready to answer; which, and with what precision, is printed.
 
@@ -65,6 +70,7 @@ def open_any(
         quantization: how the base is loaded.
         server: what runs the model, if not this process; of `model` its recipe is read then, and no weights.
         format_name: see `Recipe.in_format`.
+        search: see `open_remote`.
 
     Raises:
         LoraCotError: see `open_model`, `open_remote`, `Recipe.in_format`.
@@ -79,7 +85,7 @@ def open_any(
         format_called(format_name)  # before a model is loaded for nothing
     if server:
         check_unloaded({"--quantization": None if quantization == "auto" else quantization})
-        opened: AnyOpened = open_remote(model, server, format_name)
+        opened: AnyOpened = open_remote(model, server, format_name, search)
     else:
         loaded = open_model(model, quantization)
         opened = replace(loaded, recipe=loaded.recipe.in_format(format_name))
@@ -123,20 +129,26 @@ def check_looks(model: str, search: Mapping[str, Any], server: Server | None) ->
         raise RunError(unseen(f"the family {family.name}"))
 
 
-def open_remote(model: str, server: Server, format_name: str | None = None) -> OpenedRemote:
+def open_remote(
+    model: str, server: Server, format_name: str | None = None, search: Mapping[str, Any] | None = None
+) -> OpenedRemote:
     """A served model, ready to answer.
 
     Args:
         model: as `open_model` takes it: its recipe is read, its weights are not.
         server: which has it loaded.
         format_name: see `Recipe.in_format`.
+        search: values by key of the recipe's search section that it will be asked with; None where that is not known yet.
 
     Raises:
-        RunError, BackboneError: there is no such model, or none that can be served; no such format.
+        RunError, BackboneError: there is no such model, or none that can be served; no such format; the search shows patches.
+        RecipeError: the search has no such key or value.
         AccessError, EngineError: see `RemoteEngine.open`.
     """
     recipe, family = know_model(model)
     recipe = recipe.in_format(format_name)
+    if search is not None and change_search(recipe.search, search, recipe.format).interleave:
+        raise RunError(UNSERVED)
     if family.is_encoder_decoder:
         what = f"chat servers run no model of the family {family.name}"
         raise BackboneError(Problem(model, what, "leave --engine out"))

@@ -13,7 +13,7 @@ from lora_cot.engines.opening import AnyOpened, Server, engine_of, open_any
 from lora_cot.engines.sight import covered
 from lora_cot.errors import Problem, RunError
 from lora_cot.evaluation.trace_page import trace_page
-from lora_cot.pages import image_uri
+from lora_cot.pages import check_writable, image_uri
 from lora_cot.recipe.load import change_search
 from lora_cot.search.run import answer
 from lora_cot.search.trace import Completion, OnStage
@@ -51,11 +51,11 @@ def ask(
         RecipeError: the search has no such key or value.
         DataError: the image cannot be opened; see `load_demonstrations` and `preface`.
         SearchError: the strategy is not defined for the model's format.
-        RunError: the trace's name ends with something else.
+        RunError: the trace's name ends with something else, or it cannot be written.
         LoraCotError: see `open_any`.
     """
     check_trace(trace)
-    opened = open_any(model, quantization, server, format_name)
+    opened = open_any(model, quantization, server, format_name, search or {})
     config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)
     engine = engine_of(opened, cot_format)
@@ -64,7 +64,6 @@ def ask(
         sample = preface(load_demonstrations(demonstrations, max_pixels), cot_format, max_pixels).before(sample)
     (completion,) = answer(engine, cot_format, [sample], config, on_stage)
     if trace is not None:
-        trace.parent.mkdir(parents=True, exist_ok=True)
         if trace.suffix == ".json":
             text = json.dumps(completion.to_json(), ensure_ascii=False, indent=1) + "\n"
         else:
@@ -78,10 +77,13 @@ def ask(
 
 
 def check_trace(trace: Path | None) -> None:
-    """See that a trace can have this name.
+    """See that a trace can have this name, and be written.
 
     Raises:
-        RunError: it ends with neither .html nor .json.
+        RunError: it ends with neither .html nor .json; it cannot be written.
     """
-    if trace is not None and trace.suffix not in (".html", ".json"):
+    if trace is None:
+        return
+    if trace.suffix not in (".html", ".json"):
         raise RunError(Problem(str(trace), "a trace is a page or JSON", "name a file that ends with .html or .json"))
+    check_writable(trace)

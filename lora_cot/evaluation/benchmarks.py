@@ -27,7 +27,7 @@ from lora_cot.evaluation.grading import MATHVISTA_GRADER, MMVET_GRADER, Grader
 from lora_cot.evaluation.m3cot import carried
 from lora_cot.evaluation.metrics import Metric
 from lora_cot.evaluation.questions import Load, of_aokvqa, of_files, of_shapes, of_source
-from lora_cot.evaluation.translation import corpus_figures
+from lora_cot.evaluation.translation import check_installed, corpus_figures
 from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.recipe.sources import LlavaWildSource, M3cotSource, Multi30kSource, ScienceqaSource
 from lora_cot.types import Sample
@@ -61,6 +61,8 @@ class Benchmark:
     """What the mean of the credits is."""
     figures: Callable[[Sequence[tuple[str, Sample]]], dict[str, float]] | None = None
     """Of all answers together, with their questions, what is no mean of credits."""
+    check_installed: Callable[[], None] = lambda: None
+    """Raises what `judge` would raise without a package that it needs."""
     carried: Callable[[Path], Collected] | None = None
     """The questions that a file of predictions in the benchmark's own form brings along."""
     grader: Grader | None = None
@@ -149,6 +151,7 @@ BENCHMARKS = {
         source="multi30k",
         metric="sentence chrF",
         figures=corpus_figures,
+        check_installed=check_installed,
     ),
     "mmmu": Benchmark(mmmu.SPLITS, of_files("mmmu", mmmu.questions), verdicts.of_option, _named("subject", "difficulty")),
     "mmstar": Benchmark(mmstar.SPLITS, of_files("mmstar", mmstar.questions), verdicts.of_option, _within("skill", "axis")),

@@ -43,7 +43,7 @@ def calibrate(
         SearchError: fewer than two reasonings could be scored, or the format or scorer does not fit.
     """
     split = check_split(benchmark, split)  # before a model is loaded for nothing
-    opened = open_any(model, quantization, server, format_name)
+    opened = open_any(model, quantization, server, format_name, search or {})
     samples = find(benchmark).load(Wanted(split, limit, data)).samples
     config = change_search(opened.recipe.search, search or {}, opened.recipe.format)
     cot_format = opened.recipe.format.build().spelled(opened.family.tag_style)

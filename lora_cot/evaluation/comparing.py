@@ -18,7 +18,7 @@ from lora_cot.evaluation.benchmarks import find
 from lora_cot.evaluation.entries import Entry, asked_of, check_same, read_entry
 from lora_cot.evaluation.metrics import Metric, Paired, Share, paired
 from lora_cot.evaluation.summary import Counted, shares
-from lora_cot.pages import Dots, dot_plot, render
+from lora_cot.pages import Dots, check_writable, dot_plot, render
 from lora_cot.recipe.search import UNSCORED
 
 ANSWERS = "evaluation.jsonl"
@@ -158,7 +158,7 @@ def compare(*places: str | Path, output: Path | None = None) -> Comparison:
 
     Raises:
         DataError: no such file, one that `eval` did not write, or rows that contradict each other.
-        RunError: they answer other questions, or were graded otherwise.
+        RunError: they answer other questions, or were graded otherwise; the page cannot be written.
     """
     check_page(output)
     paths = [Path(place) / ANSWERS if Path(place).is_dir() else Path(place) for place in places]
@@ -172,13 +172,16 @@ def compare(*places: str | Path, output: Path | None = None) -> Comparison:
 
 
 def check_page(path: Path | None) -> None:
-    """See that a page can have this name.
+    """See that a page can have this name, and be written.
 
     Raises:
-        RunError: it does not end with .html.
+        RunError: it does not end with .html; it cannot be written.
     """
-    if path is not None and path.suffix != ".html":
+    if path is None:
+        return
+    if path.suffix != ".html":
         raise RunError(Problem(str(path), "tables and plots are written as a page", "name a file that ends with .html"))
+    check_writable(path)
 
 
 def comparison(entries: Sequence[Entry]) -> Comparison:
@@ -215,7 +218,6 @@ def write_page(found: Comparison, path: Path) -> None:
     plots = [dot_plot("All questions", unit, ["all"], whole), dot_plot("By group", unit, names, groups)]
     title = f"{'Evaluation' if len(found.measured) == 1 else 'Comparison'} on {found.benchmark}"
     text = render("figures.html", title=title, tables=found.tables(), notes=found.notes(), plots=[one for one in plots if one])
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="replace")
 
 

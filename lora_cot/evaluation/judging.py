@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_cot.data.kept import KeptRows
-from lora_cot.engines.chat import ChatServer, base_url
+from lora_cot.engines.chat import ChatServer
 from lora_cot.engines.teacher import Teacher, ask_each, check_model
 from lora_cot.errors import AccessError, EngineError, Problem, RejectedError, RunError, StoppedError
 from lora_cot.evaluation.benchmarks import find
@@ -35,7 +35,7 @@ class Grading:
     """Who decided what the answers are worth."""
 
     by: str = "exact"
-    """exact: the benchmark's rule; else the judge's name."""
+    """exact: the benchmark's rule; else the judge's name, and the digest of what it was told."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """Of the judge, by the question's id; the rule decides on all others."""
     asked: int = 0
@@ -55,23 +55,32 @@ class Grading:
         return "graded by", f"the judge {self.by}: {counts}; the rule decided on the rest"
 
 
-def check_judge(benchmark: str, judge: Teacher | None) -> None:
-    """See that a benchmark has answers that a judge grades, if one is named.
+def check_judge(benchmark: str, judge: Teacher | None, output: Path | None = None) -> None:
+    """See that a judge, if one is named, will grade a benchmark's answers, before any is made for it.
+
+    Args:
+        benchmark: its name.
+        judge: who is asked.
+        output: the answers' file.
 
     Raises:
-        RunError: it has none.
-        AccessError: the judge's address is none.
+        RunError: the benchmark takes no judge; what is kept there another judge said, or to another prompt.
+        AccessError: the judge's address, key or model is wrong.
+        EngineError: it gave no answer.
     """
-    if judge is not None:
-        base_url(judge.url)
-        if find(benchmark).grader is None:
-            raise RunError(
-                Problem("--judge", f"{benchmark} is graded by its rule alone", "drop it, or take mmvet or mathvista")
-            )
+    if judge is None:
+        return
+    grader = find(benchmark).grader
+    if grader is None:
+        raise RunError(Problem("--judge", f"{benchmark} is graded by its rule alone", "drop it, or take mmvet or mathvista"))
+    with closing(ChatServer(judge.url, judge.key, judge.patience)) as server:
+        check_model(server, judge.model)
+    if output:
+        _kept(output, judge, grader).close()
 
 
 def grade(benchmark: str, judge: Teacher | None, answers: Sequence[tuple[Sample, str | None]], output: Path | None) -> Grading:
-    """What a judge says to the answers of a benchmark.
+    """What a judge that `check_judge` has seen says to the answers of a benchmark.
 
     Args:
         benchmark: its name.
@@ -80,28 +89,31 @@ def grade(benchmark: str, judge: Teacher | None, answers: Sequence[tuple[Sample,
         output: the answers' file.
 
     Raises:
-        RunError: the benchmark takes no judge; what is kept there another judge said, or to another prompt.
-        AccessError: the judge's address, key or model is wrong.
-        EngineError: it gave no answer several times running; what it said before is kept.
+        RunError: what is kept there another judge said, or to another prompt.
+        AccessError: the judge takes no request any more.
+        EngineError: it gave no answer several times running. What it said before is kept; without `output` nothing would
+            be, and all that is left has no grade instead.
     """
-    check_judge(benchmark, judge)
     grader = find(benchmark).grader
     if judge is None or grader is None:
         return Grading()
     prompts = [(sample, text, grader.prompt(text, sample)) for sample, text in answers if text and text.strip()]
     wanted: list[Asked] = [(sample, text, prompt) for sample, text, prompt in prompts if prompt is not None]
-    setting = {"judge": base_url(judge.url), "model": judge.model, "prompt": grader.version}
-    place = output.with_suffix(".judged.jsonl") if output else None
-    with KeptRows(place, setting) if place else nullcontext() as kept:
+    with _kept(output, judge, grader) if output else nullcontext() as kept:
         known = _known(kept, grader, wanted) if kept else {}
         todo = [one for one in wanted if one[0].id not in known]
         try:
             new, failed = _ask(judge, grader, todo, kept) if todo else ({}, {})
         except KeyboardInterrupt:
-            remedy = f"its grades are in {place}: the same command goes on from there" if place else "name an --output"
+            remedy = f"its grades are in {kept.output}: the same command goes on from there" if kept else "name an --output"
             raise StoppedError(Problem("", "stopped by SIGINT while the judge was asked", remedy), 130) from None
     none = dict.fromkeys(failed, Verdict(None, 0.0))
-    return Grading(judge.model, {**known, **new, **none}, len(todo), failed)
+    return Grading(f"{judge.model} (prompt {grader.version})", {**known, **new, **none}, len(todo), failed)
+
+
+def _kept(output: Path, judge: Teacher, grader: Grader) -> KeptRows:
+    """What the judge said to the answers of a file; where it is served is no matter."""
+    return KeptRows(output.with_suffix(".judged.jsonl"), {"model": judge.model, "prompt": grader.version})
 
 
 def _known(kept: KeptRows, grader: Grader, wanted: Sequence[Asked]) -> dict[str, Verdict]:
@@ -129,17 +141,23 @@ def _ask(
     found: dict[str, Verdict] = {}
     failed: dict[str, str] = {}
     with closing(ChatServer(judge.url, judge.key, judge.patience)) as server:
-        check_model(server, judge.model)
-        for (sample, text, _), reply in ask_each(
-            partial(_reply, judge, server), todo, TOGETHER, ("judging", "answer"), _no_reply
-        ):
-            verdict = None if isinstance(reply, EngineError) else grader.read(reply, text, sample)
-            if verdict is None:
-                failed[sample.id] = _no_reply(reply) or f"the judge's reply cannot be read: {' '.join(reply.split())[:80]!r}"
-                continue
-            found[sample.id] = verdict
+        try:
+            for (sample, text, _), reply in ask_each(
+                partial(_reply, judge, server), todo, TOGETHER, ("judging", "answer"), _no_reply
+            ):
+                verdict = None if isinstance(reply, EngineError) else grader.read(reply, text, sample)
+                if verdict is None:
+                    why = _no_reply(reply) or f"the judge's reply cannot be read: {' '.join(reply.split())[:80]!r}"
+                    failed[sample.id] = why
+                    continue
+                found[sample.id] = verdict
+                if kept:
+                    kept.append(kept.output, {"id": sample.id, "answer": text, "reply": reply})
+        except EngineError as error:
             if kept:
-                kept.append(kept.output, {"id": sample.id, "answer": text, "reply": reply})
+                raise
+            left = (sample.id for sample, _, _ in todo if sample.id not in found)
+            failed = dict.fromkeys(left, str(error)) | failed
     return found, failed
 
 

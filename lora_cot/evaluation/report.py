@@ -70,7 +70,7 @@ class EvalReport:
         names = {
             "tokens": "generated_tokens",
             "kept_tokens": "kept_tokens",
-            "judge_calls": "judge_prompts",
+            "judge_prompts": "judge_prompts",
             "seconds": "seconds",
         }
         count = self.format_validity.total

@@ -20,7 +20,7 @@ from lora_cot.errors import DataError, EngineError, Problem, StoppedError
 from lora_cot.evaluation.answered import Answered, answered, judged, known, row_of, weights_date, write_verdicts
 from lora_cot.evaluation.asking import answers
 from lora_cot.evaluation.benchmarks import Benchmark, check_split, find
-from lora_cot.evaluation.comparing import comparison, write_page
+from lora_cot.evaluation.comparing import check_page, comparison, write_page
 from lora_cot.evaluation.entries import Entry
 from lora_cot.evaluation.judging import Grading, check_judge, grade
 from lora_cot.evaluation.questions import Wanted
@@ -67,19 +67,19 @@ def evaluate(
 
     Raises:
         RecipeError: the search has no such key or value.
-        RunError, DataError: no such benchmark, split or model; none of its questions can be asked; another output's keys.
+        RunError, DataError: no such benchmark, split, model or page; no question that can be asked; another output's keys.
         AccessError, EngineError: the server or the judge takes no request, or gives no answer any more; see `open_remote`.
         StoppedError: by Ctrl-C.
     """
-    if benchmark is not None:
-        check_split(benchmark, split)  # before a model is loaded for nothing
-    examples = load_demonstrations(demonstrations) if demonstrations else []
-    opened = open_any(model, quantization, server, format_name)
+    check_page(page)
+    _check(benchmark, split, judge, output)  # before a model is loaded for nothing
+    opened = open_any(model, quantization, server, format_name, search or {})
     recipe = opened.recipe
+    if benchmark is None:
+        _check(recipe.evaluation.benchmark, split, judge, output)
     benchmark, wanted = _wanted(recipe, benchmark, split, limit, data)
-    check_judge(benchmark, judge)
     config = change_search(recipe.search, search or {}, recipe.format)
-    shown = preface(examples, recipe.format.build(), recipe.data.max_pixels) if examples else None
+    shown = _shown(demonstrations, recipe)
     samples, left_out = _questions(opened, benchmark, wanted, shown)
     setting = _setting(benchmark, wanted, opened, config, shown)
     with KeptRows(output, setting) if output else nullcontext() as kept:
@@ -88,6 +88,21 @@ def evaluate(
     if page:
         write_page(comparison([Entry(Path(opened.model).name, setting, rows, left_out)]), page)
     return report_of((benchmark, wanted.split, opened.model), config, verdicts, left_out, done, grading)
+
+
+def _check(benchmark: str | None, split: str | None, judge: Teacher | None, output: Path | None) -> None:
+    """See that the benchmark's answers can be judged, before there are any; nothing, where it is not known yet."""
+    if benchmark is not None:
+        check_split(benchmark, split)
+        find(benchmark).check_installed()
+        check_judge(benchmark, judge, output)
+
+
+def _shown(demonstrations: Path | None, recipe: Recipe) -> Preface | None:
+    if demonstrations is None:
+        return None
+    max_pixels = recipe.data.max_pixels
+    return preface(load_demonstrations(demonstrations, max_pixels), recipe.format.build(), max_pixels)
 
 
 def _wanted(
@@ -120,7 +135,9 @@ def _setting(
     """What must be the same for answers that one report counts together."""
     quantization, engine = "auto", "this process"
     if isinstance(opened, OpenedRemote):
-        engine = f"server, {opened.server.model or 'its only model'}"
+        served, others = opened.engine.served, opened.engine.others
+        names = [served.name, *(f"{name}={one.name}" for name, one in others.items())]
+        engine = f"{', '.join(names)} at {opened.engine.link.server.url}"
     else:
         quantization = opened.quantization
     asked = {"benchmark": benchmark, "split": wanted.split, "data": wanted.data, "quantization": quantization}
@@ -176,6 +193,7 @@ def check_questions(recipe: Recipe) -> None:
         RunError, DataError: see `evaluate`.
     """
     benchmark, wanted = _wanted(recipe, None)
+    find(benchmark).check_installed()
     if not find(benchmark).load(wanted).samples:
         raise DataError(Problem("evaluation", f"none of the questions of {benchmark} can be asked", "check its files"))
 

@@ -73,9 +73,26 @@ def _stemmer(language: str) -> Any:
     return SnowballStemmer(SNOWBALL[language])
 
 
+def check_installed() -> None:
+    """See that the packages are there that judge translations.
+
+    Raises:
+        RunError: sacrebleu or NLTK is not installed.
+    """
+    _sacrebleu()
+    try:
+        import nltk  # noqa: F401
+    except ImportError:
+        raise _missing("nltk") from None
+
+
 def _sacrebleu() -> Any:
     try:
         import sacrebleu
     except ImportError:
-        raise RunError(Problem("sacrebleu", "it is not installed", "pip install 'lora_cot[translation]'")) from None
+        raise _missing("sacrebleu") from None
     return sacrebleu
+
+
+def _missing(name: str) -> RunError:
+    return RunError(Problem(name, "it is not installed", "pip install 'lora_cot[translation]'"))

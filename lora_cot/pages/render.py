@@ -8,9 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from PIL import Image as PILImage
+
+from lora_cot.errors import Problem, RunError
 
 THUMBNAIL = 512
 """Longest side of an image inside a page."""
@@ -36,6 +39,22 @@ class Dots:
     points: Sequence[tuple[float, float, float] | None]
     """Value, and the ends of its interval; None where there is none."""
     colour: str
+
+
+def check_writable(path: Path) -> None:
+    """See that a page can be written there, before anything is done for it; its folder is made.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        path.open("a").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise RunError(Problem(str(path), f"cannot be written: {error.strerror}", "name another file")) from None
 
 
 def render(template: str, **values: Any) -> str:

@@ -1,5 +1,6 @@
 """Rows that join, leave and end: none of it changes what another row draws."""
 
+import math
 import re
 import time
 
@@ -162,4 +163,5 @@ def test_numbers_that_are_none_end_a_candidate(engine, monkeypatch):
     monkeypatch.setattr(CausalRows, "step", broken)
     (bad,), found = engine.extend([Ask(states[0], ["x"], 9), ask(states[1])])
     assert (bad.ended, bad.text, bad.tokens) == ("failed", "", 0) and "not finite" in bad.problem
+    assert math.isnan(bad.logprob)
     assert texts(found) == expected

@@ -14,7 +14,7 @@ from lora_cot.engines.base import Ask
 from lora_cot.engines.chat import Patience
 from lora_cot.engines.opening import Server, check_looks, open_any, served_names
 from lora_cot.engines.remote import RemoteEngine
-from lora_cot.errors import AccessError, BackboneError, RunError
+from lora_cot.errors import AccessError, BackboneError, EngineError, RunError
 from lora_cot.evaluation import ask, asking, run
 from lora_cot.formats import FORMATS
 from lora_cot.recipe.load import dump
@@ -188,6 +188,8 @@ def test_a_trace_is_a_page_or_json(running, folders, tmp_path, monkeypatch, caps
     ):
         with pytest.raises(RunError, match=r"t.txt · a trace is a page or JSON · name a file that ends with .html or .json"):
             call(tmp_path / "t.txt")
+        with pytest.raises(RunError, match=r"t.html · cannot be written: .* · name another file"):
+            call(image / "t.html")
     monkeypatch.setattr(opening, "open_any", lambda *_: opened)
     monkeypatch.setattr(ask, "answer", lambda *_: [found])
     found.trace[0] = replace(found.trace[0], failures=3)
@@ -206,7 +208,18 @@ def test_patches_are_shown_only_by_families_that_can(make_base, name):
         check_looks(str(make_base(name)), {"interleave.n": 3}, None)
 
 
-def test_no_server_is_shown_patches():
-    """Nothing is sent to it."""
+def test_no_server_is_shown_patches(make_recipe, folders, tmp_path):
+    """Nothing is sent to it, be it the recipe or the caller that asks for them; the caller may ask for none."""
+    (folders["adapter"] / "recipe.yaml").write_text(dump(make_recipe(tmp_path, "search.interleave=attention")))
+    nowhere = Server("http://127.0.0.1:9/v1", "tiny", None, QUICK)
+    for call in (
+        lambda: open_any(str(folders["run"]), server=nowhere, search={}),
+        lambda: ask.ask(str(folders["run"]), tmp_path / "i.png", "What?", server=nowhere),
+        lambda: open_any(str(folders["merged"]), server=nowhere, search={"interleave": "attention"}),
+    ):
+        with pytest.raises(RunError, match=r"search\.interleave · a model behind a server"):
+            call()
+    with pytest.raises(EngineError, match="no answer"):
+        open_any(str(folders["run"]), server=nowhere, search={"interleave": None})
     with pytest.raises(RunError, match=r"search\.interleave · a model behind a server"):
         check_looks("no/such/model", {"interleave": "attention"}, Server("http://127.0.0.1:9/v1"))

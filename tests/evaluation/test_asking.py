@@ -209,6 +209,10 @@ def test_answers_of_another_setting_are_not_counted_together(served, tmp_path):
         served.evaluate(output=path)
     path.unlink()
     assert served.evaluate(output=path).accuracy.total == 6
+    address = served.server.url
+    served.server.url = address.replace("127.0.0.1", "localhost")
+    with pytest.raises(RunError, match=f"begun with engine 'tiny at {address}', now 'tiny at {served.server.url}'"):
+        served.evaluate(output=path)
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("two_pass", "swires")])

@@ -1,12 +1,14 @@
 """The prompts that reasoning is held against, and the benchmarks of ICoT on every kind of model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image as PILImage
 
 from lora_cot.data.chat import ChatEncoder
 from lora_cot.errors import DataError, RunError
+from lora_cot.evaluation import run
 from lora_cot.evaluation.predictions import score
 from lora_cot.evaluation.run import evaluate
 from lora_cot.formats import FORMATS
@@ -70,6 +72,19 @@ def test_every_prompt_shows_the_demonstrations(tiny_base, tmp_path, monkeypatch)
             evaluate(**given, format_name="step_by_step", demonstrations=demonstrations)
     with pytest.raises(DataError, match="no demonstration is written in the stages of the format four_stage"):
         evaluate(**given | {"search": {}}, format_name="four_stage", demonstrations=path)
+
+
+def test_demonstrations_have_the_recipes_limit(tmp_path, monkeypatch):
+    """Of an image's pixels; no other, and before anything is asked."""
+    sections = {"format": {"name": "answer_only"}, "data": {"max_pixels": 100}}
+    recipe = Recipe(name="x", model=ModelSection(base="x"), **sections)
+    monkeypatch.setattr(run, "open_any", lambda *_: SimpleNamespace(recipe=recipe))
+    PILImage.new("RGB", (40, 20), "red").save(tmp_path / "a.png")
+    one = {"image": "a.png", "question": "Which colour?", "steps": ["It is red."], "answer": "red"}
+    path = tmp_path / "shots.json"
+    path.write_text(json.dumps({"demonstrations": [one]}))
+    with pytest.raises(DataError, match="40×20 is more than 100 pixels"):
+        evaluate("m", "shapes", demonstrations=path)
 
 
 def test_a_format_must_go_with_the_model():

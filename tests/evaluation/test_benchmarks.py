@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -176,7 +177,7 @@ def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, 
         "flip_rate": 1.0,
         "stopped": report.stopped,
     }
-    assert (printed["totals"], printed["tokens_per_question"], printed["judge_calls_per_question"]) == (report.totals, 12, 4)
+    assert (printed["totals"], printed["tokens_per_question"], printed["judge_prompts_per_question"]) == (report.totals, 12, 4)
     assert printed["seconds_per_question"] == report.totals["seconds"] / 5
     answers.evaluate("a model")
     told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if not line.startswith(" "))
@@ -211,6 +212,31 @@ def test_an_unknown_split_is_refused(evaluate):
     """The error names the splits there are."""
     with pytest.raises(RunError, match="shapes has no split 'dev' · allowed: test, validation, train"):
         evaluate(split="dev")
+
+
+def test_a_page_that_cannot_be_written_is_told_before_any_answer(evaluate, monkeypatch, tmp_path):
+    """Nothing of the attempt is left where it can."""
+    report = lambda **keys: evaluate(limit=2, page=tmp_path / "new" / "p.html", **keys)  # noqa: E731
+    assert report().accuracy.total == 2 and [path.name for path in (tmp_path / "new").iterdir()] == ["p.html"]
+    (tmp_path / "new" / "p.html").unlink()
+    with pytest.raises(RunError, match="shapes has no split 'dev'"):
+        report(split="dev")
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "new" / "p.html").mkdir()
+    monkeypatch.setattr(run, "answers", lambda *_: pytest.fail("a question is asked"))
+    with pytest.raises(RunError, match=r"p.html · cannot be written: Is a directory · name another file"):
+        run.evaluate("a model", page=tmp_path / "new" / "p.html")
+
+
+@pytest.mark.parametrize("name", ["sacrebleu", "nltk"])
+def test_what_judges_translations_is_missed_before_a_model_is_loaded(monkeypatch, name):
+    """Of a recipe's own benchmark before it is trained, too."""
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(run, "open_any", lambda *_: pytest.fail("a model is loaded"))
+    recipe = Recipe(name="x", model=ModelSection(base="x"), evaluation={"benchmark": "multi30k"})
+    for call in (lambda: run.evaluate("a model", "multi30k"), lambda: run.check_questions(recipe)):
+        with pytest.raises(RunError, match=rf"{name} · it is not installed · pip install 'lora_cot\[translation\]'"):
+            call()
 
 
 def test_a_recipe_says_what_is_evaluated(evaluate):

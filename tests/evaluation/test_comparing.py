@@ -110,6 +110,10 @@ def test_evaluations_of_something_else_are_refused(write):
             compare(first, write("b", B, **keys))
     with pytest.raises(RunError, match="named twice"):
         compare(first, first)
+    (first.parent / "page.html").mkdir()
+    for place in (first.parent / "page.html", first / "page.html"):
+        with pytest.raises(RunError, match=r"page\.html · cannot be written: .* · name another file"):
+            compare("no such file", output=place)
 
 
 def test_files_of_no_evaluation_are_refused(write, tmp_path):

@@ -24,6 +24,8 @@ from tests.scripted_server import KEY, Fault, serve, text_of
 
 QUICK = Patience(timeout_seconds=1, tries=2, first_wait_seconds=0.01, longest_wait_seconds=1)
 MMVET, MATHVISTA = find("mmvet").grader, find("mathvista").grader
+TEACHER = f"teacher (prompt {MMVET.version})"
+"""Who graded MM-Vet."""
 
 
 def judge(server, **keys):
@@ -39,7 +41,8 @@ def said(body):
 def evaluate(monkeypatch, tmp_path):
     """`evaluate` on eight questions of MM-Vet, answered `answer 0` to `answer 7`; the last one's answer is empty."""
     published.table_of("mmvet", tmp_path / "mmvet", "test", [published.mmvet_row(number) for number in range(8)])
-    recipe = Recipe(name="x", model=ModelSection(base="x"), format={"name": "direct"})
+    own = {"benchmark": "mmvet", "data": str(tmp_path / "mmvet")}
+    recipe = Recipe(name="x", model=ModelSection(base="x"), format={"name": "direct"}, evaluation=own)
     family = SimpleNamespace(most_images=None, tag_style="xml")
     opened = SimpleNamespace(recipe=recipe, model="m", quantization="auto", family=family)
     monkeypatch.setattr(run, "open_any", lambda *_: opened)
@@ -53,7 +56,7 @@ def evaluate(monkeypatch, tmp_path):
             yield sample, Completion(sample.id, text, cot_format.parse(text), "complete", [], 3, 12, 4)
 
     monkeypatch.setattr(run, "answers", written)
-    evaluated = lambda **keys: run.evaluate("m", "mmvet", data=str(tmp_path / "mmvet"), **keys)  # noqa: E731
+    evaluated = lambda named=True, **keys: run.evaluate("m", "mmvet" if named else None, **keys)  # noqa: E731
     evaluated.asked, evaluated.path = asked, tmp_path / "out.jsonl"
     return evaluated
 
@@ -73,12 +76,12 @@ def test_a_judge_grades_each_answer_once(evaluate):
         again = evaluate(output=evaluate.path, judge=judge(server))
         assert (len(server.requests), len(evaluate.asked)) == (7, 8)
     assert again.accuracy == report.accuracy
-    assert [report.to_json()["grading"][key] for key in ("by", "judged", "asked", "failed")] == ["teacher", 7, 7, {}]
+    assert [report.to_json()["grading"][key] for key in ("by", "judged", "asked", "failed")] == [TEACHER, 7, 7, {}]
     told = dict(report.lines())["graded by"]
-    assert told == "the judge teacher: 7 answers, 7 of them asked now, 0 failed; the rule decided on the rest"
+    assert told == f"the judge {TEACHER}: 7 answers, 7 of them asked now, 0 failed; the rule decided on the rest"
     rows = [json.loads(line) for line in evaluate.path.read_text().splitlines()]
     assert [row["answer"] for row in rows] == [*(f"answer {number}" for number in range(7)), None]
-    assert [(row["credit"], row["graded_by"]) for row in rows] == [(number / 10 % 0.7, "teacher") for number in range(8)]
+    assert [(row["credit"], row["graded_by"]) for row in rows] == [(number / 10 % 0.7, TEACHER) for number in range(8)]
     assert KEY not in evaluate.path.with_suffix(".judged.jsonl").read_text() + json.dumps(report.to_json())
 
 
@@ -120,10 +123,44 @@ def test_a_judge_that_is_gone_ends_it(evaluate):
         before = len(server.requests)
         assert evaluate(output=evaluate.path, judge=judge(server)).grading.asked == 5 == len(server.requests) - before
     with serve([Fault(401, "no")]) as server, pytest.raises(AccessError, match="401"):
-        evaluate(judge=judge(server))
-    with serve(grades) as server, pytest.raises(AccessError, match="no model 'other'"):
-        server.models = ["teacher"]
-        evaluate(judge=Teacher(server.url, "other", patience=QUICK))
+        evaluate(output=evaluate.path.with_name("other.jsonl"), judge=judge(server))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_judge_that_cannot_be_asked_is_told_before_any_answer(evaluate, named):
+    """Its address or name is wrong, or the grades that are kept are another's; of the recipe's own benchmark too."""
+    with serve(grades) as server:
+        evaluate(output=evaluate.path, judge=judge(server))
+        evaluate.asked.clear()
+        evaluate.path.unlink()
+        server.models = ["teacher", "second"]
+        second = Teacher(server.url, "second", patience=QUICK)
+        for wrong, error, what in (
+            (Teacher("http://127.0.0.1:1", "teacher", patience=QUICK), EngineError, "127.0.0.1:1"),
+            (Teacher(server.url, "other", patience=QUICK), AccessError, "no model 'other'"),
+            (second, RunError, "begun with model 'teacher', now 'second'"),
+        ):
+            with pytest.raises(error, match=what):
+                evaluate(output=evaluate.path, judge=wrong, named=named)
+    assert evaluate.asked == []
+
+
+@pytest.mark.parametrize(("status", "rest"), [(500, "5 answers running got no answer"), (401, "401")])
+def test_answers_that_are_kept_nowhere_outlast_the_judge(evaluate, status, rest):
+    """Those that it did not grade have no grade, and are listed."""
+    with serve(lambda *_: Fault(status, "away")) as server:
+        report = evaluate(judge=judge(server))
+    failed = report.grading.failed
+    assert set(failed) == {f"v1_{number}" for number in range(7)} and any(rest in why for why in failed.values())
+    assert (report.accuracy.correct, report.unanswered, len(evaluate.asked)) == (0, 8, 8)
+
+
+def test_where_a_judge_is_served_is_no_matter(evaluate):
+    """The same model at another address goes on."""
+    with serve(grades) as server:
+        evaluate(output=evaluate.path, judge=judge(server))
+    with serve(grades) as server:
+        assert evaluate(output=evaluate.path, judge=judge(server)).grading.asked == 0
 
 
 def test_grades_of_another_judge_are_not_mixed_in(evaluate):
@@ -224,13 +261,13 @@ def test_answers_that_were_made_elsewhere_are_graded_too(evaluate, tmp_path, cap
         assert server.keys[-1] == f"Bearer {KEY}"
         told = capsys.readouterr()
         assert "1 answers got no grade, and count as wrong:\n  v1_1: the judge's reply cannot be read" in told.err
-        assert json.loads(told.out)["grading"]["by"] == "teacher"
+        assert json.loads(told.out)["grading"]["by"] == TEACHER
         bad.clear()
         report = score(*given, judge=judge(server))
         assert (report.grading.asked, len(server.requests), report.scored) == (1, 5, 4)
         with pytest.raises(RunError, match="--judge · mmstar is graded by its rule alone"):
             score("mmstar", path, judge=judge(server))
     assert report.summary.accuracy.correct == pytest.approx(0.6)
-    line = "the judge teacher: 4 answers, 1 of them asked now, 0 failed; the rule decided on the rest"
+    line = f"the judge {TEACHER}: 4 answers, 1 of them asked now, 0 failed; the rule decided on the rest"
     assert ("graded by", line) in report.lines()
     assert (score(*given).summary.accuracy.correct, score(*given).grading.by) == (0, "exact")

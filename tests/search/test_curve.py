@@ -33,7 +33,7 @@ def report(monkeypatch):
 
 def result(right, tokens=100.0, prompts=0.0):
     """What an evaluation gave, as far as the tables need it."""
-    costs = {"tokens_per_question": tokens, "judge_calls_per_question": prompts, "seconds_per_question": tokens / 1000}
+    costs = {"tokens_per_question": tokens, "judge_prompts_per_question": prompts, "seconds_per_question": tokens / 1000}
     return {"report": costs, "right": {f"q{number}": one for number, one in enumerate(right)}}
 
 
