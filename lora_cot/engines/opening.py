@@ -30,8 +30,6 @@ class Server:
     commas. May be left out where it serves one model only."""
     key: str | None = field(default=None, repr=False)
     patience: Patience = field(default_factory=Patience)
-    key_option: str = "--api-key-file"
-    """Of the command line: the one that names the key's file."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def open_remote(model: str, server: Server, format_name: str | None = None) -> O
     cot_format = recipe.format.build().spelled(family.tag_style)
     name, others = served_names(server.model, cot_format)
     pixels = recipe.data.max_pixels
-    engine = RemoteEngine.open(server.url, cot_format, name, server.key, server.patience, others, pixels, server.key_option)
+    engine = RemoteEngine.open(server.url, cot_format, name, server.key, server.patience, others, pixels)
     return OpenedRemote(engine, recipe, family, model, server)
 
 

@@ -22,6 +22,8 @@ from lora_cot.evaluation.grading import Grader
 from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.types import Sample
 
+KEY_OPTION = "--judge-key-file"
+"""Of the command line: the one that names the file of the judge's key."""
 REPLY_TOKENS = 64
 """Budget of a judge's reply, unless it has one of its own."""
 TOGETHER = 4
@@ -63,7 +65,7 @@ def check_judge(benchmark: str, judge: Teacher | None) -> None:
         AccessError: the judge's address is none.
     """
     if judge is not None:
-        base_url(judge.url)
+        base_url(judge.url, KEY_OPTION)
         if find(benchmark).grader is None:
             raise RunError(
                 Problem("--judge", f"{benchmark} is graded by its rule alone", "drop it, or take mmvet or mathvista")
@@ -90,7 +92,7 @@ def grade(benchmark: str, judge: Teacher | None, answers: Sequence[tuple[Sample,
         return Grading()
     prompts = [(sample, text, grader.prompt(text, sample)) for sample, text in answers if text and text.strip()]
     wanted: list[Asked] = [(sample, text, prompt) for sample, text, prompt in prompts if prompt is not None]
-    setting = {"judge": base_url(judge.url), "model": judge.model, "prompt": grader.version}
+    setting = {"judge": base_url(judge.url, KEY_OPTION), "model": judge.model, "prompt": grader.version}
     place = output.with_suffix(".judged.jsonl") if output else None
     with KeptRows(place, setting) if place else nullcontext() as kept:
         known = _known(kept, grader, wanted) if kept else {}
@@ -128,7 +130,7 @@ def _ask(
     """The judge's verdicts, each kept as it comes; and why others are none."""
     found: dict[str, Verdict] = {}
     failed: dict[str, str] = {}
-    with closing(ChatServer(judge.url, judge.key, judge.patience)) as server:
+    with closing(ChatServer(judge.url, judge.key, judge.patience, key_option=KEY_OPTION)) as server:
         check_model(server, judge.model)
         for (sample, text, _), reply in ask_each(
             partial(_reply, judge, server), todo, TOGETHER, ("judging", "answer"), _no_reply
