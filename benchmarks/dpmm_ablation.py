@@ -66,10 +66,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240, help="of training")
     parser.add_argument("--together", type=int, default=2, help="trainings at once, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/dpmm-ablation"))
-    parser.add_argument("--check", action="store_true", help="all of it in little, to see that it works")
+    parser.add_argument("--check", action="store_true", help="all of it in little, in OUTPUT/check, to see that it works")
     options = parser.parse_args()
     if options.check:
-        options.steps, options.seeds = 2, options.seeds[:2]
+        options.steps, options.seeds, options.output = 2, options.seeds[:2], options.output / "check"
     stdout = os.dup(1)
     os.dup2(2, 1)  # packages write to standard output when they are imported, in each process
     options.output.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def measure(arm: str, seed: int, steps: int, questions: int, output: Path) -> di
     from lora_cot.training.run import train
 
     torch.set_num_threads(1)
-    name = f"{'-'.join(arm.replace(',', '').replace(':', '').split())}-{seed}-{steps}"
+    name = f"{'-'.join(arm.replace(',', '').replace(':', '').split())}-{seed}-{steps}-{questions}"
     kept = output / "measured" / f"{name}.json"
     if kept.is_file():
         return json.loads(kept.read_text())

@@ -26,13 +26,13 @@ TEXT = {"reasoning": 0.6, "bracket_words": 0.4}
 
 
 def make_starts(folder: Path, small: bool) -> None:
-    """Write all of it into a folder, unless it is there.
+    """Write all of it into a folder, unless it is there. An empty folder is filled.
 
     Args:
         folder: gets t5, stable, vit and vit-labels, and the rows that all arms are trained on.
         small: hardly taught, to see that all works.
     """
-    if folder.is_dir():
+    if folder.is_dir() and any(folder.iterdir()):
         return
     staging = folder.with_name(f".{folder.name}-{os.getpid()}")
     staging.mkdir(parents=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from measuring import bounds, difference, points, spread  # beside this file
+from measuring import bounds, difference, p_value, points, spread  # beside this file
 
 LEARNED, CAPTIONS = "learned latents", "describing: "
 
@@ -39,8 +39,8 @@ def _ahead(first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[
     rights = [
         np.array([[runs[seed]["right"][q] for q in first[seeds[0]]["right"]] for seed in seeds]) for runs in (first, second)
     ]
-    over_seeds = spread((rights[0].mean(1) - rights[1].mean(1)).tolist())
-    return over_seeds | {"over_questions": difference(rights[0].mean(0), rights[1].mean(0))}
+    apart = (rights[0].mean(1) - rights[1].mean(1)).tolist()
+    return spread(apart) | {"p": p_value(apart), "over_questions": difference(rights[0].mean(0), rights[1].mean(0))}
 
 
 def tables(report: Mapping[str, Any]) -> list[str]:
@@ -52,7 +52,7 @@ def tables(report: Mapping[str, Any]) -> list[str]:
         "caption exact",
         "ROUGE-L of answers",
     ]
-    head += ["learned ahead, over seeds", "over questions", "parameters of vision, trained", "seconds"]
+    head += ["learned ahead, over seeds", "p of that", "over questions", "parameters of vision, trained", "seconds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm, made in report["arms"].items():
         lines += [_row(arm if title in ("questions", "pictures") else f"{arm}, {title}", one) for title, one in made.items()]
@@ -62,7 +62,8 @@ def tables(report: Mapping[str, Any]) -> list[str]:
 def _row(name: str, one: Mapping[str, Any]) -> str:
     ahead = one["learned_ahead"]
     over = ahead and ahead["over_questions"]
-    said = (points(ahead), bounds(over["interval"])) if ahead else ("·", "·")
+    p = "·" if not ahead or ahead["p"] is None else f"{ahead['p']:.2g}"
+    said = (points(ahead), p, bounds(over["interval"])) if ahead else ("·", p, "·")
     sizes = f"{one['vision']:,}, {one['trained']:,}"
     cells = (len(one["right"]["values"]), points(one["right"]), points(one["captions"]), points(one["rouge_l"]), *said, sizes)
     return f"| {name} | {' | '.join(map(str, cells))} | {one['seconds']['mean']:.0f} |"

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Two-sided 95 % quantile of Student's t by the number of values."""
 
 
 def command_line(text: str | None) -> argparse.ArgumentParser:
@@ -57,8 +55,38 @@ def trained(path: Path, changes: Sequence[str] = ()) -> Path:
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean with Student's 95 % interval; without one for a single value."""
     mean = statistics.mean(values)
-    half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"values": list(values), "mean": mean, "interval": None if half is None else [mean - half, mean + half]}
+
+
+def p_value(values: Sequence[float]) -> float | None:
+    """How likely a mean as far from 0 is by chance, by Student's t; None for a single value."""
+    if len(values) < 2:
+        return None
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    return 1 - within(abs(mean) / error, len(values) - 1) if error else float(mean == 0)
+
+
+def student(freedom: int, share: float = 0.95) -> float:
+    """The bound that so much of Student's t stays within, by degrees of freedom."""
+    low, high = 0.0, 1.0
+    while within(high, freedom) < share:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle, freedom) < share else (low, middle)
+    return high
+
+
+def within(bound: float, freedom: int) -> float:
+    """How much of Student's t lies between -bound and bound: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle, odd = math.atan(bound / math.sqrt(freedom)), freedom % 2
+    term = total = math.cos(angle) ** odd if freedom > 1 else 0.0
+    for power in range(odd + 2, freedom - 1, 2):
+        term *= (power - 1) / power * math.cos(angle) ** 2
+        total += term
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 def points(value: Mapping[str, Any]) -> str:

@@ -36,10 +36,21 @@ def test_a_script_tells_its_options(name, tmp_path):
 def test_a_mean_has_students_interval(measuring):
     """By hand for three values; one value has none."""
     found = measuring.spread([0.5, 0.6, 0.7])
-    half = 4.303 * 0.1 / 3**0.5
+    half = 4.302653 * 0.1 / 3**0.5
     assert found["mean"] == pytest.approx(0.6) and found["interval"] == pytest.approx([0.6 - half, 0.6 + half])
     assert measuring.points(found) == "60.0 [35.2, 84.8]"
     assert measuring.points(measuring.spread([0.25])) == "25.0"
+
+
+@pytest.mark.parametrize(
+    ("values", "quantile"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (11, 2.2281), (31, 2.0423)]
+)
+def test_students_quantile_is_that_of_the_tables(measuring, values, quantile):
+    """For any number of values; a mean whose interval ends at 0 has a p of 5 %."""
+    assert measuring.student(values - 1) == pytest.approx(quantile, abs=5e-5)
+    steps = [number / values for number in range(values)]
+    low, _ = measuring.spread(steps)["interval"]
+    assert measuring.p_value([step - low for step in steps]) == pytest.approx(0.05)
 
 
 def test_a_difference_is_one_between_the_same_questions(measuring):

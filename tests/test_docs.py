@@ -40,7 +40,8 @@ ONLY_CHECKED = {
     r"^(pip|make|vllm|torchrun) ": "installs something, or runs the tests, or another program",
     r"^curl ": "tests/serving/test_docs.py runs them, all that are marked",
     r"^lora-cot serve ": "does not end by itself: tests/serving/test_docs.py starts one",
-    r"--(engine|teacher|judge) http": "needs a server: tests/evaluation/test_remote.py and test_judging.py, tests/annotation/",
+    r"--engine http": "needs a server: tests/engines/test_opening.py",
+    r"--(teacher|judge) http": "needs a server: tests/annotation/, tests/evaluation/test_judging.py",
     r"--data Lin-Chen": "published files: tests/data/test_evaluation_sets.py",
     r"compare greedy.jsonl": "takes evaluations of some strategies: tests/evaluation/test_comparing.py",
     r"^accelerate launch .*(--use_deepspeed|scienceqa|_7b/)": "tests/training/test_deepspeed.py; published weights and data",
@@ -182,9 +183,11 @@ def test_every_verb_is_told():
 
 
 def test_what_is_only_checked_is_there():
-    """No reason stands for nothing."""
+    """No reason stands for nothing, and the tests that it names are there."""
     texts = [command.text for command in COMMANDS]
     assert [pattern for pattern in ONLY_CHECKED if not any(re.search(pattern, text) for text in texts)] == []
+    named = re.findall(r"[\w/]+(?:\.py|/)(?!\w)", " ".join(ONLY_CHECKED.values()))
+    assert named and [name for name in named if not (ROOT / name).exists()] == []
 
 
 # Blocks that are no commands.

@@ -26,6 +26,9 @@ ORDER = [
 ]
 """A module may import from its own row's package and from rows above it."""
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row.split()}
+MOST_PARAMETERS = 10
+WIDER = {"evaluate": 13, "serve": 12}
+"""Functions of the package's front that take more, and how many."""
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -63,6 +66,19 @@ def test_files_and_functions_stay_readable(path):
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno <= 55, f"{path}:{node.name}"
+
+
+def parameters(path):
+    """How many parameters each function of a file has, by its name; a verb's are options of the command line."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
+
+
+def test_functions_take_few_parameters():
+    """Ten at most; those that take more are named, and take no more than that."""
+    found = [one for path in FILES if path.parent.name != "commands" for one in parameters(path)]
+    assert {name: count for name, count in found if count > MOST_PARAMETERS} == WIDER
 
 
 def test_every_package_has_a_place():

@@ -57,6 +57,7 @@ def test_the_wheel_holds_the_package_and_what_ships_with_it(installed):
     assert names == tracked("lora_cot") | {f"lora_cot/shipped/{name}" for name in shipped}
     assert {"lora_cot/py.typed", "lora_cot/serving/page/app.js", "lora_cot/pages/templates/run.html"} <= names
     metadata = next((installed.site).glob("*.dist-info/METADATA")).read_text("utf-8")
+    assert "](" not in metadata  # a link into the checkout leads nowhere from an index
     assert f"\nVersion: {lora_cot.__version__}\n" in metadata and "\nLicense-Expression: Apache-2.0\n" in metadata
 
 

@@ -30,6 +30,9 @@ from lora_cot.formats import FORMATS, CotFormat, format_called
 from lora_cot.recipe import Recipe
 from lora_cot.types import Sample
 
+KEY_OPTION = "--teacher-key-file"
+"""Of the command line: the one that names the file of the teacher's key."""
+
 
 @dataclass
 class AnnotationReport:
@@ -96,7 +99,7 @@ def annotate(
         EngineError: the teacher gave no answer to `GIVE_UP_AFTER` rows running; what was done is kept.
     """
     begin = time.perf_counter()
-    chosen, url = _format(what, format_name), base_url(teacher.url)
+    chosen, url = _format(what, format_name), base_url(teacher.url, KEY_OPTION)
     only = rationale_stage(chosen)
     selection = selection or Selection()
     rows = read_rows(_sections(what, selection, only), chosen, selection.everything, output)
@@ -110,7 +113,7 @@ def annotate(
         left = store.done if retry_aside else {*store.done, *store.reasons}
         if todo := [sample for sample in wanted if sample.id not in left]:
             max_pixels = what.data.max_pixels if isinstance(what, Recipe) else MAX_PIXELS
-            with closing(ChatServer(teacher.url, teacher.key, teacher.patience)) as server:
+            with closing(ChatServer(teacher.url, teacher.key, teacher.patience, key_option=KEY_OPTION)) as server:
                 check_model(server, teacher.model)
                 store.forget_aside({sample.id for sample in todo})
                 _ask_all(Asker(server, teacher, chosen, faithful, max_pixels), todo, store, rows, report, concurrency)

@@ -258,11 +258,16 @@ def _merge(reports: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "\n\n".join([*lines, "Nothing was measured."])
     first = reports[0]
-    kinds = {"held_out": "held-out samples", "train": "samples that it was trained on, for none are held out"}
-    shown_on = f"{first['probes']} {kinds[first['probes_from']]}, {first['with_images']} of them with images"
+    shown_on = probes_words(first["probes"], first["probes_from"], first["with_images"])
     lines.append(f"Held against each other on {shown_on}; KL in nats a token.")
     head = ("model", "compared", "KL", "same likeliest token", "same greedy answer", "largest difference of logits")
     return "\n\n".join([*lines, table(head, rows)])
+
+
+def probes_words(probes: int, probes_from: str, with_images: int) -> str:
+    """What a merge was measured on."""
+    kind = "held-out samples" if probes_from == "held_out" else "samples that were trained on (none are held out)"
+    return f"{probes} {kind}, {with_images} of them with images"
 
 
 def _figures(found: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from lora_cot.commands.options import (
     CandidatesOption,
     DataOption,
     DemonstrationsOption,
+    EngineKeyFileOption,
     EngineModelOption,
     EngineOption,
     FormatOption,
@@ -21,13 +22,13 @@ from lora_cot.commands.options import (
     JudgeKeyFileOption,
     JudgeModelOption,
     JudgeOption,
-    KeyFileOption,
     ModelArgument,
     QuantizationOption,
     ScorerOption,
     SettingsOption,
     SplitOption,
     StrategyOption,
+    judge_of,
     print_found,
     search_keys,
     server_of,
@@ -56,7 +57,7 @@ def evaluate(
     quantization: QuantizationOption = "auto",
     engine: EngineOption = None,
     engine_model: EngineModelOption = None,
-    api_key_file: KeyFileOption = None,
+    engine_key_file: EngineKeyFileOption = None,
     judge: JudgeOption = None,
     judge_model: JudgeModelOption = None,
     judge_key_file: JudgeKeyFileOption = None,
@@ -65,16 +66,28 @@ def evaluate(
 ) -> None:
     """Measure a model and a strategy on a benchmark."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
-    server = server_of(engine, engine_model, api_key_file)
-    grader = _judge(judge, judge_model, judge_key_file)
+    server = server_of(engine, engine_model, engine_key_file)
     from lora_cot.engines.opening import check_looks
     from lora_cot.evaluation.comparing import check_page
     from lora_cot.evaluation.run import evaluate as run
 
     check_page(page)
     check_looks(model, search, server)
-    asked = (model, benchmark, split, limit, search, output, quantization, data, server, format_name, demonstrations)
-    report = run(*asked, grader, page)  # type: ignore[arg-type]
+    report = run(
+        model,
+        benchmark,
+        split,
+        limit=limit,
+        search=search,
+        output=output,
+        quantization=quantization,  # type: ignore[arg-type]
+        data=data,
+        server=server,
+        format_name=format_name,
+        demonstrations=demonstrations,
+        judge=judge_of(judge, judge_model, judge_key_file),
+        page=page,
+    )
     print_found(report.to_json(), as_json, report.lines())
     _warn_of_judging(report.scorer, report.totals["judge_failures"])
     _tell_of_grades(report.grading)
@@ -114,7 +127,8 @@ def score(
 
     if rationale not in (None, "LE", "E"):
         raise RunError(Problem("--rationale", f"no rationale '{rationale}'", nearest(rationale, ("LE", "E"))))
-    report = run(benchmark, predictions, data, split, rationale, _judge(judge, judge_model, judge_key_file))
+    grader = judge_of(judge, judge_model, judge_key_file)
+    report = run(benchmark, predictions, data, split, rationale, grader)
     for gap, ids in report.gaps.items():
         if ids:
             print(f"{gap.replace('_', ' ')}: {len(ids)}", *ids[:20], *["…"] * (len(ids) > 20), sep="\n  ", file=sys.stderr)
@@ -140,14 +154,15 @@ def ask(
     quantization: QuantizationOption = "auto",
     engine: EngineOption = None,
     engine_model: EngineModelOption = None,
-    api_key_file: KeyFileOption = None,
+    engine_key_file: EngineKeyFileOption = None,
 ) -> None:
     """Ask one question about one image; stages are printed as they are decided."""
     search = search_keys(strategy, candidates, scorer, judge_adapter, settings, interleave)
-    server = server_of(engine, engine_model, api_key_file)
+    server = server_of(engine, engine_model, engine_key_file)
     from lora_cot.engines.opening import check_looks, open_any
     from lora_cot.evaluation.ask import ask as run
     from lora_cot.evaluation.ask import check_trace
+    from lora_cot.evaluation.asking import is_failed
 
     if not image.is_file():  # before a model is loaded for nothing
         raise DataError(Problem(str(image), "no such image file"))
@@ -165,6 +180,8 @@ def ask(
     print(f"\nanswer: {completion.parsed.answer or 'none'}")
     if trace is not None:
         print(f"trace: {trace}", file=sys.stderr)
+    if is_failed(completion):
+        raise typer.Exit(1)
 
 
 def _warn_of_judging(scorer: str, failures: float) -> None:
@@ -177,23 +194,3 @@ def _tell_of_grades(grading: Grading) -> None:
     if failed := [f"{name}: {why}" for name, why in grading.failed.items()]:
         shown = [*failed[:20], *["…"] * (len(failed) > 20)]
         print(f"error: {len(failed)} answers got no grade, and count as wrong:", *shown, sep="\n  ", file=sys.stderr)
-
-
-def _judge(url: str | None, model: str | None, key_file: Path | None) -> Any:
-    """The judge; None if there is none.
-
-    Raises:
-        RunError: an option that does not go with the others.
-        AccessError: the file holds no key.
-    """
-    if url is None:
-        for option, given in (("--judge-model", model), ("--judge-key-file", key_file)):
-            if given is not None:
-                raise RunError(Problem(option, "it says how a judge is asked, and none is named", "add --judge URL"))
-        return None
-    if model is None:
-        raise RunError(Problem("--judge-model", "a judge has a name", "add --judge-model NAME"))
-    from lora_cot.engines.chat import read_key
-    from lora_cot.engines.teacher import Teacher
-
-    return Teacher(url, model, read_key(key_file))

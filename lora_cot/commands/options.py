@@ -15,6 +15,7 @@ from lora_cot.errors import Problem, RecipeError, RunError, nearest
 
 if TYPE_CHECKING:
     from lora_cot.engines.opening import Server
+    from lora_cot.engines.teacher import Teacher
 
 ModelArgument = Annotated[str, typer.Argument(help="A run, an adapter, a merged folder, mini/NAME or a hub id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
@@ -47,9 +48,7 @@ EngineOption = Annotated[str | None, typer.Option(help="Address of a server that
 EngineModelOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Its name there; PASS=NAME,base=NAME of several; the only one if not given.")
 ]
-KeyFileOption = Annotated[
-    Path | None, typer.Option("--api-key-file", help="One line; the variable OPENAI_API_KEY if not given.")
-]
+EngineKeyFileOption = Annotated[Path | None, typer.Option(help="That server's key, one line; OPENAI_API_KEY if not given.")]
 JudgeOption = Annotated[str | None, typer.Option(help="Address of a server that grades the answers of mmvet and mathvista.")]
 JudgeModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="The judge's name there.")]
 JudgeKeyFileOption = Annotated[Path | None, typer.Option(help="The judge's key, one line; OPENAI_API_KEY if not given.")]
@@ -100,31 +99,59 @@ def search_keys(
     return keys
 
 
-def server_of(
-    engine: str | None, model: str | None, key_file: Path | None, key_option: str = "--api-key-file"
-) -> Server | None:
+def server_of(engine: str | None, model: str | None, key_file: Path | None) -> Server | None:
     """The server that runs the model; None if this process does.
 
     Args:
         engine: its address, if there is one.
         model: its name there.
         key_file: holds its key.
-        key_option: the one that names the key's file.
 
     Raises:
         RunError: it is said how a server is asked, and none is named.
         AccessError: the file holds no key.
     """
+    key = _key_of("engine", engine, model, key_file)
     if engine is None:
-        what, remedy = "it says how a server is asked, and none is named", "add --engine URL"
-        odd = {"--engine-model": model, key_option: key_file}
+        return None
+    from lora_cot.engines.opening import Server
+
+    return Server(engine, model, key)
+
+
+def judge_of(judge: str | None, model: str | None, key_file: Path | None) -> Teacher | None:
+    """The judge that grades the answers; None if there is none.
+
+    Args:
+        judge: its server's address, if there is one.
+        model: its name there.
+        key_file: holds its key.
+
+    Raises:
+        RunError: it is said how a server is asked, and none is named; or it has no name.
+        AccessError: the file holds no key.
+    """
+    key = _key_of("judge", judge, model, key_file)
+    if judge is None:
+        return None
+    if model is None:
+        raise RunError(Problem("--judge-model", "a judge has a name", "add --judge-model NAME"))
+    from lora_cot.engines.teacher import Teacher
+
+    return Teacher(judge, model, key)
+
+
+def _key_of(role: str, url: str | None, model: str | None, key_file: Path | None) -> str | None:
+    """The key of the server that `--ROLE` names, if it has one; without a server, nothing else may be said of it."""
+    if url is None:
+        what, remedy = "it says how a server is asked, and none is named", f"add --{role} URL"
+        odd = {f"--{role}-model": model, f"--{role}-key-file": key_file}
         if problems := [Problem(option, what, remedy) for option, given in odd.items() if given is not None]:
             raise RunError(problems)
         return None
     from lora_cot.engines.chat import read_key
-    from lora_cot.engines.opening import Server
 
-    return Server(engine, model, read_key(key_file), key_option=key_option)
+    return read_key(key_file)
 
 
 def recipe_or_path(path: Path) -> Any:

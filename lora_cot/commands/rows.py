@@ -10,7 +10,6 @@ import typer
 
 from lora_cot.commands.options import (
     JsonOption,
-    KeyFileOption,
     print_found,
     recipe_or_path,
 )
@@ -81,7 +80,7 @@ def annotate(
         bool, typer.Option("--faithful", help="As LLaVA-CoT: it sees the gold answer, and judges its own.")
     ] = False,
     retry_aside: Annotated[bool, typer.Option("--retry-aside", help="Ask again for rows kept aside.")] = False,
-    api_key_file: KeyFileOption = None,
+    teacher_key_file: Annotated[Path | None, typer.Option(help="Its key, one line; OPENAI_API_KEY if not given.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows that lack reasoning.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; the stages' budgets if not given.")] = None,
@@ -95,7 +94,7 @@ def annotate(
     from lora_cot.engines.chat import Patience, read_key
     from lora_cot.engines.teacher import Teacher
 
-    asked = Teacher(teacher, model, read_key(api_key_file), max_tokens, temperature, Patience(timeout))
+    asked = Teacher(teacher, model, read_key(teacher_key_file), max_tokens, temperature, Patience(timeout))
     what = recipe_or_path(path)
     chosen = Selection(part, source, split, everything, limit)
     report = run(what, asked, output, format_name, chosen, faithful, retry_aside, concurrency)

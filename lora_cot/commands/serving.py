@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from lora_cot.commands.options import EngineModelOption, EngineOption, ModelArgument, QuantizationOption, server_of
+from lora_cot.commands.options import (
+    EngineKeyFileOption,
+    EngineModelOption,
+    EngineOption,
+    ModelArgument,
+    QuantizationOption,
+    server_of,
+)
 from lora_cot.errors import Problem, RunError
 
 KvGibOption = Annotated[
@@ -28,7 +35,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     engine: EngineOption = None,
     engine_model: EngineModelOption = None,
-    engine_key_file: Annotated[Path | None, typer.Option(help="That server's key; OPENAI_API_KEY if not given.")] = None,
+    engine_key_file: EngineKeyFileOption = None,
     api_key_file: Annotated[Path | None, typer.Option(help="One line; clients must send it.")] = None,
     quantization: QuantizationOption = "auto",
     rows: Annotated[
@@ -48,7 +55,7 @@ def serve(
     """Serve a model as OpenAI's API does, with searches inside."""
     _see_extra()
     adapters = _named(adapter or [])
-    server = server_of(engine, engine_model, engine_key_file, "--engine-key-file")
+    server = server_of(engine, engine_model, engine_key_file)
     from lora_cot.engines.chat import read_key
     from lora_cot.serving.fetching import Fetching
     from lora_cot.serving.limits import Limits
@@ -58,8 +65,20 @@ def serve(
     bounds = {"max_tokens": queue_tokens, "max_request_tokens": queue_tokens // 2}
     fetching = Fetching(frozenset(image_host or ()))
     limits = Limits(**bounds, max_candidates=candidates, fetching=fetching, drain_seconds=drain_seconds)
-    how = (quantization, server, rows, kv_gib, context, limits)
-    run(model, name, adapters, host, port, key, *how)  # type: ignore[arg-type]
+    run(
+        model,
+        name,
+        adapters,
+        host=host,
+        port=port,
+        key=key,
+        quantization=quantization,  # type: ignore[arg-type]
+        server=server,
+        rows=rows,
+        kv_gib=kv_gib,
+        context=context,
+        limits=limits,
+    )
 
 
 def _see_extra() -> None:

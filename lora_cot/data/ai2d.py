@@ -6,9 +6,7 @@ diagrams are not covered. LLaVA-CoT's first version was measured on that by mist
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from lora_cot.data.questions import Use, images_of, needed, right_option
+from lora_cot.data.questions import Use, needed, right_option
 from lora_cot.data.rows import Collected, Row, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import open_table, table_rows
 from lora_cot.formats.answers import letter
@@ -38,7 +36,7 @@ def questions(path: str, split: str, use: Use) -> Collected:
         record = checked(Ai2dRow, row)
         gold = right_option(int(record.answer) if record.answer.isdecimal() else None, record.options, "answer")
         exchange = Exchange(not_empty(record.question, "question").strip(), {"ANSWER": letter(gold)}, letter(gold))
-        images = images_of(needed(record.image), Path(path), "", use)
+        images = (needed(record.image),)
         return Sample(where.rpartition(" ")[2], (exchange,), images, tuple(record.options), {"gold": gold})
 
     return gather(sample_readers(table_rows(open_table(path, split), path, ("image",)), make))

@@ -7,12 +7,11 @@ options. The test split's answers are not published.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from lora_cot.data.questions import Use, as_list, images_of, needed
+from lora_cot.data.questions import Use, as_list, needed
 from lora_cot.data.rows import Collected, Row, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import open_table, table_rows
 from lora_cot.errors import DataError, Problem
@@ -63,7 +62,7 @@ def questions(path: str, split: str, use: Use) -> Collected:
             raise DataError(Problem("answer", f"{answer!r} is no number", kind="row_form"))
         meta = {"gold": gold, "options": options, "type": record.answer_type, "precision": record.precision}
         exchange = Exchange(not_empty(record.query, "query").strip(), {"ANSWER": answer}, answer)
-        images = images_of(needed(record.image), Path(path), "", use)
+        images = (needed(record.image),)
         return Sample(record.pid, (exchange,), images, meta=meta | record.metadata.model_dump())
 
     return gather(sample_readers(table_rows(open_table(path, split), path, ("decoded_image",)), make))

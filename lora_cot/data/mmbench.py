@@ -8,11 +8,10 @@ published.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from lora_cot.data.questions import Use, images_of, needed, right_letter
+from lora_cot.data.questions import Use, needed, right_letter
 from lora_cot.data.rows import Collected, Row, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import open_table, table_rows
 from lora_cot.errors import DataError, Problem
@@ -58,7 +57,7 @@ def questions(path: str, split: str, use: Use) -> Collected:
         hint = f"Hint: {_text(record.hint)}\n" if _text(record.hint) else ""
         exchange = Exchange(hint + not_empty(record.question, "question").strip(), {"ANSWER": letter(gold)}, letter(gold))
         meta = {"gold": gold, "question": int(record.index) % ROTATION, "category": record.category, "ability": record.ability}
-        images = images_of(needed(record.image), Path(path), "", use)
+        images = (needed(record.image),)
         return Sample(str(record.index), (exchange,), images, tuple(choices), meta)
 
     found = gather(sample_readers(table_rows(table, path, ("image",)), make))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lora_cot.data.questions import Use, images_of, needed, right_letter
+from lora_cot.data.questions import Use, needed, right_letter
 from lora_cot.data.rows import Collected, Row, StrictRow, checked, gather, not_empty, sample_readers
 from lora_cot.data.tables import open_table, table_rows
 from lora_cot.formats.answers import letter
@@ -53,7 +53,7 @@ def questions(path: str, split: str, use: Use) -> Collected:
         gold = right_letter(record.answer.strip(), [option or "?" for option in options])
         meta = {"gold": gold, "options": options, "skill": record.category, "axis": record.l2_category}
         exchange = Exchange(not_empty(record.question, "question").strip(), {"ANSWER": letter(gold)}, letter(gold))
-        images = images_of(needed(record.image), Path(path), "", use)
+        images = (needed(record.image),)
         return Sample(str(record.index), (exchange,), images, choices, meta)
 
     return gather(sample_readers(table_rows(table, path, ("image",)), make))

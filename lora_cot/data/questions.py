@@ -10,7 +10,7 @@ import ast
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lora_cot.data.images import inside
 from lora_cot.data.rows import Collected, SampleReader, gather
@@ -20,6 +20,7 @@ from lora_cot.recipe.sources import QuestionSource
 from lora_cot.types import Image, StoredImage
 
 Use = Literal["training", "evaluation", "scoring"]
+Cell = TypeVar("Cell", bound=str | StoredImage)
 Readers = Callable[[Any, Use, bool], Iterator[SampleReader]]
 """The rows of a source's section, for a use, and whether they must have reasoning."""
 
@@ -84,7 +85,7 @@ def right_letter(answer: str, choices: Sequence[str]) -> int:
     return right_option(ord(answer) - ord("A"), choices, "answer")
 
 
-def needed(cell: str | StoredImage | None) -> str | StoredImage:
+def needed(cell: Cell | None) -> Cell:
     """The image's name or place.
 
     Raises:

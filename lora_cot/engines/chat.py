@@ -28,8 +28,8 @@ from lora_cot.errors import AccessError, EngineError, Problem, RejectedError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that the key is read from where no file is named."""
-KEY_OPTION = "--api-key-file"
-"""Of the command line: the one that most verbs take the key's file by."""
+KEY_OPTION = "--engine-key-file"
+"""Of the command line: the one that names the key's file of the server that runs the model."""
 ENCODED = re.compile(r"data:[\w/.+-]+;base64,[A-Za-z0-9+/=]*|[A-Za-z0-9+/=]{80,}")
 """What an image looks like in a server's words about a request: it is not repeated."""
 RUNNING = "see that the server runs and is not overloaded"

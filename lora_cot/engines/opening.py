@@ -31,8 +31,6 @@ class Server:
     commas. May be left out where it serves one model only."""
     key: str | None = field(default=None, repr=False)
     patience: Patience = field(default_factory=Patience)
-    key_option: str = "--api-key-file"
-    """Of the command line: the one that names the key's file."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def open_remote(
     cot_format = recipe.format.build().spelled(family.tag_style)
     name, others = served_names(server.model, cot_format)
     pixels = recipe.data.max_pixels
-    engine = RemoteEngine.open(server.url, cot_format, name, server.key, server.patience, others, pixels, server.key_option)
+    engine = RemoteEngine.open(server.url, cot_format, name, server.key, server.patience, others, pixels)
     return OpenedRemote(engine, recipe, family, model, server)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from lora_cot.data.images import MAX_PIXELS
 from lora_cot.engines.base import Ask, Candidate, Sampling
 from lora_cot.engines.capabilities import Capabilities, probe
-from lora_cot.engines.chat import KEY_OPTION, ChatServer, Patience
+from lora_cot.engines.chat import ChatServer, Patience
 from lora_cot.engines.choices import count, option_logprobs, read_end, stop_strings
 from lora_cot.engines.completions import Answer
 from lora_cot.engines.interleave import Interleave
@@ -82,7 +82,6 @@ class RemoteEngine:
         patience: Patience | None = None,
         others: Mapping[str, str] | None = None,
         max_pixels: int = MAX_PIXELS,
-        key_option: str = KEY_OPTION,
     ) -> RemoteEngine:
         """An engine on a server, after it was seen to do what a search needs.
 
@@ -95,13 +94,12 @@ class RemoteEngine:
             others: names of more served models: by pass, the adapters of a split format; as `base`, the model without its
                 adapter, for a judge.
             max_pixels: images of more are refused.
-            key_option: see `ChatServer`.
 
         Raises:
             AccessError: the server does not let us, serves no such model, or lacks what a search needs.
             EngineError: it gave no answer.
         """
-        server = ChatServer(url, key, patience, key_option=key_option)
+        server = ChatServer(url, key, patience)
         named = {name: find_served(server, other) for name, other in (others or {}).items()}
         passes = [named[one.name] for one in cot_format.passes if one.name in named]
         served = passes[0] if passes and model is None else find_served(server, model)

@@ -22,6 +22,8 @@ from lora_cot.evaluation.grading import Grader
 from lora_cot.evaluation.verdicts import Verdict
 from lora_cot.types import Sample
 
+KEY_OPTION = "--judge-key-file"
+"""Of the command line: the one that names the file of the judge's key."""
 REPLY_TOKENS = 64
 """Budget of a judge's reply, unless it has one of its own."""
 TOGETHER = 4
@@ -73,7 +75,7 @@ def check_judge(benchmark: str, judge: Teacher | None, output: Path | None = Non
     grader = find(benchmark).grader
     if grader is None:
         raise RunError(Problem("--judge", f"{benchmark} is graded by its rule alone", "drop it, or take mmvet or mathvista"))
-    with closing(ChatServer(judge.url, judge.key, judge.patience)) as server:
+    with closing(ChatServer(judge.url, judge.key, judge.patience, key_option=KEY_OPTION)) as server:
         check_model(server, judge.model)
     if output:
         _kept(output, judge, grader).close()
@@ -140,7 +142,7 @@ def _ask(
     """The judge's verdicts, each kept as it comes; and why others are none."""
     found: dict[str, Verdict] = {}
     failed: dict[str, str] = {}
-    with closing(ChatServer(judge.url, judge.key, judge.patience)) as server:
+    with closing(ChatServer(judge.url, judge.key, judge.patience, key_option=KEY_OPTION)) as server:
         try:
             for (sample, text, _), reply in ask_each(
                 partial(_reply, judge, server), todo, TOGETHER, ("judging", "answer"), _no_reply

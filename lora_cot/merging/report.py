@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lora_cot.cards.card import probes_words
 from lora_cot.cards.support import SUPPORT
 from lora_cot.merging.onto import Onto
 from lora_cot.merging.verify import Agreement
@@ -124,7 +125,7 @@ class MergeReport:
         if not self.verified:
             rows.append(("verified", "no model was loaded; some rows of each tensor were held against PEFT's"))
         own, moved = self.adapter_vs_merged, self.base_vs_merged
-        if own and moved and own.kl > 0.1 * moved.kl:
+        if own and moved and own.kl > SHARE * moved.kl:
             what = f"rounding to {self.dtype} takes {own.kl:.2g} nats a token"
             rows.append(("note", f"{what}, where the adapter's own effect is {moved.kl:.2g}"))
         return [*rows, ("serve it with", SUPPORT[self.family].line())]
@@ -147,12 +148,6 @@ class Merged:
     def lines(self) -> list[tuple[str, Any]]:
         """For people."""
         return [row for report in self.reports for row in report.lines()]
-
-
-def probes_words(probes: int, probes_from: str, with_images: int) -> str:
-    """What a merge was measured on."""
-    kind = "held-out samples" if probes_from == "held_out" else "samples that were trained on (none are held out)"
-    return f"{probes} {kind}, {with_images} of them with images"
 
 
 def _words(agreement: Agreement) -> str:

@@ -46,7 +46,7 @@ def test_one_json_object(data, tmp_path):
     """Rows kept aside are no failure; nothing heavy is loaded; the key comes from a file or the environment."""
     (tmp_path / "key").write_text(KEY)
     with serve(lambda body, _: "no" if number_of(body) == 1 else four(str(number_of(body)))) as server:
-        code, out, err = run(data(4), server, tmp_path / "out.jsonl", "--json", "--api-key-file", tmp_path / "key")
+        code, out, err = run(data(4), server, tmp_path / "out.jsonl", "--json", "--teacher-key-file", tmp_path / "key")
         (report,) = map(json.loads, out.splitlines())
         assert (code, report["rows"], report["used"], report["aside"], report["failed"]) == (0, 4, 3, {"format": 1}, {})
         assert "annotating" in err and "heavy\n" in err

@@ -71,7 +71,7 @@ def test_a_server_that_rejects_all_stops_it(data, tmp_path, teach):
     assert GIVE_UP_AFTER <= len(server.requests) <= 2 * GIVE_UP_AFTER
 
 
-@pytest.mark.parametrize(("status", "told"), [(401, "--api-key-file"), (404, "check the address")])
+@pytest.mark.parametrize(("status", "told"), [(401, "--teacher-key-file"), (404, "check the address")])
 def test_a_wrong_key_or_address_is_said_at_once(data, tmp_path, teach, status, told):
     """Whether the list of models tells it or the first row; it is the input that is wrong."""
     with serve([Fault(status, {"error": {"message": f"not with {KEY}"}})]) as server:

@@ -71,7 +71,7 @@ def test_a_passing_fault_is_tried_again(ask, fault):
         (400, RejectedError, "it answers 400: no such thing"),
         (413, RejectedError, "it answers 413"),
         (422, RejectedError, "it answers 422"),
-        (401, AccessError, "give a key that it takes: --api-key-file, or the variable OPENAI_API_KEY"),
+        (401, AccessError, "give a key that it takes: --engine-key-file, or the variable OPENAI_API_KEY"),
         (403, AccessError, "give a key that it takes"),
         (404, AccessError, "/v1/chat/completions was asked) and the model's name"),
         (307, AccessError, "it is elsewhere · name that address: http://localhost/other"),

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import typer
 from PIL import Image
 
 from lora_cot import open_remote
@@ -151,24 +152,24 @@ def test_options_of_the_command_line(monkeypatch, tmp_path):
     key.write_text(KEY)
     seen = []
 
-    def noted(*given):
-        seen.append(next(one for one in given if isinstance(one, Server)))
+    def noted(*_, server, **__):
+        seen.append(server)
         raise RunError("noted")
 
     with pytest.raises(RunError, match="--quantization · the server has loaded the model"):
         answers.evaluate("m", engine="http://h/v1", quantization="nf4")
     monkeypatch.setattr(run, "evaluate", noted)
     with pytest.raises(RunError, match="noted"):
-        answers.evaluate("m", engine="http://h/v1", engine_model="tiny", api_key_file=key)
+        answers.evaluate("m", engine="http://h/v1", engine_model="tiny", engine_key_file=key)
     assert (seen[0].url, seen[0].model, seen[0].key) == ("http://h/v1", "tiny", KEY)
     for keys, told in (
         ({"engine_model": "x"}, "--engine-model · .* · add --engine URL"),
-        ({"api_key_file": key}, "--api-key-file · .* · add --engine URL"),
+        ({"engine_key_file": key}, "--engine-key-file · .* · add --engine URL"),
     ):
         with pytest.raises(RunError, match=told):
             answers.evaluate("m", **keys)
     with pytest.raises(AccessError):
-        answers.evaluate("m", engine="http://h/v1", api_key_file=tmp_path / "none")
+        answers.evaluate("m", engine="http://h/v1", engine_key_file=tmp_path / "none")
     assert len(seen) == 1
 
 
@@ -196,6 +197,10 @@ def test_a_trace_is_a_page_or_json(running, folders, tmp_path, monkeypatch, caps
     capsys.readouterr()
     answers.ask("m", image, "?", scorer="self_judge")
     assert "the scorer self_judge gave no verdict 3 times: likelihood decided instead" in capsys.readouterr().err
+    found.trace[0] = replace(found.trace[0], candidates=(replace(found.trace[0].candidates[0], ended="failed"),))
+    with pytest.raises(typer.Exit) as ended:
+        answers.ask("m", image, "?")
+    assert ended.value.exit_code == 1 and "answer: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["mllama", "t5_vision", "llava"])

@@ -200,6 +200,8 @@ def test_a_benchmark_with_a_rule_alone_takes_no_judge():
         judging.check_judge("mmstar", Teacher("http://127.0.0.1:1", "x"))
     with pytest.raises(AccessError, match="no address of a server"):
         judging.check_judge("mmvet", Teacher("ftp://x", "x"))
+    with pytest.raises(AccessError, match="and the key in --judge-key-file"):
+        judging.check_judge("mmvet", Teacher("http://me:word@x", "x"))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_the_command_names_failed_grades(evaluate, capsys, tmp_path):
         assert server.keys[-1] == f"Bearer {KEY}"
     told = capsys.readouterr()
     assert "1 answers got no grade, and count as wrong:\n  v1_1: the judge's reply cannot be read" in told.err
-    with pytest.raises(RunError, match="--judge-model · it says how a judge is asked, and none is named · add --judge URL"):
+    with pytest.raises(RunError, match="--judge-model · it says how a server is asked, and none is named · add --judge URL"):
         answers.evaluate("m", "mmvet", judge_model="x")
     with pytest.raises(RunError, match="--judge-model · a judge has a name"):
         answers.evaluate("m", "mmvet", judge="http://127.0.0.1:1")

@@ -204,7 +204,7 @@ def test_samples_that_were_trained_on_are_named(make_base, tmp_path):
     (report,) = merge(adapter).reports
     assert (report.probes, report.probes_from) == (3, "train")
     assert "3 samples that were trained on (none are held out)" in dict(report.lines())["measured on"]
-    assert "3 samples that it was trained on, for none are held out" in (tmp_path / "adapter-merged" / "README.md").read_text()
+    assert "3 samples that were trained on (none are held out)" in (tmp_path / "adapter-merged" / "README.md").read_text()
     section = QuantizationSection(load_in_4bit=True)
     write_recipe(recipe_of(make_base("llava"), data=data, quantization=section), adapter)
     with pytest.raises(RunError, match=r"names none but those .* · take --onto full or --onto dequantized, or name rows"):
@@ -246,7 +246,7 @@ def test_sixteen_bits_have_a_bound_of_their_own(make_base, tmp_path, monkeypatch
     (report,) = merge(adapter, tmp_path / "right").reports
     half_bound = BOUNDS["bfloat16"]
     assert report.bound == half_bound.beside(report.base_vs_merged.kl) and 1e-10 < report.adapter_vs_merged.kl < 1e-5
-    (report,) = merge(adapter_of(make_base("llava"), tmp_path / "mixed", "bfloat16"), tmp_path / "half")
+    (report,) = merge(adapter_of(make_base("llava"), tmp_path / "mixed", "bfloat16"), tmp_path / "half").reports
     assert (report.dtype, report.bound) == ("float32", half_bound.beside(report.base_vs_merged.kl))
     read = onto.read_adapter
     monkeypatch.setattr(stream, "check_output", lambda *given: None)
