@@ -142,7 +142,7 @@ def test_a_question_that_the_server_refuses_is_counted(served, tmp_path, refused
     assert report.stopped == {"the engine gave no text": len(few)}
     assert [row["failed"] for row in map(json.loads, path.read_text().splitlines())] == [n in refused for n in range(6)]
     with monkeypatch.context() as patch, pytest.raises(typer.Exit) as ended:
-        patch.setattr(run, "evaluate", lambda *_: report)
+        patch.setattr(run, "evaluate", lambda *_, **_keys: report)
         answers.evaluate("m", as_json=True)
     told = capsys.readouterr()
     assert ended.value.exit_code == 1 and json.loads(told.out)["failed"] == len(few)

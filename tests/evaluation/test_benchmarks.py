@@ -164,7 +164,7 @@ def test_a_report_tells_what_every_search_cost(evaluate, monkeypatch, tmp_path, 
     assert report.stopped == {"no end": 2, "out of time": 1}
     rows = [json.loads(line)["totals"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows == [one.totals for one in found] and rows[0]["seconds"] == 0.5
-    monkeypatch.setattr(run, "evaluate", lambda *_: report)
+    monkeypatch.setattr(run, "evaluate", lambda *_, **_keys: report)
     answers.evaluate("a model", as_json=True)
     said = capsys.readouterr()
     assert "the scorer logprob gave no verdict 5 times: likelihood decided instead" in said.err
