@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_cot.errors import DataError, RunError
@@ -91,6 +91,7 @@ def test_an_index_counts_before_the_text(judged):
     assert classes(judged({"outputs": outputs}, official=True))["Avg"] == (5, 5)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.integers(-1, 4), min_size=5, max_size=5))
 def test_both_forms_agree(tmp_path_factory, indices):
     """The official one with indices, and ours with letters."""

@@ -40,6 +40,7 @@ def test_activations_are_linear_in_the_batch(recipe, checkpointing):
     assert sizes[2] == pytest.approx(2 * sizes[1], rel=0.05)
 
 
+@pytest.mark.slow
 def test_longer_samples_more_images_and_no_checkpointing_take_more(recipe):
     """Each by itself."""
     plain = step(recipe, gradient_checkpointing=True)

@@ -52,6 +52,7 @@ def test_push_for_programs_and_for_people(hub, command, adapter):
     assert "adapter_model.safetensors" in done.stdout and "there already" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_and_exit_code_2(hub, command, adapter, tmp_path):
     """A dry run shows its table first."""
     hub.put(REPO, {"a": b""}, private=False)

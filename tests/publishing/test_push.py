@@ -121,7 +121,8 @@ def count_requests(hub, folder):
     return number, files, commits
 
 
-@pytest.mark.parametrize("how", ["drop", *(pytest.param(how, marks=pytest.mark.slow) for how in (500, "lost"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["drop", 500, "lost"])
 def test_stopped_at_any_request_and_pushed_again(hub, split, how):
     """The repository is at its old commit or at its new one, and the second push makes it what one push would have."""
     number, files, commits = count_requests(hub, split)

@@ -29,7 +29,8 @@ KNOWN = {
     "url": URLS,
     "stream": st.booleans(),
 }
-ROUTES = {"/v1/chat/completions": "ChatRequest", "/v1/responses": "ResponsesRequest"}
+CHAT = "/v1/chat/completions"
+ROUTES = {CHAT: "ChatRequest", "/v1/responses": "ResponsesRequest"}
 GOOD = {"/v1/chat/completions": {"messages": chat(image=data_uri())["messages"]}, "/v1/responses": {"input": "What is it?"}}
 BRIEF = {"stages": {stage.name: {"max_new_tokens": 2} for stage in FOUR_STAGE.stages}}
 SMALL = {"context": 100, "max_candidates": 4, "formats": ("four_stage", "two_stage"), "search": BRIEF}
@@ -64,7 +65,7 @@ def fuzz(client, path, count, number=0):
     return statuses
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("path", [CHAT, *(pytest.param(path, marks=pytest.mark.slow) for path in ROUTES if path != CHAT)])
 def test_wild_requests(serve, path):
     """A hundred of each, of what our own description allows, and of what it nearly allows; some of them are answered."""
     statuses = fuzz(serve(**SMALL), path, 100)

@@ -109,7 +109,7 @@ def test_the_official_client_puts_a_stream_together(client, search):  # noqa: F8
     assert final.output[0].summary[0].text and final.output_text
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_format_of_two_stages_has_no_summary(serve, stream):
     """Nor an answer without stages: its text is no summary of itself."""
     response = serve(formats=("two_stage",)).post("/v1/responses", json={"model": "two_stage", "input": "x", "stream": stream})

@@ -64,6 +64,7 @@ def test_files_that_are_torn_are_no_obstacle(tmp_path):
     assert [row["rank"] for row in read(tmp_path)] == [1]
 
 
+@pytest.mark.slow
 def test_a_training_step_that_hangs_is_told_with_its_samples(make_recipe, tmp_path, monkeypatch, capsys):
     """The ids are those of the batch that is computed."""
     real, seen = CotTrainer.compute_loss, []
