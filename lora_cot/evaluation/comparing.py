@@ -82,7 +82,7 @@ class Comparison:
 
     def tables(self) -> list[tuple[str, list[list[str]]]]:
         """For people: (what it shows, rows of cells, the first of names); shares with their 95 % intervals."""
-        head = ["", self.metric, "less the first, points", "p", "valid format", "tokens a question", "seconds a question"]
+        head = ["", self.metric, "ahead of the first, points", "p", "valid format", "tokens a question", "seconds a question"]
         rows = [head if len(self.measured) > 1 else [*head[:2], *head[4:]]]
         for one in self.measured:
             against = self._against(one.name) if len(self.measured) > 1 else []
