@@ -63,7 +63,7 @@ def recipe(make_base, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("kind", ["mllama", "llava", "t5_vision"])
+@pytest.mark.parametrize("kind", ["llava", "t5_vision"])
 def test_two_processes_train_as_one(recipe, tmp_path, kind):
     """Two ranks with batches of two are one with batches of four, in training and evaluation."""
     runs = []
